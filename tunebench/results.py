@@ -1,0 +1,145 @@
+"""Result rows: one JSON line each, appended as soon as it exists; the only bridge to the report.
+
+Schema history
+  1  first version. `kind` is "case" (a benched combination) or "tune" (what one tuning run did).
+     The fields of llama-bench's JSON are a subset with the same names and meanings. Raw samples are
+     stored; `avg_ns`, `stddev_ns`, `avg_ts`, `stddev_ts` and `samples_ts` are written for llama-bench's
+     readers and ignored when a row is read back.
+"""
+
+import json
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tunebench.errors import TuneBenchError
+from tunebench.spec import Count, Kernel
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """One benched case. Times in nanoseconds of one whole test, memory in bytes, rates in base units."""
+
+    model: str
+    scheme: str
+    schedule: str  # default or tuned
+    engine: str
+    target: str
+    device: str
+    test: str
+    n_prompt: int
+    n_gen: int
+    n_depth: int
+    batch: int
+    n_threads: int
+    status: str  # ok, failed, not_run
+    reason: str = ""  # why it is not ok
+    run_id: str = ""  # rows of one run were interleaved on one machine and may be compared
+    test_time: str = ""  # ISO 8601, start of the case, UTC
+    samples_ns: list[int] = field(default_factory=list)
+    warmup_ns: list[int] = field(default_factory=list)
+    model_type: str = ""  # as llama-bench: a description
+    model_size: int = 0  # bytes of weights
+    model_n_params: int = 0
+    flops_per_token: int = 0  # multiply-adds count as two, matrix products only
+    bytes_per_token: int = 0  # weights + KV cache read for one decoded token at the test's mean depth, one step
+    memory: dict[str, Count] = field(default_factory=dict)  # weights, kv_cache, peak
+    coverage: float | None = None  # share of the phase's time under tuned kernels
+    kernels: list[Kernel] = field(default_factory=list)
+    probe: dict[str, float] = field(default_factory=dict)  # read_bytes_per_s, flops_per_s, measured in this run
+    noise: float | None = None  # half-width of an A/A comparison's interval in this run, as a ratio - 1
+    environment: dict[str, Any] = field(default_factory=dict)
+    kind: str = "case"
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What one tuning run did: its cost, its course and its verdicts."""
+
+    model: str
+    scheme: str
+    target: str
+    device: str
+    batch: int
+    n_threads: int
+    run_id: str = ""
+    test_time: str = ""
+    trials: int = 0  # measured in this run
+    valid_trials: int = 0  # of those, built, correct and timed
+    cost_s: dict[str, float] = field(default_factory=dict)  # search, build, run, model, verify, total
+    curve: list[dict[str, float]] = field(default_factory=list)  # wall_s, trials, prefill_ns, decode_ns (estimates)
+    kernels: list[Kernel] = field(default_factory=list)
+    ranking: dict[str, float] = field(default_factory=dict)  # how well the cost model ranked, by task
+    environment: dict[str, Any] = field(default_factory=dict)
+    kind: str = "tune"
+    schema_version: int = SCHEMA_VERSION
+
+
+def append(path: Path, row: Result | TuneResult) -> None:
+    """Write one row at the end of `path`, after a newline if the last line was torn."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({**asdict(row), **_for_llama_bench(row)})
+    with path.open("a+b") as file:
+        end = file.seek(0, 2)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(line.encode() + b"\n")
+
+
+def read(path: Path) -> tuple[list[Result | TuneResult], list[str]]:
+    """The rows of `path`, and a warning for each line that could not be used."""
+    if not path.is_file():
+        raise TuneBenchError(f"no results at {path}.", "Run `tunebench bench` first, or name a results.jsonl.")
+    rows: list[Result | TuneResult] = []
+    warnings: list[str] = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_parse(json.loads(line)))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            warnings.append(f"{path}:{number}: left out, not a result row ({error})")
+    return rows, warnings
+
+
+def _parse(data: dict[str, Any]) -> Result | TuneResult:
+    if data["schema_version"] > SCHEMA_VERSION:
+        raise ValueError(f"schema {data['schema_version']} is newer than {SCHEMA_VERSION}: upgrade TuneBench")
+    kind: type[Result] | type[TuneResult] = TuneResult if data["kind"] == "tune" else Result
+    known = {item.name for item in fields(kind)}
+    values = {key: value for key, value in data.items() if key in known}
+    values["kernels"] = [Kernel(**kernel) for kernel in values.get("kernels", [])]
+    if "memory" in values:
+        values["memory"] = {key: Count(**count) for key, count in values["memory"].items()}
+    return kind(**values)
+
+
+def tokens_per_s(row: Result) -> list[float]:
+    """Throughput of each sample, all sequences of the batch together."""
+    tokens = (row.n_prompt + row.n_gen) * row.batch
+    return [tokens * 1e9 / sample for sample in row.samples_ns]
+
+
+def _for_llama_bench(row: Result | TuneResult) -> dict[str, Any]:
+    if not isinstance(row, Result) or not row.samples_ns:
+        return {}
+    rates = tokens_per_s(row)
+    return {
+        "avg_ns": round(statistics.fmean(row.samples_ns)),
+        "stddev_ns": round(_stdev(row.samples_ns)),
+        "samples_ts": rates,
+        "avg_ts": statistics.fmean(rates),
+        "stddev_ts": _stdev(rates),
+    }
+
+
+def _stdev(values: Iterable[float]) -> float:
+    data = list(values)
+    return statistics.stdev(data) if len(data) > 1 else 0.0

@@ -1,0 +1,104 @@
+"""The frozen values that every layer shares. Standard library only."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Layout = Literal["NK", "KN"]
+"""How a weight of N outputs and K inputs is stored: N-major [N, K] or K-major [K, N]."""
+
+STATUSES = ("ok", "failed", "not_run")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A quantization scheme, named as MLC LLM names it: `q<weight bits>f<activation bits>_<variant>`."""
+
+    name: str
+    family: str  # the module in `tunebench.quantization` that implements it
+    dtype: str  # activations, scales, and weights where they are not quantized
+    weight_bits: int
+    group_size: int = 0  # weights that share one scale; 0 where there is no scale
+    layout: Layout = "NK"
+
+
+@dataclass(frozen=True)
+class TargetPreset:
+    """A compilation target as plain data."""
+
+    name: str
+    kind: str  # TVM's target kind
+    summary: str
+    attrs: tuple[tuple[str, str | int], ...] = ()
+    device: str = "cpu"  # the TVM device that runs it
+    runs_here: bool = True  # False: code generation only
+
+
+@dataclass(frozen=True)
+class Test:
+    """What one case measures, in llama-bench's terms: token counts."""
+
+    n_prompt: int = 0
+    n_gen: int = 0
+    n_depth: int = 0
+
+    @property
+    def name(self) -> str:
+        """llama-bench's name: `pp512`, `tg128`, `pp512+tg128`, `tg128 @ d4096`."""
+        parts = [f"pp{self.n_prompt}"] if self.n_prompt else []
+        parts += [f"tg{self.n_gen}"] if self.n_gen else []
+        return "+".join(parts) + (f" @ d{self.n_depth}" if self.n_depth else "")
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that the timed part processes."""
+        return self.n_prompt + self.n_gen
+
+    @property
+    def phase(self) -> str:
+        """`prefill`, `decode`, or `both`."""
+        if self.n_prompt and self.n_gen:
+            return "both"
+        return "prefill" if self.n_prompt else "decode"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """model x scheme x shape: what is compiled.
+
+    A prompt runs in pieces of the static lengths in `chunks` (the last one padded to the smallest), a new
+    token in a piece of length 1, over a KV cache of `context` positions for each of `batch` sequences.
+    """
+
+    model: str  # a name in workloads/, or a path to such a JSON
+    scheme: Scheme
+    batch: int = 1
+    chunks: tuple[int, ...] = (16, 128)
+    context: int = 2048
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Every static piece length, ascending, decode's 1 first."""
+        return tuple(sorted({1, *self.chunks}))
+
+
+@dataclass(frozen=True)
+class Count:
+    """An amount of memory and the counter it came from; `bytes` is None where there is no counter."""
+
+    bytes: int | None
+    counter: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of a phase: how much of the phase it takes, and which schedule it has and why."""
+
+    task: str
+    phase: str  # prefill or decode
+    bucket: int  # tokens of the piece it works on
+    calls: int  # per piece
+    share: float  # of the phase's time under the schedules in use, 0..1
+    schedule: str  # default or tuned
+    reason: str  # the verdict in words
+    default_ns: list[int] = field(default_factory=list)  # fresh samples, cold caches
+    tuned_ns: list[int] = field(default_factory=list)
