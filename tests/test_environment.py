@@ -1,0 +1,185 @@
+"""The machine's description: complete, JSON, and without surprises on systems that tell less."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunebench import environment
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def fresh_caches() -> None:
+    for function in (environment.cpu_name, environment.isa, environment.cache_bytes, environment._cpuinfo):
+        function.cache_clear()
+
+
+@pytest.fixture
+def no_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", missing)
+
+
+def test_describe_is_json_and_complete() -> None:
+    found = json.loads(json.dumps(environment.describe()))
+    assert set(found) == {"cpu", "memory", "gpus", "os", "python", "versions", "git", "load_average"}
+    assert found["cpu"]["usable_cores"] >= 1
+    assert 0 < found["memory"]["available_bytes"] <= found["memory"]["total_bytes"]
+    assert found["versions"]["tunebench"]
+
+
+@pytest.mark.usefixtures("no_commands")
+def test_describe_without_any_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_text", lambda path: "")
+    found = environment.describe()
+    assert found["gpus"] == []
+    assert found["cpu"]["cache_bytes"] == {}
+    assert found["cpu"]["name"]
+    assert environment.last_level_cache_bytes() == environment.ASSUMED_CACHE_BYTES
+
+
+def test_a_command_that_hangs_is_given_up() -> None:
+    assert environment._output(sys.executable, "-c", "import time; time.sleep(60)", timeout_s=0.2) == ""
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
+def test_the_module_loads_on_every_system(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setitem(sys.modules, "winreg", None)
+    assert "describe" in runpy.run_path(environment.__file__)
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("AMD EPYC", "amd-epyc"),
+        ("AMD EPYC 9554 64-Core Processor", "amd-epyc-9554"),
+        ("Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "intel-xeon-platinum-8481c"),
+        ("NVIDIA H100 80GB HBM3", "nvidia-h100-80gb-hbm3"),
+        ("Apple M3 Max", "apple-m3-max"),
+        ("", "unknown"),
+    ],
+)
+def test_device_slug(name: str, slug: str) -> None:
+    assert environment.device_slug(name) == slug
+
+
+@given(st.text())
+def test_a_slug_is_a_folder_name_and_stays_itself(name: str) -> None:
+    slug = environment.device_slug(name)
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug)
+    again = environment.device_slug(slug)
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", again)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("flags : fpu avx2 avx512f avx512_vnni\n\nflags : other", {"avx2", "avx512f", "avx512_vnni"}),
+        ("Features\t: fp asimd asimdhp asimddp i8mm", {"neon", "fp16", "dotprod", "i8mm"}),
+        ("", set()),
+    ],
+)
+def test_isa_on_linux(cpuinfo: str, expected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(environment, "_text", lambda path: cpuinfo)
+    assert environment.isa() == expected
+
+
+def test_isa_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = "hw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.FEAT_SME: 0\nhw.optional.neon: 1\nhw.optional.avx2_0: 1"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(environment, "_output", lambda *command: printed)
+    assert environment.isa() == {"dotprod", "neon", "avx2"}
+
+
+def test_caches_of_linux_are_summed_over_instances(tmp_path: Path) -> None:
+    for cpu in range(4):
+        _cache(tmp_path, cpu, 0, level=1, kind="Data", size="32K", shared=str(cpu))
+        _cache(tmp_path, cpu, 1, level=1, kind="Instruction", size="32K", shared=str(cpu))
+        _cache(tmp_path, cpu, 2, level=3, kind="Unified", size="16384K", shared="0-1" if cpu < 2 else "2-3")
+    assert environment._linux_cache_bytes(tmp_path) == {"l1d": 4 * 32 << 10, "l3": 32 * MIB}
+
+
+def _cache(cpus: Path, cpu: int, index: int, *, level: int, kind: str, size: str, shared: str) -> None:
+    folder = cpus / f"cpu{cpu}" / "cache" / f"index{index}"
+    folder.mkdir(parents=True)
+    for name, value in (("level", level), ("type", kind), ("size", size), ("shared_cpu_list", shared)):
+        (folder / name).write_text(f"{value}\n")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, environment.NO_LIMIT_BYTES),
+        ({"memory.max": "max", "memory.current": "5"}, environment.NO_LIMIT_BYTES),
+        ({"memory.max": "100", "memory.current": "70", "memory.stat": "anon 9\ninactive_file 20\n"}, 50),
+        ({"memory.limit_in_bytes": "100", "memory.usage_in_bytes": "70"}, 30),
+        ({"memory.limit_in_bytes": str((1 << 63) - 4096), "memory.usage_in_bytes": "70"}, environment.NO_LIMIT_BYTES),
+    ],
+)
+def test_a_containers_memory_limit_counts(files: dict[str, str], expected: int, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert environment._cgroup_available_bytes(tmp_path) == expected
+
+
+def test_gpus_parse_what_nvidia_smi_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = "NVIDIA H100 80GB HBM3, 570.86.15, 81559, 1980\nNVIDIA GH200, 570.86.15, [N/A], [N/A]"
+    monkeypatch.setattr(environment, "_output", lambda *command: printed)
+    first, second = environment.gpus()
+    assert first == {
+        "name": "NVIDIA H100 80GB HBM3",
+        "driver": "570.86.15",
+        "memory_bytes": 81559 * MIB,
+        "clock_hz": 1_980_000_000,
+    }
+    assert second["memory_bytes"] is None
+    assert second["clock_hz"] is None
+
+
+def test_an_installed_package_reports_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "site-packages" / "tunebench" / "environment.py"))
+    assert environment.git_state() is None
+
+
+def test_peak_rss_counts_what_came_and_went() -> None:
+    peak = environment.PeakRss()
+    before = peak.read()
+    _touch(64 * MIB)
+    after = peak.read()
+    assert before.bytes is not None
+    assert after.bytes is not None
+    assert after.bytes >= before.bytes
+    if "reset" in after.counter:
+        assert after.bytes - before.bytes > 48 * MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can start the count anew")
+def test_peak_rss_starts_anew_or_says_that_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    _touch(64 * MIB)
+    high = environment.PeakRss()
+    _touch(64 * MIB)
+    assert (environment.PeakRss().read().bytes or 0) <= (high.read().bytes or 0)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert environment.PeakRss().read().counter == "VmHWM of the whole process"
+
+
+def _touch(size_bytes: int) -> None:
+    bytearray(b"1") * size_bytes
