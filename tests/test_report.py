@@ -1,0 +1,438 @@
+"""The report half over made-up rows: no device, no TVM."""
+
+import math
+import random
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tunebench import charts, metrics, results, spec
+from tunebench.errors import TuneBenchError
+from tunebench.report import Report, frame, summary_table, words, write_report
+from tunebench.results import Result, TuneResult
+from tunebench.spec import Count, Kernel
+
+MODELS = {"tinyllama-1.1b": 1.1e9, "llama-7b": 6.7e9, "qwen2-0.5b": 0.5e9}
+BITS = {"q4f16_1": 4.5, "q3f16_1": 3.6, "q0f16": 16.0, "q0f32": 32.0}
+PROBE = {"read_bytes_per_s": 54.2e9, "flops_per_s": 310e9}
+TASKS = (
+    "fused_dequantize_matmul_gate_up",
+    "fused_dequantize_matmul_down",
+    "attention_decode",
+    "matmul_lm_head",
+    "rms_norm",
+)
+SPEED = {
+    ("decode", "default"): 0.42,
+    ("decode", "tuned"): 0.71,
+    ("prefill", "default"): 0.22,
+    ("prefill", "tuned"): 0.55,
+}
+
+
+def samples(median_ns: float, count: int, seed: str, spread: float = 0.01) -> list[int]:
+    """Times around a median, the same for the same seed."""
+    generator = random.Random(seed)
+    return [round(median_ns * math.exp(generator.gauss(0, spread))) for _ in range(count)]
+
+
+def case(model: str, scheme: str, schedule: str, test: spec.Test, **changes: object) -> Result:
+    """One plausible row: decode is bound by the probe's bandwidth, prefill by its matrix rate."""
+    weights = MODELS[model] * BITS[scheme] / 8
+    flops = 2 * MODELS[model]
+    share = SPEED[test.phase, schedule]
+    if test.phase == "decode":
+        median_ns = 1e9 * test.n_gen * weights / (PROBE["read_bytes_per_s"] * share)
+    else:
+        median_ns = 1e9 * test.n_prompt * flops / (PROBE["flops_per_s"] * share)
+    row = Result(
+        model=model,
+        scheme=scheme,
+        schedule=schedule,
+        engine="tvm",
+        target="llvm",
+        device="cpu",
+        test=test.name,
+        n_prompt=test.n_prompt,
+        n_gen=test.n_gen,
+        n_depth=test.n_depth,
+        batch=1,
+        n_threads=8,
+        status="ok",
+        run_id="run-1",
+        test_time="2026-01-02T03:04:05+00:00",
+        samples_ns=samples(median_ns, 12, f"{model}{scheme}{schedule}{test.name}"),
+        warmup_ns=[round(median_ns * 1.2)],
+        model_size=round(weights),
+        flops_per_token=round(flops),
+        bytes_per_token=round(weights),
+        memory={
+            "weights": Count(round(weights), "array sizes"),
+            "kv_cache": Count(46_000_000, "array sizes"),
+            "peak": Count(round(weights * 1.15 + 1e8), "VmHWM"),
+        },
+        coverage=0.93 if schedule == "tuned" else 0.0,
+        kernels=kernels(model) if schedule == "tuned" else [],
+        probe=PROBE,
+        noise=0.012,
+        environment={"cpu": "Example CPU, 8 cores", "versions": {"tvm": "0.27.0"}, "load": 0.1 * len(scheme)},
+    )
+    return replace(row, **changes)  # type: ignore[arg-type]
+
+
+def kernels(seed: str) -> list[Kernel]:
+    """Kernels of both phases: most promoted, one kept, one inconclusive."""
+    found = []
+    for phase, bucket in (("decode", 1), ("prefill", 128)):
+        for index, (task, gain) in enumerate(zip(TASKS, (1.9, 1.6, 1.25, 0.97, 1.01), strict=True)):
+            spread = 0.08 if index == 4 else 0.015
+            before = samples(4e5 / (index + 1), 12, f"{seed}{task}{phase}d", spread)
+            after = samples(4e5 / (index + 1) / gain, 12, f"{seed}{task}{phase}t", spread)
+            promoted = index < 3
+            reason = "faster" if promoted else "slower in fresh samples" if index == 3 else "the interval includes 1"
+            name, share = "tuned" if promoted else "default", (0.46, 0.27, 0.14, 0.08, 0.05)[index]
+            found.append(Kernel(task, phase, bucket, 22, share, name, reason, before, after))
+    return found
+
+
+def tune(model: str, scheme: str, **changes: object) -> TuneResult:
+    """One plausible tuning run."""
+    scale = MODELS[model] / 1e9
+    curve = [
+        {
+            "wall_s": 40.0 * step,
+            "trials": 64.0 * step,
+            "decode_ns": 3e7 * scale * (0.55 + 0.45 * math.exp(-step / 5)),
+            "prefill_ns": 9e8 * scale * (0.4 + 0.6 * math.exp(-step / 4)),
+        }
+        for step in range(17)
+    ]
+    row = TuneResult(
+        model=model,
+        scheme=scheme,
+        target="llvm",
+        device="cpu",
+        batch=1,
+        n_threads=8,
+        run_id="run-1",
+        test_time="2026-01-02T02:04:05+00:00",
+        trials=1024,
+        valid_trials=987,
+        cost_s={"search": 90.0, "build": 260.0, "run": 240.0, "model": 30.0, "verify": 20.0, "total": 640.0},
+        curve=curve,
+        kernels=kernels(model),
+        ranking={"matmul": 0.87},
+        environment={"cpu": "Example CPU, 8 cores"},
+    )
+    return replace(row, **changes)  # type: ignore[arg-type]
+
+
+TG, PP = spec.Test(n_gen=128), spec.Test(n_prompt=512)
+
+
+def pair(
+    model: str = "tinyllama-1.1b", scheme: str = "q4f16_1", test: spec.Test = TG, **changes: object
+) -> list[Result]:
+    """The default row and the tuned row of one case."""
+    return [case(model, scheme, schedule, test, **changes) for schedule in ("default", "tuned")]
+
+
+def peer(model: str = "tinyllama-1.1b", test: spec.Test = TG) -> Result:
+    """A row of another engine, with its own scheme."""
+    row = case(model, "q4f16_1", "tuned", test)
+    return replace(row, engine="llama_cpp", scheme="Q4_0", schedule="library", kernels=[], coverage=None, memory={})
+
+
+def full(models: Iterable[str], schemes: Iterable[str]) -> list[Result | TuneResult]:
+    """Everything a sweep leaves: cases, peers, tuning runs, a failure and a case that was not run."""
+    schemes = list(schemes)
+    rows: list[Result | TuneResult] = []
+    for model in models:
+        rows += [row for scheme in schemes for test in (PP, TG) for row in pair(model, scheme, test)]
+        rows += [peer(model, PP), peer(model, TG), *(tune(model, scheme) for scheme in schemes[:2])]
+    lost = case(
+        "llama-7b", "q0f32", "default", TG, status="failed", reason="needs 26.8 GB, 16 GB are free", samples_ns=[]
+    )
+    return [*rows, lost, replace(lost, target="cuda", device="cuda", status="not_run", reason="no CUDA device here")]
+
+
+def write(folder: Path, rows: Iterable[Result | TuneResult]) -> Report:
+    """The report over `rows`."""
+    path = folder / "results.jsonl"
+    for row in rows:
+        results.append(path, row)
+    return write_report([path], folder / "out")
+
+
+def table(report: Report, name: str) -> list[dict[str, str]]:
+    """The lines of one table of the report, by column."""
+    found = next(table for table in report.tables if table.name == name)
+    return [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return write(tmp_path_factory.mktemp("full"), full(("tinyllama-1.1b", "llama-7b"), ("q4f16_1", "q0f16")))
+
+
+def test_every_file_is_written(report: Report) -> None:
+    assert {path.name for path in report.out.iterdir()} == {"report.md", "report.html", "summary.csv", "charts"}
+    names = {path.name for path in (report.out / "charts").iterdir()}
+    assert names == {f"{name}.{ending}" for name in charts.load() for ending in ("svg", "png")}
+
+
+def test_summary_compares_tuned_with_default(report: Report) -> None:
+    line = next(line for line in table(report, "summary") if line["test"] == "tg128" and line["scheme"] == "q4f16_1")
+    assert re.fullmatch(r"\d+\.\d+ ± [\d.]+ tok/s", line["default"])
+    gain, low, high = map(float, re.findall(r"[\d.]+", line["over default"]))
+    assert low < gain < high
+    assert gain == pytest.approx(0.71 / 0.42, rel=0.03)
+    assert line["share of machine"].endswith("% of 54.2 GB/s")
+    assert float(line["share of machine"].split()[0]) == pytest.approx(71, rel=0.03)
+
+
+def test_failures_peers_and_verdicts_are_shown(report: Report) -> None:
+    text = (report.out / "report.html").read_text()
+    for words_of in (
+        "no CUDA device here",
+        "needs 26.8 GB, 16 GB are free",
+        "llama_cpp",
+        "Q4_0",
+        "Example CPU, 8 cores",
+    ):
+        assert words_of in text
+        assert words_of in (report.out / "report.md").read_text()
+    assert {line["verdict"] for line in table(report, "kernels")} == {"promoted", "kept default", "inconclusive"}
+    assert "11.3 GB" not in text or "VmHWM" in text
+    assert {line["peak"].split("(")[1] for line in table(report, "memory") if "(" in line["peak"]} == {"VmHWM)"}
+
+
+def test_the_headline_says_what_tuning_gained(report: Report) -> None:
+    assert report.findings[0].startswith("Decode: 4 of 4 are faster with tuning over default, at the median 1.")
+    assert any("kept default" in finding for finding in report.findings)
+
+
+def test_tuning_pays_back_after_some_tokens(report: Report) -> None:
+    line = next(line for line in table(report, "tuning_cost") if line["model"] == "tinyllama-1.1b")
+    assert re.fullmatch(r"[\d.]+ k tokens of tg128", line["pays back after"])
+
+
+def test_the_page_refers_to_nothing_outside(report: Report) -> None:
+    text = (report.out / "report.html").read_text()
+    references = re.findall(r'(?:\bsrc|\bhref|\baction|\bdata|\bposter)\s*=\s*"([^"]*)"|url\(([^)]*)\)', text)
+    assert references  # the charts refer to their own parts
+    assert {(link or target).strip("'\"")[0] for link, target in references} == {"#"}
+    assert not re.search(r"@import|<link|<script|<iframe|<!DOCTYPE svg|<\?xml", text)
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
+
+
+def test_ids_in_the_page_that_are_referred_to_exist(report: Report) -> None:
+    text = (report.out / "report.html").read_text()
+    wanted = set(re.findall(r'href="#([^"]+)"', text)) | set(re.findall(r"url\(#([^)]+)\)", text))
+    assert wanted <= set(re.findall(r'\bid="([^"]+)"', text))
+
+
+def test_every_figure_in_a_table_has_a_unit(report: Report) -> None:
+    free = {"model", "scheme", "test", "target", "reason", "largest misses", "value", "of the run", "kernel"}
+    cells = [
+        cell
+        for found in report.tables
+        for row in found.rows
+        for column, cell in zip(found.columns, row, strict=True)
+        if column not in free
+    ]
+    assert len(cells) > 100
+    assert [cell for cell in cells if re.fullmatch(r"[-+\d.,\s]*\d", cell)] == []
+
+
+def test_the_csv_holds_base_units(report: Report) -> None:
+    lines = (report.out / "summary.csv").read_text().splitlines()
+    assert len(lines) == 1 + int(report.frame["latest"].sum())
+    assert {"tokens_per_s", "read_share", "peak_bytes", "speedup_low", "run_id"} <= set(lines[0].split(","))
+
+
+def test_the_terminal_shows_the_summary(report: Report) -> None:
+    console = Console(width=200, record=True, file=sys.stderr)
+    console.print(summary_table(report))
+    text = console.export_text()
+    assert "over default" in text
+    assert "tok/s" in text
+
+
+def test_no_speed_up_across_runs(tmp_path: Path) -> None:
+    default, tuned = pair()
+    report = write(tmp_path, [default, replace(tuned, run_id="run-2")])
+    assert report.frame["speedup"].isna().all()
+    assert table(report, "summary")[0]["over default"] == "no default row in this run"
+    assert "speedup" not in report.charts
+    assert any("bench both in one run" in warning for warning in report.warnings)
+
+
+def test_rows_without_a_run_are_not_compared(tmp_path: Path) -> None:
+    assert write(tmp_path, pair(run_id="")).frame["speedup"].isna().all()
+
+
+def test_the_reference_is_of_the_same_run_even_when_a_newer_one_exists(tmp_path: Path) -> None:
+    default, tuned = pair()
+    newer = replace(default, run_id="run-2", test_time="2026-02-02", samples_ns=[9 * ns for ns in default.samples_ns])
+    report = write(tmp_path, [newer, default, tuned])
+    assert report.frame["speedup"].max() == pytest.approx(0.71 / 0.42, rel=0.03)
+    assert report.frame.loc[report.frame["latest"], "run_id"].tolist() == ["run-1", "run-2"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"scheme": "q0f16"}, {"batch": 4}, {"n_threads": 2}, {"target": "cuda"}, {"test": "tg64"}, {"model": "x"}],
+)
+def test_only_the_same_case_is_a_reference(change: dict[str, object]) -> None:
+    default, tuned = pair()
+    assert frame.build([default, replace(tuned, **change)])["speedup"].isna().all()  # type: ignore[arg-type]
+
+
+def test_the_newest_row_of_a_case_is_shown(tmp_path: Path) -> None:
+    old = case("tinyllama-1.1b", "q4f16_1", "default", TG)
+    new = replace(old, run_id="run-2", test_time="2026-05-01", samples_ns=[10**9] * 10)
+    report = write(tmp_path, [new, old])
+    assert [line["default"] for line in table(report, "summary")] == ["128 ± 0 tok/s"]
+    assert len(report.frame) == 2
+
+
+def test_no_difference_is_called_none(tmp_path: Path) -> None:
+    default, tuned = pair()
+    same = [replace(row, samples_ns=samples(1e9, 12, row.schedule)) for row in (default, tuned)]
+    report = write(tmp_path, same)
+    assert table(report, "summary")[0]["over default"].endswith("no clear difference")
+    assert "no case of 1 is clearly faster" in report.findings[0]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_samples_are_said(tmp_path: Path, count: int) -> None:
+    report = write(tmp_path, [replace(row, samples_ns=row.samples_ns[:count]) for row in pair()])
+    assert table(report, "summary")[0]["over default"].endswith("too few samples")
+    assert any("too few samples" in warning for warning in report.warnings)
+
+
+def test_only_failures_still_make_a_report(tmp_path: Path) -> None:
+    report = write(
+        tmp_path, [case("llama-7b", "q0f32", "default", TG, status="failed", reason="no <memory>", samples_ns=[])]
+    )
+    assert report.charts == []
+    assert "no &lt;memory&gt;" in (report.out / "report.html").read_text()
+    assert summary_table(report).title == "Failed and not run"
+
+
+def test_only_a_tuning_run_makes_a_report(tmp_path: Path) -> None:
+    report = write(tmp_path, [tune("tinyllama-1.1b", "q4f16_1")])
+    assert report.charts == ["kernels", "tuning_cost"]
+    assert (report.out / "summary.csv").is_file()
+
+
+def test_a_torn_line_is_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    results.append(path, pair()[0])
+    path.write_text(path.read_text() + '{"schema_version": 1, "kind"')
+    assert any("results.jsonl:2" in warning for warning in write_report([path], tmp_path / "out").warnings)
+
+
+def test_no_rows_is_an_error_of_the_user(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text("\n")
+    with pytest.raises(TuneBenchError, match="no result rows"):
+        write_report([path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", sorted(charts.load()))
+def test_a_chart_without_rows_is_none(name: str) -> None:
+    chart = charts.load()[name]
+    assert chart.title
+    assert charts.render(chart, frame.build([]), []) is None
+
+
+@pytest.mark.parametrize("name", sorted(charts.load()))
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_chart_draws_any_number_of_groups(name: str, count: int) -> None:
+    rows = full(list(MODELS)[: max(1, count - 1)], list(BITS)[:count])
+    cases = [row for row in rows if isinstance(row, Result)]
+    figure = charts.render(
+        charts.load()[name], frame.build(cases), [row for row in rows if isinstance(row, TuneResult)]
+    )
+    assert figure is not None
+    assert figure.axes
+
+
+@pytest.mark.parametrize("name", sorted(metrics.load()))
+@pytest.mark.parametrize(
+    "row",
+    [*pair(), *pair(test=PP), *pair(n_prompt=32), *pair(samples_ns=[])],
+    ids=lambda row: f"{row.schedule} {len(row.samples_ns)}",
+)
+def test_a_metric_is_a_finite_number_or_none(name: str, row: Result) -> None:
+    metric = metrics.load()[name]
+    bare = replace(row, probe={}, memory={}, coverage=None, bytes_per_token=0, flops_per_token=0)
+    for value in (metric.compute(row), metric.compute(bare)):
+        assert value is None or math.isfinite(value)
+    assert metric.unit
+    assert metric.summary
+
+
+def test_metrics_of_decode() -> None:
+    row = case("tinyllama-1.1b", "q4f16_1", "tuned", TG, samples_ns=[2 * 10**9] * 10, batch=4, bytes_per_token=10**9)
+    found = metrics.evaluate(row)
+    assert found["tokens_per_s"] == pytest.approx(256)
+    assert found["tpot_s"] == pytest.approx(2 / 128)
+    assert found["read_bytes_per_s"] == pytest.approx(64e9)  # 64 steps a second, whatever the batch
+    assert found["read_share"] == pytest.approx(64 / 54.2)
+    assert found["ttft_s"] is None
+    assert found["matrix_share"] is None
+
+
+def test_metrics_of_prefill() -> None:
+    row = case("tinyllama-1.1b", "q4f16_1", "tuned", PP, samples_ns=[2 * 10**9] * 10, flops_per_token=10**9)
+    found = metrics.evaluate(row)
+    assert found["ttft_s"] == pytest.approx(2)
+    assert found["matrix_flops_per_s"] == pytest.approx(256e9)
+    assert found["matrix_share"] == pytest.approx(256 / 310)
+    assert found["read_share"] is None
+    assert found["weights_bytes"] == row.memory["weights"].bytes
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (words.seconds(3e-5), "30.0 us"),
+        (words.seconds(0.0213), "21.3 ms"),
+        (words.seconds(95), "95.0 s"),
+        (words.seconds(640), "10.7 min"),
+        (words.seconds(36000), "10.0 h"),
+        (words.size(1.234e9), "1.23 GB"),
+        (words.size(None), "-"),
+        (words.percent(0.424), "42.4 %"),
+        (words.ratio(1.42, 1.38, 1.47), "1.42x (1.38 to 1.47)"),
+        (words.ratio(1.42, 0.0, math.inf), "1.42x"),
+        (words.rate(10.62, 0.21), "10.6 ± 0.21 tok/s"),
+        (words.rate(math.nan), "-"),
+        (words.count(1.2e6, "tokens"), "1.20 M tokens"),
+        (words.count(850.0, "tokens"), "850 tokens"),
+    ],
+)
+def test_words(shown: str, expected: str) -> None:
+    assert shown == expected
+
+
+def test_the_report_half_needs_no_tvm() -> None:
+    folder = Path(charts.__file__).parent.parent
+    files = [
+        *folder.glob("report/*.py"),
+        *folder.glob("charts/*.py"),
+        *folder.glob("metrics/*.py"),
+        folder / "stats.py",
+    ]
+    assert len(files) > 12
+    assert [path for path in files if re.search(r"^\s*(import|from) tvm", path.read_text(), re.MULTILINE)] == []

@@ -1,0 +1,134 @@
+"""Rows: what is appended is read back, and a file that is torn, newer or foreign does not stop the reader."""
+
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunebench import results
+from tunebench.errors import TuneBenchError
+from tunebench.results import Result, TuneResult
+from tunebench.spec import Count, Kernel
+
+KERNEL = Kernel("matmul", "decode", 1, 22, 0.5, "tuned", "faster", [20, 21], [10, 11])
+ROW = Result(
+    model="tinyllama-1.1b",
+    scheme="q4f16_1",
+    schedule="tuned",
+    engine="tvm",
+    target="llvm",
+    device="cpu",
+    test="pp8+tg4",
+    n_prompt=8,
+    n_gen=4,
+    n_depth=0,
+    batch=2,
+    n_threads=8,
+    status="ok",
+    run_id="run-1",
+    samples_ns=[10**9, 2 * 10**9, 4 * 10**9],
+    memory={"weights": Count(600, "array sizes"), "peak": Count(None, "none")},
+    kernels=[KERNEL],
+    probe={"read_bytes_per_s": 5e10},
+    environment={"cpu": "Example", "versions": {"tvm": "0.27"}},
+)
+TUNE = TuneResult("m", "q0f16", "llvm", "cpu", 1, 8, trials=64, curve=[{"wall_s": 1.0}], kernels=[KERNEL])
+LLAMA_BENCH = (
+    "model_type model_size model_n_params n_threads n_prompt n_gen n_depth test_time "
+    "avg_ns stddev_ns avg_ts stddev_ts samples_ns samples_ts"
+)
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_come_back_as_they_went(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.jsonl"
+    for row in (ROW, TUNE):
+        results.append(path, row)
+    assert results.read(path) == ([ROW, TUNE], [])
+
+
+@given(samples=st.lists(st.integers(1, 2**60)), reason=st.text(), coverage=st.none() | st.floats(0, 1))
+def test_any_row_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, samples: list[int], reason: str, coverage: float | None
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "results.jsonl"
+    row = replace(ROW, samples_ns=samples, reason=reason, coverage=coverage)
+    results.append(path, row)
+    results.append(path, row)
+    assert results.read(path) == ([row, row], [])
+
+
+def test_a_torn_last_line_is_left_out_and_appending_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    results.append(path, ROW)
+    whole = path.read_text()
+    path.write_text(whole + whole[: len(whole) // 2])
+    rows, warnings = results.read(path)
+    assert rows == [ROW]
+    assert len(warnings) == 1
+    assert f"{path}:2" in warnings[0]
+    results.append(path, TUNE)
+    rows, warnings = results.read(path)
+    assert rows == [ROW, TUNE]
+    assert len(warnings) == 1
+
+
+def test_a_newer_schema_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    results.append(path, replace(ROW, schema_version=results.SCHEMA_VERSION + 1))
+    results.append(path, ROW)
+    rows, warnings = results.read(path)
+    assert rows == [ROW]
+    assert "newer" in warnings[0]
+    assert "upgrade TuneBench" in warnings[0]
+
+
+def test_unknown_fields_are_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    results.append(path, ROW)
+    data = lines(path)[0] | {"n_batch": 2048, "build_commit": "abc"}
+    path.write_text(json.dumps(data) + "\n\n")
+    assert results.read(path) == ([ROW], [])
+
+
+@pytest.mark.parametrize("line", ["[]", "1", "null", "{}", '{"schema_version": 1, "kind": "case"}', "\x00"])
+def test_a_foreign_line_is_a_warning(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(line + "\n")
+    rows, warnings = results.read(path)
+    assert rows == []
+    assert len(warnings) == 1
+
+
+def test_a_missing_file_is_an_error_of_the_user(tmp_path: Path) -> None:
+    with pytest.raises(TuneBenchError, match="no results at"):
+        results.read(tmp_path / "none.jsonl")
+
+
+def test_the_fields_of_llama_bench_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    results.append(path, ROW)
+    data = lines(path)[0]
+    assert set(LLAMA_BENCH.split()) <= set(data)
+    assert data["samples_ts"] == [24.0, 12.0, 6.0]
+    assert data["avg_ts"] == pytest.approx(14)
+    assert data["stddev_ts"] == pytest.approx(statistics.stdev([24, 12, 6]))
+    assert data["avg_ns"] == round(7e9 / 3)
+
+
+def test_a_row_without_samples_has_no_statistics(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    results.append(path, replace(ROW, status="failed", reason="out of memory", samples_ns=[]))
+    results.append(path, TUNE)
+    assert all("avg_ts" not in line for line in lines(path))
+
+
+def test_tokens_per_s_counts_the_whole_batch() -> None:
+    assert results.tokens_per_s(ROW) == [24.0, 12.0, 6.0]

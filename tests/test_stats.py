@@ -1,0 +1,147 @@
+"""Statistics: any number of samples, known answers, and verdicts that can be wrong in neither direction."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunebench import stats
+from tunebench.spec import Kernel
+
+SAMPLES = st.lists(st.integers(1, 10**12), max_size=30)
+
+
+def around(centre: float, spread: float, count: int, seed: int) -> list[float]:
+    generator = random.Random(seed)
+    return [centre * math.exp(generator.gauss(0, spread)) for _ in range(count)]
+
+
+@given(SAMPLES, SAMPLES, st.floats(0, 0.5))
+def test_nothing_crashes_on_any_samples(first: list[int], second: list[int], noise: float) -> None:
+    decided = stats.verdict(first, second, noise)
+    assert decided.decision in ("promoted", "kept default", "inconclusive")
+    assert decided.reason
+    assert all(": " in warning for warning in stats.warnings(first, second))
+    floor = stats.noise_floor(first, second)
+    assert floor is None or floor >= 0
+
+
+@given(
+    st.lists(st.integers(1, 10**9), min_size=5, max_size=30), st.lists(st.integers(1, 10**9), min_size=5, max_size=30)
+)
+def test_the_interval_holds_the_ratio_and_repeats(first: list[int], second: list[int]) -> None:
+    interval = stats.ratio_interval(first, second)
+    assert interval.low <= interval.ratio <= interval.high
+    assert interval.ratio == pytest.approx(stats.median(first) / stats.median(second))
+    assert interval == stats.ratio_interval(first, second)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4])
+def test_too_few_samples_are_said(count: int) -> None:
+    few, many = around(1e6, 0.01, count, 1), around(5e5, 0.01, 20, 2)
+    for first, second in ((few, many), (many, few)):
+        decided = stats.verdict(first, second)
+        assert decided.decision == "inconclusive"
+        assert "too few samples" in decided.reason
+        assert not decided.interval.known
+        assert stats.noise_floor(first, second) is None
+    assert "too few samples" in stats.warnings(few, [1])[0]
+
+
+def test_median_and_spread() -> None:
+    assert stats.median([3, 1, 2]) == 2
+    assert math.isnan(stats.median([]))
+    assert stats.spread([0, 1, 2, 3, 4]) == 1
+    assert math.isnan(stats.spread([1]))
+
+
+def test_the_interval_narrows_with_samples_and_holds_the_truth() -> None:
+    few = stats.ratio_interval(around(2e6, 0.05, 8, 1), around(1e6, 0.05, 8, 2))
+    many = stats.ratio_interval(around(2e6, 0.05, 200, 1), around(1e6, 0.05, 200, 2))
+    assert many.high - many.low < few.high - few.low
+    assert many.low < 2 < many.high
+
+
+def test_equal_arms_are_rarely_told_apart() -> None:
+    promoted = sum(
+        stats.verdict(around(1e6, 0.03, 10, seed), around(1e6, 0.03, 10, 10_000 + seed)).decision == "promoted"
+        for seed in range(200)
+    )
+    assert promoted <= 12  # 2.5 % is expected
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "noise", "decision", "words"),
+    [
+        (1.30, 0.01, 0.02, "promoted", "above the noise floor of 2.0%"),
+        (0.90, 0.01, 0.02, "kept default", "slower"),
+        (1.00, 0.002, 0.05, "kept default", "no gain above"),
+        (1.03, 0.03, 0.0275, "inconclusive", "interval"),
+        (1.04, 0.005, 0.042, "inconclusive", "within the noise floor"),
+    ],
+)
+def test_verdicts(gain: float, spread: float, noise: float, decision: str, words: str) -> None:
+    default = around(1e6, spread, 20, 5)
+    tuned = [value / gain for value in around(1e6, spread, 20, 6)]
+    if words.startswith("within"):
+        default, tuned = [1.04e6] * 9 + [1.05e6] * 9, [1e6] * 18
+        noise = 0.047
+    decided = stats.verdict(default, tuned, noise)
+    assert decided.decision == decision, decided.reason
+    assert words in decided.reason
+
+
+def test_a_gain_below_the_noise_floor_is_not_promoted() -> None:
+    default, tuned = [1.03e6 + step for step in range(20)], [1e6 + step for step in range(20)]
+    assert stats.verdict(default, tuned, 0.02).decision == "promoted"
+    assert stats.verdict(default, tuned, 0.04).decision == "kept default"
+
+
+def test_zero_times_give_no_interval() -> None:
+    assert math.isnan(stats.ratio_interval([0] * 10, [1] * 10).ratio)
+    assert stats.verdict([0] * 10, [0] * 10).decision == "inconclusive"
+
+
+def test_the_noise_floor_is_symmetric_and_covers_a_bias() -> None:
+    first, second = around(1e6, 0.005, 30, 1), around(1.05e6, 0.005, 30, 2)
+    floor = stats.noise_floor(first, second)
+    other = stats.noise_floor(second, first)
+    assert floor is not None
+    assert other is not None
+    assert 0.045 < floor < 0.07
+    assert other == pytest.approx(floor, rel=0.1)
+
+
+def kernel(schedule: str, gain: float, spread: float = 0.002) -> Kernel:
+    default, tuned = around(1e6, spread, 12, 1), around(1e6 / gain, spread, 12, 2)
+    return Kernel("t", "decode", 1, 1, 0.5, schedule, "why", [round(v) for v in default], [round(v) for v in tuned])
+
+
+def test_a_stored_kernel_keeps_the_decision_of_the_tuner() -> None:
+    assert stats.kernel_verdict(kernel("tuned", 1.5)).decision == "promoted"
+    assert stats.kernel_verdict(kernel("default", 0.8)).decision == "kept default"
+    assert stats.kernel_verdict(kernel("default", 1.0, 0.1)).decision == "inconclusive"
+    assert stats.kernel_verdict(Kernel("t", "decode", 1, 1, 0.5, "default", "no match")).decision == "kept default"
+    assert stats.kernel_verdict(kernel("tuned", 1.5)).reason == "why"
+
+
+STEADY = [1000 + step % 3 for step in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("samples", "warmup", "word"),
+    [
+        (STEADY[:7], [1000], "too few samples"),
+        (STEADY, [], "no warm-up"),
+        ([800, 1200] * 10, [1000], "large spread"),
+        ([1500, *STEADY], [1000], "slow start"),
+        ([*STEADY, 2000, *STEADY], [1000], "outlier"),
+        ([1000 + 10 * step for step in range(20)], [1000], "slower than the first"),
+        ([1200 - 10 * step for step in range(20)], [1000], "faster than the first"),
+    ],
+)
+def test_each_warning_is_given_for_its_cause(samples: list[int], warmup: list[int], word: str) -> None:
+    assert any(word in warning for warning in stats.warnings(samples, warmup))
+    assert stats.warnings(STEADY, [1000]) == []

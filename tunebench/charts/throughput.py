@@ -1,0 +1,60 @@
+"""Tokens/s of every arm: default, tuned, and the engines they are compared with."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from tunebench.charts import (
+    LANE,
+    Bar,
+    Chart,
+    arm_colours,
+    draw_lanes,
+    group_label,
+    heading,
+    lane_positions,
+    panels,
+    records,
+)
+from tunebench.results import TuneResult
+
+TITLE = "Throughput"
+LOG_SPAN = 10.0
+
+
+def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
+    """A panel per test: tokens/s of every arm, by scheme."""
+    tests = _bars(frame)
+    if not tests:
+        return None
+    every = sorted((bar for bars in tests.values() for bar in bars), key=lambda bar: bar.group)
+    columns = min(len(tests), 2)
+    height = lane_positions(every)[2] * LANE
+    figure, axes = panels(list(tests), [height] * -(-len(tests) // columns), columns)
+    for index, (axis, bars) in enumerate(zip(axes, tests.values(), strict=True)):
+        values = [bar.value for bar in bars]
+        draw_lanes(axis, bars, every, max(values) / min(values) > LOG_SPAN, names=index % columns == 0)
+        axis.set_xlabel("tokens/s; whisker: middle half of the samples")
+    heading(figure, _title(frame), arm_colours(bar.arm for bar in every).items())
+    return figure
+
+
+def _bars(frame: pd.DataFrame) -> dict[str, list[Bar]]:
+    rows = [row for row in records(frame) if row.get("tokens_per_s")]
+    several = len({row["model_label"] for row in rows}) > 1
+    tests: dict[str, list[Bar]] = {}
+    for row in sorted(rows, key=lambda row: (row["phase"] != "prefill", row["n_prompt"], row["n_gen"], row["n_depth"])):
+        value, spread = row["tokens_per_s"], row["tokens_per_s_spread"] or 0.0
+        group = group_label(row, several)
+        bar = Bar(group, row["arm"], value, value - spread, value + spread, f"{value:.3g}")
+        tests.setdefault(row["test_label"], []).append(bar)
+    return tests
+
+
+def _title(frame: pd.DataFrame) -> str:
+    models = list(dict.fromkeys(frame["model_label"]))
+    return f"{TITLE}, {models[0]}" if len(models) == 1 else TITLE
+
+
+CHARTS = (Chart("throughput", TITLE, draw),)

@@ -1,0 +1,34 @@
+"""Numbers derived from a result: one module per topic, each with a tuple `METRICS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tunebench import registry
+from tunebench.results import Result
+from tunebench.spec import Test
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a row, in the base unit `unit`; `compute` gives None where the row has nothing for it."""
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    compute: Callable[[Result], float | None]
+    summary: str
+
+
+def load() -> dict[str, Metric]:
+    """Every metric, by name."""
+    return registry.load(__name__, "METRICS", Metric)
+
+
+def phase(row: Result) -> str:
+    """`prefill`, `decode` or `both`, from the token counts of the row."""
+    return Test(row.n_prompt, row.n_gen, row.n_depth).phase
+
+
+def evaluate(row: Result) -> dict[str, float | None]:
+    """Every metric of one row, by name."""
+    return {name: metric.compute(row) for name, metric in load().items()}

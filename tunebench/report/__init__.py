@@ -1,0 +1,96 @@
+"""Rows -> report.md, report.html, summary.csv and charts. Never needs TVM."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import rich.table
+
+from tunebench import charts, results
+from tunebench.errors import TuneBenchError
+from tunebench.report import findings, frame, render, tables
+from tunebench.report.tables import Table
+from tunebench.results import Result, TuneResult
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written: the cases (a line per row, `latest` marks the newest), the tables in words, the warnings."""
+
+    frame: pd.DataFrame
+    tunes: list[TuneResult]
+    findings: list[str]
+    tables: list[Table]
+    warnings: list[str]
+    charts: list[str]
+    out: Path
+
+
+def write_report(paths: list[Path], out: Path) -> Report:
+    """Read the rows of `paths` and write report.md, report.html, summary.csv and charts/ into `out`."""
+    rows, torn = _read(paths)
+    cases = [row for row in rows if isinstance(row, Result)]
+    tunes = _latest_tunes([row for row in rows if isinstance(row, TuneResult)])
+    every = frame.build(cases)
+    newest = every[every["latest"]]
+    latest = _latest(cases)
+    shown = [*tables.build(newest, latest, tunes), findings.environment(latest, tunes)]
+    drawn = _draw(newest, tunes)
+    said = findings.headline(newest, tunes)
+    report = Report(
+        every, tunes, said, shown, torn + findings.cautions(latest, newest), [c.name for c, _ in drawn], out
+    )
+    _write(report, newest, drawn)
+    return report
+
+
+def summary_table(report: Report) -> rich.table.Table:
+    """The summary (or, without one, the cases that have no figure) for the terminal."""
+    found = {table.name: table for table in report.tables}
+    table = found.get("summary") or found.get("engines") or found.get("left_out") or report.tables[0]
+    shown = rich.table.Table(title=table.title, title_justify="left", title_style="bold")
+    for column in table.columns:
+        shown.add_column(column, overflow="fold")
+    for row in table.rows:
+        shown.add_row(*map(rich.markup.escape, row))
+    return shown
+
+
+def _read(paths: list[Path]) -> tuple[list[Result | TuneResult], list[str]]:
+    rows: list[Result | TuneResult] = []
+    warnings: list[str] = []
+    for path in paths:
+        found, torn = results.read(path)
+        rows += found
+        warnings += torn
+    if not rows:
+        names = ", ".join(map(str, paths)) or "no file"
+        raise TuneBenchError(f"no result rows in {names}.", "; ".join(warnings) or "Run `tunebench bench` first.")
+    return rows, warnings
+
+
+def _latest(rows: Sequence[Result]) -> list[Result]:
+    ordered = sorted(rows, key=lambda row: row.test_time)
+    return list({frame.case_key(row): row for row in ordered}.values())
+
+
+def _latest_tunes(rows: Sequence[TuneResult]) -> list[TuneResult]:
+    ordered = sorted(rows, key=lambda row: row.test_time)
+    same = ("model", "scheme", "target", "device", "batch", "n_threads")
+    return list({tuple(getattr(row, name) for name in same): row for row in ordered}.values())
+
+
+def _draw(newest: pd.DataFrame, tunes: list[TuneResult]) -> render.Drawn:
+    figures = [(chart, charts.render(chart, newest, tunes)) for chart in charts.load().values()]
+    return [(chart, figure) for chart, figure in figures if figure is not None]
+
+
+def _write(report: Report, newest: pd.DataFrame, drawn: render.Drawn) -> None:
+    out = report.out
+    out.mkdir(parents=True, exist_ok=True)
+    render.save_charts(drawn, out / "charts")
+    content = ("TuneBench report", report.findings, report.tables, drawn, report.warnings)
+    (out / "report.md").write_text(render.markdown(*content), encoding="utf-8")
+    (out / "report.html").write_text(render.html(*content), encoding="utf-8")
+    newest.drop(columns="latest").to_csv(out / "summary.csv", index=False)

@@ -1,0 +1,106 @@
+"""Rows -> DataFrame: a line per case with its metrics, and its speed-up over the named reference.
+
+A case may have been measured several times; `latest` marks the newest row of each. A speed-up is computed only
+between rows of one run, which were interleaved on one machine, and always over the `default` schedule.
+"""
+
+from collections.abc import Iterable, Sequence
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tunebench import metrics, stats
+from tunebench.results import Result
+from tunebench.stats import Verdict
+
+CASE = ("model", "scheme", "schedule", "engine", "target", "device", "test", "batch", "n_threads")
+PLAIN = (*CASE, "n_prompt", "n_gen", "n_depth", "status", "reason", "run_id", "test_time")
+COUNTERS = ("weights", "kv_cache", "peak")
+PLACES = ("target", "device", "n_threads")
+
+
+def case_key(row: Result) -> tuple[Any, ...]:
+    """What makes two rows the same case."""
+    return tuple(getattr(row, name) for name in CASE)
+
+
+def build(rows: Sequence[Result]) -> pd.DataFrame:
+    """A line per row in the order of time, in base units; columns that have no value hold NaN or None."""
+    ordered = sorted(rows, key=lambda row: row.test_time)
+    newest = {case_key(row): index for index, row in enumerate(ordered)}
+    references = {(row.run_id, case_key(row)): row for row in ordered if row.status == "ok" and row.run_id}
+    several = _varying(ordered)
+    lines = [
+        _line(row, references.get((row.run_id, _reference_key(row))), several)
+        | {"latest": newest[case_key(row)] == index}
+        for index, row in enumerate(ordered)
+    ]
+    return pd.DataFrame(lines, columns=None if lines else [*PLAIN, "latest"]).astype({"latest": bool})
+
+
+def _varying(rows: Iterable[Result]) -> list[str]:
+    """What must be said of a place because the rows differ in it."""
+    rows = list(rows)
+    return [name for name in PLACES if len({getattr(row, name) for row in rows}) > 1]
+
+
+def _line(row: Result, reference: Result | None, several: list[str]) -> dict[str, Any]:
+    line: dict[str, Any] = {name: getattr(row, name) for name in PLAIN}
+    line |= {"arm": row.schedule if row.engine == "tvm" else row.engine, "phase": metrics.phase(row)}
+    line |= {"place": _place(row, several), "test_label": _test_label(row)}
+    line |= {"model_label": short_name(row.model)}
+    line |= {"n_samples": len(row.samples_ns), "noise": nan if row.noise is None else row.noise}
+    line |= {"read_probe": row.probe.get("read_bytes_per_s"), "flops_probe": row.probe.get("flops_per_s")}
+    line |= {f"{name}_counter": row.memory[name].counter if name in row.memory else None for name in COUNTERS}
+    usable = row.status == "ok"
+    line |= metrics.evaluate(row) if usable else dict.fromkeys(metrics.load())
+    return line | _speedup(row, reference if usable else None)
+
+
+def short_name(model: str) -> str:
+    """The name of a model, which may be given as the path of its JSON."""
+    return Path(model).name.removesuffix(".json")
+
+
+def _place(row: Result, several: list[str]) -> str:
+    words = {"target": row.target, "device": row.device, "n_threads": f"{row.n_threads} threads"}
+    return ", ".join(words[name] for name in several)
+
+
+def _test_label(row: Result) -> str:
+    return row.test if row.batch == 1 else f"{row.test}, batch {row.batch}"
+
+
+def _reference_key(row: Result) -> tuple[Any, ...]:
+    """The case that a tuned row is compared with: the same in all but the schedule. Other rows have none."""
+    named = row.engine == "tvm" and row.schedule != "default"
+    return tuple("default" if name == "schedule" else getattr(row, name) for name in CASE) if named else ()
+
+
+def _speedup(row: Result, reference: Result | None) -> dict[str, Any]:
+    if reference is None:
+        empty = ("speedup", "speedup_low", "speedup_high", "reference_tokens_per_s", "reference_tokens_per_s_spread")
+        return dict.fromkeys(empty, nan) | {"reference": None, "effect": None}
+    noise = row.noise if row.noise is not None else reference.noise or 0.0
+    verdict = stats.verdict(reference.samples_ns, row.samples_ns, noise)
+    before = metrics.evaluate(reference)
+    return {
+        "speedup": verdict.interval.ratio,
+        "speedup_low": verdict.interval.low,
+        "speedup_high": verdict.interval.high,
+        "reference": "default",
+        "reference_tokens_per_s": before["tokens_per_s"],
+        "reference_tokens_per_s_spread": before["tokens_per_s_spread"],
+        "effect": _effect(verdict, noise),
+    }
+
+
+def _effect(verdict: Verdict, noise: float) -> str:
+    interval = verdict.interval
+    if not interval.known:
+        return "too few samples"
+    if verdict.decision == "promoted":
+        return "faster"
+    return "slower" if interval.high < 1 and interval.ratio < 1 / (1 + noise) else "no clear difference"

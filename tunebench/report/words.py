@@ -1,0 +1,75 @@
+"""Base units -> words. The only place where figures are formatted; `-` stands for a missing value."""
+
+from math import isfinite
+
+MISSING = "-"
+
+
+def known(value: float | None) -> bool:
+    """Whether there is a finite figure to print."""
+    return value is not None and isfinite(value)
+
+
+def rate(value: float | None, spread: float | None = None) -> str:
+    """Tokens/s -> `10.6 ± 0.2 tok/s`."""
+    if value is None or not known(value):
+        return MISSING
+    around = f" ± {digits(spread)}" if spread is not None and known(spread) else ""
+    return f"{digits(value)}{around} tok/s"
+
+
+def ratio(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A speed-up -> `1.42x (1.38 to 1.47)`; without its interval where that is unknown."""
+    if value is None or not known(value):
+        return MISSING
+    if low is None or high is None or not (known(low) and known(high)):
+        return f"{value:.2f}x"
+    return f"{value:.2f}x ({low:.2f} to {high:.2f})"
+
+
+def percent(share: float | None) -> str:
+    """A share 0..1 -> `42.0 %`."""
+    return f"{share * 100:.1f} %" if share is not None and known(share) else MISSING
+
+
+def size(n_bytes: float | None) -> str:
+    """Bytes -> `1.23 GB` (powers of 1000)."""
+    return _scaled(n_bytes, "B")
+
+
+def per_s(value: float | None, unit: str) -> str:
+    """A rate in base units -> `54.2 GB/s`, `1.30 Tflop/s`."""
+    return _scaled(value, f"{unit}/s")
+
+
+def seconds(value: float | None) -> str:
+    """Seconds -> `820 us`, `3.1 ms`, `42 s`, `12 min`, `3.4 h`."""
+    if value is None or not known(value):
+        return MISSING
+    for limit, factor, unit in ((1e-3, 1e6, "us"), (1, 1e3, "ms"), (120, 1, "s"), (7200, 1 / 60, "min")):
+        if abs(value) < limit:
+            return f"{digits(value * factor)} {unit}"
+    return f"{digits(value / 3600)} h"
+
+
+def count(value: float | None, what: str) -> str:
+    """A large number -> `1.2 M tokens`."""
+    return " ".join(f"{_scaled(value, '')} {what}".split()) if known(value) else MISSING
+
+
+def digits(value: float) -> str:
+    """Three significant digits, no exponent, thousands left whole."""
+    if value == 0:
+        return "0"
+    size_of = abs(value)
+    places = 0 if size_of >= 100 else 1 if size_of >= 10 else 2 if size_of >= 0.1 else 3
+    return f"{value:.{places}f}"
+
+
+def _scaled(value: float | None, unit: str) -> str:
+    if value is None or not known(value):
+        return MISSING
+    for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{digits(value / limit)} {prefix}{unit}"
+    return f"{digits(value)} {unit}"
