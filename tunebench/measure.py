@@ -1,0 +1,69 @@
+"""The timing loop, over anything that can be called, with any clock.
+
+Arms of a comparison are interleaved in random order, warm-ups are kept apart, and a slow arm gets fewer
+samples rather than a longer wait.
+"""
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+Clock = Callable[[], int]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How often to measure. Counts are per arm, times in seconds."""
+
+    warmups: int = 1
+    samples: int = 11
+    least_samples: int = 3  # also for an arm that is over its time
+    budget_s: float = 2.0  # per arm; once spent, the arm stops at `least_samples`
+    sample_s: float = 0.0  # a sample averages as many calls as fill this, at least one
+
+
+@dataclass
+class Samples:
+    """Nanoseconds per call, in the order measured."""
+
+    warmup_ns: list[int] = field(default_factory=list)
+    samples_ns: list[int] = field(default_factory=list)
+    calls: int = 1  # per sample
+
+    @property
+    def spent_s(self) -> float:
+        """Wall-clock that the counted samples took."""
+        return sum(self.samples_ns) * self.calls / 1e9
+
+
+def interleave(
+    arms: Mapping[str, Callable[[], object]],
+    protocol: Protocol,
+    clock: Clock = time.perf_counter_ns,
+    seed: int = 0,
+) -> dict[str, Samples]:
+    """Time every arm in turn, in a new random order each round. Each call must return when its work is done."""
+    order = list(arms)
+    rng = random.Random(seed)
+    taken = {name: _warm_up(arms[name], protocol, clock) for name in order}
+    for _ in range(protocol.samples):
+        rng.shuffle(order)
+        for name in order:
+            samples = taken[name]
+            over = samples.spent_s > protocol.budget_s
+            if not over or len(samples.samples_ns) < protocol.least_samples:
+                samples.samples_ns.append(_one(arms[name], samples.calls, clock))
+    return taken
+
+
+def _warm_up(call: Callable[[], object], protocol: Protocol, clock: Clock) -> Samples:
+    warmup = [_one(call, 1, clock) for _ in range(max(1, protocol.warmups))]
+    return Samples(warmup_ns=warmup, calls=max(1, round(protocol.sample_s * 1e9 / max(1, min(warmup)))))
+
+
+def _one(call: Callable[[], object], calls: int, clock: Clock) -> int:
+    start = clock()
+    for _ in range(calls):
+        call()
+    return (clock() - start) // calls

@@ -1,0 +1,186 @@
+"""Llama: RMSNorm, rotary embedding, grouped-query attention, gated SiLU.
+
+q, k, v and gate, up are stacked, as MLC LLM stacks them; everything else has Hugging Face's names.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import te, tirx
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import Tensor, op
+
+from tunebench import ops
+from tunebench.models import Architecture, Matrix, ModelConfig
+from tunebench.spec import Workload
+
+Store = Callable[[str], Any]
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, workload: Workload, store: Store, name: str) -> None:
+        self.config, self.workload = config, workload
+        self.qkv_proj = store(f"{name}.qkv_proj")
+        self.o_proj = store(f"{name}.o_proj")
+
+    def forward(
+        self, x: Tensor, position: Tensor, angles: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        b, dtype, config = self.workload.batch, self.workload.scheme.dtype, self.config
+        m = int(x.shape[0]) // b
+        heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        shape = (b, m, heads, kv_heads, dim, self.workload.context, dtype)
+        qkv = op.reshape(self.qkv_proj.matmul(x, dtype), (b, m, heads + 2 * kv_heads, dim))
+        keys, values, q = op.tensor_ir_inplace_op(
+            ops.append(*shape),
+            "append",
+            [qkv, position, angles, keys, values],
+            [3, 4, -1],
+            [
+                Tensor.placeholder(keys.shape, dtype, "keys"),
+                Tensor.placeholder(values.shape, dtype, "values"),
+                Tensor.placeholder((b, m, heads, dim), dtype, "q"),
+            ],
+        )
+        mixed = op.tensor_ir_op(
+            ops.attention(*shape),
+            "attention",
+            [q, keys, values, position],
+            Tensor.placeholder((b, m, heads, dim), dtype, "mixed"),
+        )
+        return self.o_proj.matmul(op.reshape(mixed, (b * m, heads * dim)), dtype), keys, values
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig, workload: Workload, store: Store, name: str) -> None:
+        self.dtype = workload.scheme.dtype
+        self.gate_up_proj = store(f"{name}.gate_up_proj")
+        self.down_proj = store(f"{name}.down_proj")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj.matmul(_gate(self.gate_up_proj.matmul(x, self.dtype)), self.dtype)
+
+
+class Norm(nn.Module):
+    def __init__(self, config: ModelConfig, workload: Workload) -> None:
+        self.epsilon, self.dtype = config.rms_norm_eps, workload.scheme.dtype
+        self.weight = nn.Parameter((config.hidden_size,), self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, width = (int(extent) for extent in x.shape)
+        body = ops.rms_norm(rows, width, self.epsilon, self.dtype)
+        return op.tensor_ir_op(body, "rms_norm", [x, self.weight], Tensor.placeholder((rows, width), self.dtype, "y"))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig, workload: Workload, store: Store, name: str) -> None:
+        self.input_layernorm = Norm(config, workload)
+        self.self_attn = Attention(config, workload, store, f"{name}.self_attn")
+        self.post_attention_layernorm = Norm(config, workload)
+        self.mlp = MLP(config, workload, store, f"{name}.mlp")
+
+    def forward(
+        self, x: Tensor, position: Tensor, angles: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mixed, keys, values = self.self_attn(self.input_layernorm(x), position, angles, keys, values)
+        x = x + mixed
+        return x + self.mlp(self.post_attention_layernorm(x)), keys, values
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: ModelConfig, workload: Workload, store: Store) -> None:
+        self.embed_tokens = store("model.embed_tokens")
+        layers = range(config.num_hidden_layers)
+        self.layers = nn.ModuleList([Layer(config, workload, store, f"model.layers.{i}") for i in layers])
+        self.norm = Norm(config, workload)
+
+
+class LlamaForCausalLM(nn.Module):
+    def __init__(self, config: ModelConfig, workload: Workload, store: Store) -> None:
+        self.config, self.workload = config, workload
+        self.model = Decoder(config, workload, store)
+        self.lm_head = store("lm_head")
+
+    def step(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        last: Tensor,
+        angles: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """One piece: int32 tokens [b, m] at `position` -> float32 logits [b, vocab] of its row `last`."""
+        b, m = (int(extent) for extent in tokens.shape)
+        hidden, dtype = self.config.hidden_size, self.workload.scheme.dtype
+        x = self.model.embed_tokens.take(op.reshape(tokens, (b * m,)))
+        keys, values = list(keys), list(values)
+        for i, layer in enumerate(self.model.layers):
+            x, keys[i], values[i] = layer(x, position, angles, keys[i], values[i])
+        if m > 1:
+            x = op.tensor_ir_op(
+                ops.last_row(b, m, hidden, dtype),
+                "last_row",
+                [op.reshape(x, (b, m, hidden)), last],
+                Tensor.placeholder((b, hidden), dtype, "x"),
+            )
+        return self.lm_head.matmul(self.model.norm(x), "float32"), keys, values
+
+
+def _gate(x: Tensor) -> Tensor:
+    """[rows, 2 I] -> silu(first half) * second half, [rows, I]."""
+
+    def silu_mul(gate_up: te.Tensor) -> te.Tensor:
+        rows, double = gate_up.shape
+        half = double // 2
+
+        def gated(i: tirx.Var, j: tirx.Var) -> tirx.Expr:
+            gate = gate_up[i, j].astype("float32")
+            up = gate_up[i, j + half].astype("float32")
+            return (gate / (1.0 + tirx.exp(-gate)) * up).astype(gate_up.dtype)
+
+        return te.compute((rows, half), gated, name="silu_mul")
+
+    return op.tensor_expr_op(silu_mul, "silu_mul", [x])
+
+
+def _matrices(config: ModelConfig) -> dict[str, Matrix]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    matrices = {"model.embed_tokens": Matrix(config.vocab_size, hidden, ("model.embed_tokens.weight",), is_table=True)}
+    for i in range(config.num_hidden_layers):
+        attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
+        stacked = tuple(f"{attention}.{part}_proj.weight" for part in "qkv")
+        matrices[f"{attention}.qkv_proj"] = Matrix(queries + 2 * keys, hidden, stacked)
+        matrices[f"{attention}.o_proj"] = Matrix(hidden, queries, (f"{attention}.o_proj.weight",))
+        gate_up = (f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight")
+        matrices[f"{mlp}.gate_up_proj"] = Matrix(2 * inner, hidden, gate_up)
+        matrices[f"{mlp}.down_proj"] = Matrix(hidden, inner, (f"{mlp}.down_proj.weight",))
+    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    return {**matrices, "lm_head": Matrix(config.vocab_size, hidden, (head,))}
+
+
+def _vectors(config: ModelConfig) -> dict[str, int]:
+    norms = ("input_layernorm", "post_attention_layernorm")
+    names = [f"model.layers.{i}.{part}.weight" for i in range(config.num_hidden_layers) for part in norms]
+    return dict.fromkeys([*names, "model.norm.weight"], config.hidden_size)
+
+
+ARCHITECTURES = (
+    Architecture(
+        name="llama",
+        matrices=_matrices,
+        vectors=_vectors,
+        build=LlamaForCausalLM,
+        tiny=ModelConfig(
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            vocab_size=128,
+            max_position_embeddings=256,
+        ),
+    ),
+)

@@ -1,0 +1,59 @@
+"""Families of quantization schemes, one module each: how a matrix is stored, and the kernels that read it.
+
+A module lists its `FAMILIES`. TVM is imported only inside the functions that build kernels, so that the
+schemes can be listed, and weights packed, without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tunebench import registry
+from tunebench.errors import TuneBenchError
+from tunebench.spec import Scheme
+
+if TYPE_CHECKING:
+    from tvm.relax.frontend.nn import Tensor
+
+Array = np.ndarray
+Arrays = dict[str, np.ndarray]
+"""A stored matrix by the suffix of each part's name, e.g. {"q_weight": ..., "q_scale": ...}."""
+Shapes = dict[str, tuple[tuple[int, ...], str]]
+"""Shape and dtype of each part."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One way to store a matrix of N outputs and K inputs."""
+
+    name: str
+    schemes: tuple[Scheme, ...]
+    shapes: Callable[[Scheme, int, int], Shapes]  # (scheme, N, K)
+    quantize: Callable[[Scheme, Array], Arrays]  # float32 [N, K] -> its parts
+    dequantize: Callable[[Scheme, Arrays], Array]  # the parts -> float32 [N, K]
+    random: Callable[[Scheme, int, int, np.random.Generator], Arrays]  # made directly in stored form
+    matmul: Callable[[Scheme, Tensor, dict[str, Tensor], str], Tensor]  # (x [M, K], parts, out dtype) -> [M, N]
+    take: Callable[[Scheme, Tensor, dict[str, Tensor]], Tensor]  # (int32 [n], parts) -> rows [n, K]
+
+
+def families() -> dict[str, Family]:
+    """Every family by name."""
+    return registry.load("tunebench.quantization", "FAMILIES", Family)
+
+
+def schemes() -> dict[str, Scheme]:
+    """Every scheme by name."""
+    return {scheme.name: scheme for family in families().values() for scheme in family.schemes}
+
+
+def check(scheme: Scheme, n: int, k: int, name: str) -> None:
+    """Raise a TuneBenchError where a matrix [n, k] cannot be stored in `scheme`."""
+    if scheme.group_size and k % scheme.group_size:
+        raise TuneBenchError(
+            f"{name} has {k} inputs, which groups of {scheme.group_size} do not divide, so {scheme.name} cannot hold it.",
+            "Choose q0f16 or q0f32 for this model.",
+        )

@@ -1,0 +1,82 @@
+"""Weights as they are, in one float type."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import ml_dtypes
+import numpy as np
+
+from tunebench.quantization import Array, Arrays, Family, Shapes
+from tunebench.spec import Scheme
+
+if TYPE_CHECKING:
+    from tvm.relax.frontend.nn import Tensor
+
+RANDOM_STD = 0.02  # of transformers' initialisation
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """The numpy dtype of a TVM dtype name, bfloat16 included."""
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
+def _shapes(scheme: Scheme, n: int, k: int) -> Shapes:
+    return {"weight": ((n, k), scheme.dtype)}
+
+
+def _quantize(scheme: Scheme, matrix: Array) -> Arrays:
+    return {"weight": matrix.astype(numpy_dtype(scheme.dtype))}
+
+
+def _dequantize(scheme: Scheme, parts: Arrays) -> Array:
+    return parts["weight"].astype(np.float32)
+
+
+def _random(scheme: Scheme, n: int, k: int, rng: np.random.Generator) -> Arrays:
+    weight = np.empty((n, k), numpy_dtype(scheme.dtype))
+    for start in range(0, n, 1024):  # float32 noise for a few rows at a time
+        rows = weight[start : start + 1024]
+        rows[...] = rng.standard_normal(rows.shape, np.float32) * RANDOM_STD
+    return {"weight": weight}
+
+
+def _matmul(scheme: Scheme, x: Tensor, parts: dict[str, Tensor], out_dtype: str) -> Tensor:
+    from tvm import te
+    from tvm.relax.frontend.nn import op
+
+    def product(a: te.Tensor, weight: te.Tensor) -> te.Tensor:
+        (m, k), (n, _) = a.shape, weight.shape
+        axis = te.reduce_axis((0, k), name="k")
+        y = te.compute(
+            (m, n),
+            lambda i, j: te.sum(a[i, axis].astype("float32") * weight[j, axis].astype("float32"), axis=axis),
+            name="matmul",
+        )
+        return y if out_dtype == "float32" else te.compute((m, n), lambda i, j: y[i, j].astype(out_dtype), name="out")
+
+    return op.tensor_expr_op(product, "matmul", [x, parts["weight"]])
+
+
+def _take(scheme: Scheme, tokens: Tensor, parts: dict[str, Tensor]) -> Tensor:
+    from tvm.relax.frontend.nn import op
+
+    return op.take(parts["weight"], tokens, axis=0)
+
+
+FAMILIES = (
+    Family(
+        name="none",
+        schemes=(
+            Scheme("q0f32", "none", "float32", 32),
+            Scheme("q0f16", "none", "float16", 16),
+            Scheme("q0bf16", "none", "bfloat16", 16),
+        ),
+        shapes=_shapes,
+        quantize=_quantize,
+        dequantize=_dequantize,
+        random=_random,
+        matmul=_matmul,
+        take=_take,
+    ),
+)

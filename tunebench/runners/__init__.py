@@ -1,0 +1,1 @@
+"""Where candidate kernels are built, checked and timed, one module each."""

@@ -1,0 +1,326 @@
+"""Build, check and time kernels on this machine's CPU, in worker processes that import TVM once.
+
+A worker compiles in memory (no system compiler is needed) and times what it compiled. Builds go to all
+workers at once, timing to one at a time while the others wait, so that the two never share the cores.
+A kernel that crashes or hangs takes its worker down and nothing else; the worker is started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tvm
+from tvm.support.popen_pool import PopenWorker
+
+from tunebench.errors import TuneBenchError
+from tunebench.measure import Protocol, Samples, interleave
+
+BUILD_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
+MAX_SETS = 32
+TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}  # of the largest reference value
+
+
+@dataclass(frozen=True)
+class Job:
+    """A kernel to compare candidates of: its module with the default schedule, and what its inputs are."""
+
+    name: str
+    reference: str  # the module with its default schedule, as JSON
+    depth: int  # value of a `position` input
+    cold_bytes: int  # input sets are rotated until they add up to this
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one candidate. `samples_ns` is empty where `error` says why."""
+
+    samples_ns: tuple[int, ...] = ()
+    error: str = ""
+
+
+class LocalRunner:
+    """Worker processes on this machine. Close it when done."""
+
+    def __init__(self, target: tvm.target.Target, threads: int, workers: int) -> None:
+        self._target = tvm.ir.save_json(target)
+        self._threads = threads
+        self._folder = tempfile.TemporaryDirectory(prefix="tunebench-")
+        self._workers = [self._start() for _ in range(workers)]
+        self._home: dict[str, int] = {}  # candidate -> the worker that built it
+
+    def _start(self) -> PopenWorker:
+        with _environment(TVM_NUM_THREADS=str(self._threads)):
+            worker = PopenWorker(
+                _initialize, (self._target, self._threads, self._folder.name), stderr=subprocess.DEVNULL
+            )
+            worker.send(_ready, timeout=START_TIMEOUT_S)
+        worker.recv()
+        return worker
+
+    def close(self) -> None:
+        """End the workers and drop what they compiled."""
+        for worker in self._workers:
+            worker.kill()
+        self._folder.cleanup()
+
+    def prepare(self, job: Job, protocol: Protocol) -> Outcome:
+        """Run the default schedule: its times, and the outputs that candidates are compared with."""
+        return self._ask(0, START_TIMEOUT_S * 5, _prepare, job, protocol)
+
+    def build(self, candidates: Sequence[tuple[str, tvm.IRModule]]) -> dict[str, str]:
+        """Compile candidates on all workers; each one's error, empty where it built."""
+        errors: dict[str, str] = {}
+        queues = [list(candidates[i :: len(self._workers)]) for i in range(len(self._workers))]
+        while any(queues):
+            sent = []
+            for index, queue in enumerate(queues):
+                if queue:
+                    name, mod = queue.pop(0)
+                    self._send(index, BUILD_TIMEOUT_S, _build, name, tvm.ir.save_json(mod))
+                    sent.append((index, name))
+            for index, name in sent:
+                errors[name] = self._receive(index).error
+                self._home[name] = index
+        return errors
+
+    def time(self, job: Job, name: str, protocol: Protocol, limit_ns: int) -> Outcome:
+        """Check a built candidate against the reference, then time it; one call only if that takes over `limit_ns`."""
+        timeout = max(10.0, 20 * limit_ns / 1e9)
+        return self._ask(self._home[name], timeout, _check_and_time, job, name, protocol, limit_ns)
+
+    def duel(
+        self, job: Job, candidates: Sequence[tuple[str, tvm.IRModule]], protocol: Protocol
+    ) -> dict[str, Outcome]:
+        """Check and time several candidates and the default, interleaved. The default's name is `default`."""
+        mods = [(name, tvm.ir.save_json(mod)) for name, mod in candidates]
+        try:
+            self._send(0, START_TIMEOUT_S * 5, _duel, job, mods, protocol)
+            outcomes: dict[str, Outcome] = self._workers[0].recv()
+        except (TimeoutError, ChildProcessError, RuntimeError, OSError) as error:
+            outcomes = {name: Outcome(error=_brief(error)) for name, _ in candidates}
+        return outcomes
+
+    def forget(self) -> None:
+        """Drop compiled candidates."""
+        for index in range(len(self._workers)):
+            self._ask(index, START_TIMEOUT_S, _forget)
+        self._home.clear()
+
+    def _ask(self, index: int, timeout: float, function: Callable[..., Outcome], *args: object) -> Outcome:
+        self._send(index, timeout, function, *args)
+        return self._receive(index)
+
+    def _send(self, index: int, timeout: float, function: Callable[..., object], *args: object) -> None:
+        if not self._workers[index].is_alive():
+            self._workers[index] = self._start()
+        self._workers[index].send(function, args, timeout=timeout)
+
+    def _receive(self, index: int) -> Outcome:
+        try:
+            outcome: Outcome = self._workers[index].recv()
+        except TimeoutError:
+            self._workers[index].kill()
+            return Outcome(error="timed out")
+        except (ChildProcessError, RuntimeError, OSError) as error:
+            self._workers[index].kill()
+            return Outcome(error=_brief(error))
+        return outcome
+
+
+def _brief(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip()[:200]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _environment(**values: str):  # type: ignore[no-untyped-def]
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+# -- in a worker ------------------------------------------------------------------------------------------
+
+_Kernel = Callable[..., object]
+
+
+class _Worker:
+    """The state of one worker process."""
+
+    target: tvm.target.Target
+    folder: Path
+    kernels: dict[str, _Kernel]
+    bench: _Bench | None
+
+
+_worker = _Worker()
+
+
+class _Bench:
+    """Input sets of one job and its reference outputs."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.reference_kernel = _compile(job.reference)
+        params = tvm.ir.load_json(job.reference)["main"].params
+        rng = np.random.default_rng(0)
+        self.inputs = [_input(param, job.depth, rng) for param in params]
+        size = sum(array.nbytes for array in self.inputs)
+        count = max(1, min(MAX_SETS, -(-job.cold_bytes // size)))
+        self.sets = [[tvm.runtime.tensor(array) for array in self.inputs] for _ in range(count)]
+        self.turn = 0
+        path = _worker.folder / f"{job.name}.npz"
+        if not path.exists():
+            self._save_reference(path)
+        with np.load(path) as data:
+            self.expected = {int(index): data[index] for index in data.files}
+
+    def _save_reference(self, path: Path) -> None:
+        outputs = self._outputs(self.reference_kernel, list(range(len(self.inputs))))
+        last = len(self.inputs) - 1
+        changed = [i for i, array in outputs.items() if i == last or not np.array_equal(array, self.inputs[i])]
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+            np.savez(file, **{str(i): outputs[i].view(_bits(outputs[i])) for i in changed})  # type: ignore[arg-type]
+        os.replace(file.name, path)
+
+    def _outputs(self, kernel: _Kernel, wanted: list[int]) -> dict[int, np.ndarray]:
+        """Run once on fresh buffers; the output buffer starts as garbage, so what is not written shows."""
+        buffers = list(self.sets[0])
+        for i in {*wanted, len(buffers) - 1}:
+            start = self.inputs[i].copy()
+            if i == len(buffers) - 1:
+                start.view(np.uint8)[...] = 0xFF  # NaN in every float type
+            buffers[i] = tvm.runtime.tensor(start)
+        kernel(*buffers)
+        return {i: buffers[i].numpy() for i in wanted}
+
+    def check(self, kernel: _Kernel) -> str:
+        """Why the kernel's outputs are wrong, or an empty string."""
+        for i, array in self._outputs(kernel, list(self.expected)).items():
+            want = self.expected[i].view(array.dtype).astype(np.float32)
+            worst = np.abs(array.astype(np.float32) - want).max()
+            bound = TOLERANCE[str(array.dtype)] * max(float(np.abs(want).max()), 1e-6)
+            if not worst <= bound:  # also for NaN
+                return f"wrong output: off by {worst:.3g} where {bound:.3g} is allowed"
+        return ""
+
+    def call(self, kernel: _Kernel) -> None:
+        """One call on the next input set."""
+        self.turn = (self.turn + 1) % len(self.sets)
+        kernel(*self.sets[self.turn])
+
+
+def _bits(array: np.ndarray) -> np.dtype:
+    return np.dtype(f"u{array.dtype.itemsize}")
+
+
+def _input(param: tvm.tirx.Buffer, depth: int, rng: np.random.Generator) -> np.ndarray:
+    shape = tuple(int(extent) for extent in param.shape)
+    dtype = str(param.dtype)
+    if dtype == "int32":
+        return np.full(shape, depth if param.name == "position" else 0, np.int32)
+    if dtype.startswith("uint"):
+        return rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    values = rng.uniform(-1, 1, shape).astype(np.float32)
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return values.astype(ml_dtypes.bfloat16)
+    return values.astype(dtype)
+
+
+def _initialize(target: str, threads: int, folder: str) -> None:
+    _worker.target = tvm.ir.load_json(target)
+    _worker.folder = Path(folder)
+    _worker.kernels = {}
+    _worker.bench = None
+    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+
+
+def _ready() -> bool:
+    return True
+
+
+def _compile(mod_json: str) -> _Kernel:
+    kernel: _Kernel = tvm.compile(tvm.ir.load_json(mod_json), target=_worker.target)["main"]
+    return kernel
+
+
+def _bench(job: Job) -> _Bench:
+    if _worker.bench is None or _worker.bench.job.name != job.name:
+        _worker.bench = None  # free the last one's inputs first
+        _worker.bench = _Bench(job)
+    return _worker.bench
+
+
+def _prepare(job: Job, protocol: Protocol) -> Outcome:
+    bench = _bench(job)
+    return Outcome(tuple(_time(bench, {"default": bench.reference_kernel}, protocol)["default"].samples_ns))
+
+
+def _build(name: str, mod_json: str) -> Outcome:
+    try:
+        _worker.kernels[name] = _compile(mod_json)
+    except Exception as error:  # whatever code generation raises is the candidate's fault
+        return Outcome(error=_brief(error))
+    return Outcome()
+
+
+def _check_and_time(job: Job, name: str, protocol: Protocol, limit_ns: int) -> Outcome:
+    if name not in _worker.kernels:
+        return Outcome(error="lost when its worker stopped")
+    bench, kernel = _bench(job), _worker.kernels[name]
+    wrong = bench.check(kernel)
+    if wrong:
+        return Outcome(error=wrong)
+    once = Protocol(warmups=1, samples=1, least_samples=1)
+    first = _time(bench, {name: kernel}, once)[name].samples_ns
+    if first[0] > limit_ns:
+        return Outcome(tuple(first))
+    return Outcome(tuple(_time(bench, {name: kernel}, protocol)[name].samples_ns))
+
+
+def _duel(job: Job, mods: list[tuple[str, str]], protocol: Protocol) -> dict[str, Outcome]:
+    bench = _bench(job)
+    outcomes: dict[str, Outcome] = {}
+    kernels: dict[str, _Kernel] = {"default": bench.reference_kernel}
+    for name, mod_json in mods:
+        try:
+            kernel = _compile(mod_json)
+            wrong = bench.check(kernel)
+        except Exception as error:  # whatever code generation raises is the candidate's fault
+            wrong = _brief(error)
+        if wrong:
+            outcomes[name] = Outcome(error=wrong)
+        else:
+            kernels[name] = kernel
+    timed = _time(bench, kernels, protocol)
+    return {**outcomes, **{name: Outcome(tuple(samples.samples_ns)) for name, samples in timed.items()}}
+
+
+def _time(bench: _Bench, kernels: dict[str, _Kernel], protocol: Protocol) -> dict[str, Samples]:
+    arms = {name: (lambda kernel=kernel: bench.call(kernel)) for name, kernel in kernels.items()}
+    return interleave(arms, protocol)
+
+
+def _forget() -> Outcome:
+    _worker.kernels.clear()
+    return Outcome()
+
+
+def check_local(preset_runs_here: bool, name: str) -> None:
+    """Raise a TuneBenchError where kernels for a target cannot run on this machine."""
+    if not preset_runs_here:
+        raise TuneBenchError(f"target {name!r} can be compiled for here, but not run.", "See `tunebench list targets`.")

@@ -1,0 +1,52 @@
+"""Search spaces, one module per family of kernels, each listing its `SPACES`.
+
+A space says which kernels it is for, and generates one schedule per structural choice; what may vary within
+one is left to sampling instructions, so that it can be mutated and its record replayed. A kernel that no
+space matches gets MetaSchedule's own rules. TVM is imported only inside the functions that schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tunebench import registry
+
+if TYPE_CHECKING:
+    from tvm import s_tir
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a space may ask about a kernel before it schedules it."""
+
+    blocks: tuple[str, ...]  # the outermost blocks' names, in order
+    lanes: int  # float32 elements in a vector register
+    cores: int
+
+
+@dataclass(frozen=True)
+class Space:
+    """What may vary in one family of kernels."""
+
+    name: str
+    summary: str
+    device: str  # the kind of device it is for: cpu or gpu
+    matches: Callable[[s_tir.Schedule, Kernel], bool]
+    generate: Callable[[s_tir.Schedule, Kernel], list[s_tir.Schedule]]
+
+
+def spaces() -> dict[str, Space]:
+    """Every space by name."""
+    return registry.load("tunebench.spaces", "SPACES", Space)
+
+
+def dividing(extent: int, choices: Sequence[int]) -> list[int]:
+    """Those of `choices` that divide `extent`; never empty, as 1 is always among them."""
+    return [choice for choice in sorted({1, *choices}) if extent % choice == 0]
+
+
+def sample(sch: s_tir.Schedule, choices: Sequence[int]) -> s_tir.schedule.ExprRV:
+    """One of `choices`, all equally likely, as a decision that the search can change."""
+    return sch.sample_categorical(list(choices), [1.0 / len(choices)] * len(choices))
