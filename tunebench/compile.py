@@ -1,0 +1,51 @@
+"""Workload (+ database) -> something the virtual machine runs, with its coverage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import tvm
+from tvm import relax, s_tir
+from tvm.s_tir import meta_schedule as ms
+
+from tunebench import lowering
+from tunebench.database import task_key
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """An executable and which of its kernels are tuned."""
+
+    executable: relax.VMExecutable
+    tuned: frozenset[str]  # task keys
+
+
+def replay(mod: tvm.IRModule, record: ms.database.TuningRecord) -> tvm.IRModule:
+    """A task's module under a record's schedule."""
+    sch = s_tir.Schedule(mod)
+    record.trace.apply_to_schedule(sch, remove_postproc=False)
+    return sch.mod
+
+
+def compile_model(
+    mod: tvm.IRModule, target: tvm.target.Target, records: Mapping[str, ms.database.TuningRecord]
+) -> Compiled:
+    """Compile a module after the prefix; kernels without a record get their default schedule."""
+    scheduled = tvm.IRModule(dict(mod.functions_items()))
+    tuned: set[str] = set()
+    for gv, func in mod.functions_items():
+        if not isinstance(func, tvm.tirx.PrimFunc):
+            continue
+        kernel = lowering.task_module(func)
+        key = task_key(kernel)
+        if key in records:
+            tuned.add(key)
+            new = replay(kernel, records[key])
+        else:
+            new = lowering.default_schedule(kernel)
+        scheduled.update_func(gv, new["main"].with_attr("global_symbol", gv.name_hint))
+    lowered = lowering.tail(scheduled, target)
+    return Compiled(tvm.compile(lowered, target=target, relax_pipeline=None), frozenset(tuned))
+
+
