@@ -107,7 +107,7 @@ def tune(model: str, scheme: str, **changes: object) -> TuneResult:
         {
             "wall_s": 40.0 * step,
             "trials": 64.0 * step,
-            "decode_ns": 3e7 * scale * (0.55 + 0.45 * math.exp(-step / 5)),
+            "decode_ns": 3e7 * scale * (0.08 * len(scheme) + 0.45 * math.exp(-step / (2 + len(scheme)))),
             "prefill_ns": 9e8 * scale * (0.4 + 0.6 * math.exp(-step / 4)),
         }
         for step in range(17)
@@ -215,6 +215,14 @@ def test_failures_peers_and_verdicts_are_shown(report: Report) -> None:
 def test_the_headline_says_what_tuning_gained(report: Report) -> None:
     assert report.findings[0].startswith("Decode: 4 of 4 are faster with tuning over default, at the median 1.")
     assert any("kept default" in finding for finding in report.findings)
+
+
+def test_coverage_names_the_misses_of_its_phase(report: Report) -> None:
+    for line in table(report, "coverage"):
+        assert line["time under tuned kernels"] == "93.0 %"
+        assert re.fullmatch(
+            r"matmul_lm_head 8.0 %: slower.*; rms_norm 5.0 %: the interval includes 1", line["largest misses"]
+        )
 
 
 def test_tuning_pays_back_after_some_tokens(report: Report) -> None:
@@ -416,7 +424,7 @@ def test_metrics_of_prefill() -> None:
         (words.percent(0.424), "42.4 %"),
         (words.ratio(1.42, 1.38, 1.47), "1.42x (1.38 to 1.47)"),
         (words.ratio(1.42, 0.0, math.inf), "1.42x"),
-        (words.rate(10.62, 0.21), "10.6 ± 0.21 tok/s"),
+        (words.rate(10.62, 0.21), "10.6 ± 0.2 tok/s"),
         (words.rate(math.nan), "-"),
         (words.count(1.2e6, "tokens"), "1.20 M tokens"),
         (words.count(850.0, "tokens"), "850 tokens"),

@@ -8,9 +8,11 @@ from typing import Any
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from tunebench import registry
 from tunebench.results import TuneResult
@@ -22,6 +24,7 @@ DEFAULT, TUNED, SLOWER = "#8b949e", "#0072b2", "#d55e00"  # Okabe and Ito: told 
 PEERS = ("#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 WIDTH = 9.0  # inches
 LANE = 0.25  # inches a bar takes
+LEGEND_WIDTH = 110  # letters in a line of the legend
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
@@ -95,6 +98,15 @@ def spaced() -> ConstrainedLayoutEngine:
     return ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08)
 
 
+def digits(value: float) -> str:
+    """Three significant digits, no exponent, thousands left whole."""
+    if value == 0:
+        return "0"
+    magnitude = abs(value)
+    places = 0 if magnitude >= 100 else 1 if magnitude >= 10 else 2 if magnitude >= 0.1 else 3
+    return f"{value:.{places}f}"
+
+
 def quiet(axes: Axes) -> None:
     """Leave only a light grid on the axis of the values."""
     for side in ("top", "right", "left"):
@@ -103,15 +115,19 @@ def quiet(axes: Axes) -> None:
     axes.tick_params(length=0)
 
 
-def heading(figure: Figure, title: str, entries: Iterable[tuple[str, str]] = ()) -> None:
-    """The figure's title, and under it its legend: (label, colour) each."""
+def heading(figure: Figure, title: str, entries: Iterable[tuple[str, str]] = (), markers: str = "") -> None:
+    """The figure's title, and under it its legend: (label, colour) each, a dot unless `markers` says otherwise."""
     pairs = list(entries)
-    marks = [Line2D([], [], color=colour, marker="o", linestyle="", markersize=6) for _, colour in pairs]
+    marks = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", markersize=6)
+        for (_, colour), marker in zip(pairs, markers or "o" * len(pairs), strict=True)
+    ]
+    longest = max((len(label) for label, _ in pairs), default=1)
     legend = figure.legend(
         marks,
         [label for label, _ in pairs],
         loc="outside upper left",
-        ncols=max(1, min(len(pairs), 6)),
+        ncols=max(1, min(len(pairs), LEGEND_WIDTH // (longest + 5))),
         title=title,
         alignment="left",
         frameon=False,
@@ -161,10 +177,12 @@ def draw_lanes(axes: Axes, bars: Sequence[Bar], every: Sequence[Bar], log: bool,
     for bar in bars:
         height, colour = lanes[bar.group, bar.arm], colours[bar.arm]
         if log:
+            axes.axhline(height, color=GRID, alpha=0.35, linewidth=0.6)
             axes.plot(bar.value, height, "o", color=colour, markersize=6)
         else:
             axes.barh(height, bar.value, height=0.78, color=colour)
-        axes.plot((bar.low, bar.high), (height, height), color=INK, linewidth=1.1)
+        if bar.high > bar.low:
+            axes.plot((bar.low, bar.high), (height, height), color=INK, linewidth=1.1)
         beside(axes, max(bar.value, bar.high), height, bar.label)
     axes.set_yticks(list(centres.values()), list(centres) if names else [""] * len(centres))
     axes.set_ylim(top - 0.9, -0.7)
@@ -177,11 +195,17 @@ def widen(axes: Axes, bars: Sequence[Bar], log: bool) -> None:
     if log:
         room = max(high / low, 4.0)
         axes.set_xscale("log")
-        axes.set_xlim(low / room**0.08, high * room**0.35)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter("")
+        axes.set_xlim(low / room**0.08, high * room**0.3)
+        log_ticks(axes.xaxis)
     else:
         axes.set_xlim(0, high * 1.35 or 1)
+
+
+def log_ticks(axis: Axis, unit: str = "") -> None:
+    """Few, round and labelled ticks: 1, 2, 5, 10 ..."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}{unit}")
+    axis.set_minor_locator(NullLocator())
 
 
 def beside(axes: Axes, x: float, y: float, words: str, colour: str = INK) -> None:

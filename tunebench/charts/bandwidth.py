@@ -11,6 +11,7 @@ from tunebench.charts import (
     Bar,
     Chart,
     arm_colours,
+    digits,
     draw_lanes,
     group_label,
     heading,
@@ -45,11 +46,21 @@ def _bars(frame: pd.DataFrame, column: str) -> list[Bar]:
     rows = [row for row in records(frame) if row.get(column) is not None]
     rows.sort(key=lambda row: (row["model_label"], row["scheme"], row["n_prompt"], row["n_gen"], row["n_depth"]))
     several = len({row["model_label"] for row in rows}) > 1
+    tests = {row["test_label"] for row in rows}
     bars = []
     for row in rows:
         share = 100 * row[column]
-        words = f"{share:.0f} %  ({row['tokens_per_s']:.3g} tok/s)"
-        bars.append(Bar(group_label(row, several, row["test_label"]), row["arm"], share, share, share, words))
+        words = f"{share:.0f} %  ({digits(row['tokens_per_s'])} tok/s)"
+        bars.append(
+            Bar(
+                group_label(row, several, *([row["test_label"]] if len(tests) > 1 else [])),
+                row["arm"],
+                share,
+                share,
+                share,
+                words,
+            )
+        )
     return bars
 
 

@@ -8,7 +8,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tunebench import stats
-from tunebench.charts import DEFAULT, GRID, LANE, MUTED, PEERS, TUNED, WIDTH, Chart, beside, heading, quiet, spaced
+from tunebench.charts import (
+    DEFAULT,
+    GRID,
+    LANE,
+    MUTED,
+    PEERS,
+    TUNED,
+    WIDTH,
+    Chart,
+    beside,
+    heading,
+    log_ticks,
+    quiet,
+    spaced,
+)
 from tunebench.results import TuneResult
 from tunebench.spec import Kernel
 
@@ -31,6 +45,8 @@ def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
         left, right = figure.add_subplot(grid[index, 0]), figure.add_subplot(grid[index, 1])
         _shares(left, title, kernels)
         _speedups(right, kernels)
+    figure.axes[-2].set_xlabel("share of the phase's time")
+    figure.axes[-1].set_xlabel("times as fast as default; whisker: 95 % interval")
     heading(figure, TITLE, COLOURS.items())
     return figure
 
@@ -38,7 +54,7 @@ def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
 def _panel(row: TuneResult, phase: str) -> Panel:
     kernels = sorted((kernel for kernel in row.kernels if kernel.phase == phase), key=lambda kernel: -kernel.share)
     rest = kernels[MOST:]
-    more = f"; {len(rest)} more take {sum(kernel.share for kernel in rest):.1%}" if rest else ""
+    more = f"; {len(rest)} more take {sum(kernel.share for kernel in rest) * 100:.1f} %" if rest else ""
     return f"{Path(row.model).name.removesuffix('.json')} {row.scheme}, {phase}{more}", kernels[:MOST]
 
 
@@ -48,13 +64,12 @@ def _shares(axes: Axes, title: str, kernels: list[Kernel]) -> None:
     axes.set_title(title, pad=8)
     axes.barh(range(len(kernels)), [100 * kernel.share for kernel in kernels], height=0.55, color=GRID)
     for height, kernel in enumerate(kernels):
-        beside(axes, 100 * kernel.share, height, f"{kernel.share:.1%}")
+        beside(axes, 100 * kernel.share, height, f"{kernel.share * 100:.1f} %")
     axes.set_yticks(range(len(kernels)), [_name(kernel) for kernel in kernels], fontsize=8)
     axes.set_ylim(len(kernels) - 0.4, -0.6)
     axes.set_xlim(0, 140 * max(kernel.share for kernel in kernels) or 1)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
-    axes.set_xlabel("share of the phase's time")
 
 
 def _speedups(axes: Axes, kernels: list[Kernel]) -> None:
@@ -62,17 +77,16 @@ def _speedups(axes: Axes, kernels: list[Kernel]) -> None:
     axes.axvline(1, color=MUTED, linewidth=1)
     bounds = [bound for height, kernel in enumerate(kernels) for bound in _dot(axes, height, kernel)]
     low, high = min(1.0, *bounds), max(1.0, *bounds)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     if high / low > 4:
         axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter("")
+        log_ticks(axes.xaxis, "x")
         axes.set_xlim(low / (high / low) ** 0.06, high * (high / low) ** 0.3)
     else:
         room = max(high - low, 0.05)
         axes.set_xlim(low - 0.06 * room, high + 0.3 * room)
     axes.set_yticks([])
     axes.set_ylim(len(kernels) - 0.4, -0.6)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-    axes.set_xlabel("times as fast as default; whisker: 95 % interval")
 
 
 def _dot(axes: Axes, height: int, kernel: Kernel) -> tuple[float, float]:

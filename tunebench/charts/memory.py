@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tunebench.charts import INK, LANE, Chart, beside, group_label, heading, panels, records
+from tunebench.charts import INK, LANE, Chart, beside, digits, group_label, heading, panels, records
 from tunebench.results import TuneResult
 
 TITLE = "Memory by scheme, largest over tests and schedules"
@@ -26,7 +26,7 @@ def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
         _bar(axes, height, counts)
     axes.set_yticks(range(len(groups)), list(groups))
     axes.set_ylim(len(groups) - 0.4, -0.6)
-    axes.set_xlim(0, max(map(_extent, groups.values())) * 1.6 or 1)
+    axes.set_xlim(0, max(map(_extent, groups.values())) * 1.7 or 1)
     axes.set_xlabel("GB (1000³ bytes)")
     heading(figure, TITLE, [*PARTS.values(), ("peak", INK)])
     return figure
@@ -60,9 +60,9 @@ def _bar(axes: Axes, height: int, counts: dict[str, float]) -> None:
         left += counts.get(name, 0.0)
     if "peak_bytes" in counts:
         axes.plot([counts["peak_bytes"]] * 2, (height - 0.38, height + 0.38), color=INK, linewidth=2)
-    words = [f"{label} {counts[name]:.3g}" for name, (label, _) in PARTS.items() if name in counts]
-    words += [f"peak {counts['peak_bytes']:.3g}" if "peak_bytes" in counts else "peak not counted"]
-    beside(axes, _extent(counts), height, " · ".join(words))
+    words = [f"{label} {digits(counts[name])}" for name, (label, _) in PARTS.items() if name in counts]
+    words += [f"peak {digits(counts['peak_bytes'])}" if "peak_bytes" in counts else "peak not counted"]
+    beside(axes, _extent(counts), height, " · ".join(words) + " GB")
 
 
 CHARTS = (Chart("memory", TITLE, draw),)

@@ -7,7 +7,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tunebench.charts import DEFAULT, GRID, INK, LANE, MUTED, SLOWER, TUNED, Chart, beside, heading, panels, records
+from tunebench.charts import (
+    DEFAULT,
+    GRID,
+    INK,
+    LANE,
+    MUTED,
+    SLOWER,
+    TUNED,
+    Chart,
+    beside,
+    heading,
+    log_ticks,
+    panels,
+    records,
+)
 from tunebench.results import TuneResult
 
 COLOURS = {"faster": TUNED, "slower": SLOWER, "no clear difference": DEFAULT, "too few samples": DEFAULT}
@@ -43,9 +57,10 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], limits: tuple[float, float, b
     axes.set_ylim(len(rows) - 0.4, -0.6)
     if log:
         axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter("")
+        log_ticks(axes.xaxis, "x")
+    else:
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     axes.set_xlim(low, high)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
 
 
 def _dot(axes: Axes, height: int, row: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from tunebench.charts import (
     Bar,
     Chart,
     arm_colours,
+    digits,
     draw_lanes,
     group_label,
     heading,
@@ -47,7 +48,7 @@ def _bars(frame: pd.DataFrame) -> dict[str, list[Bar]]:
     for row in sorted(rows, key=lambda row: (row["phase"] != "prefill", row["n_prompt"], row["n_gen"], row["n_depth"])):
         value, spread = row["tokens_per_s"], row["tokens_per_s_spread"] or 0.0
         group = group_label(row, several)
-        bar = Bar(group, row["arm"], value, value - spread, value + spread, f"{value:.3g}")
+        bar = Bar(group, row["arm"], value, value - spread, value + spread, digits(value))
         tests.setdefault(row["test_label"], []).append(bar)
     return tests
 

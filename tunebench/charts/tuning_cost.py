@@ -1,77 +1,96 @@
 """What tuning cost: the estimated time of a step, best so far, against wall-clock and trials."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tunebench.charts import GRID, PEERS, TUNED, Chart, heading, panels
+from tunebench.charts import GRID, PEERS, TUNED, Chart, digits, heading, log_ticks, panels
 from tunebench.results import TuneResult
 
 TITLE = "What tuning cost: estimated time of a step, best so far"
 PHASES = {"decode_ns": "Decode step", "prefill_ns": "Prefill piece"}
 AXES = {"wall_s": ("wall-clock, minutes", 60.0), "trials": ("trials", 1.0)}
-GAP = 0.075  # of the axis, between two labels
+COLOURS = (TUNED, *PEERS)
+MARKERS = "os^Dv"  # a new one each time that the colours have run out
+GAP = 0.16  # inches between two labels
+
+
+@dataclass(frozen=True)
+class Line:
+    """The course of one tuning run in one panel."""
+
+    x: list[float]
+    y: list[float]
+    colour: str
+    marker: str
 
 
 def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
     """A row of panels per phase, a column per kind of cost, a line per tuning run."""
-    runs = [row for row in tune_rows if len(row.curve) > 1]
+    runs = [row for row in tune_rows if any(_has(row, phase) for phase in PHASES)]
     phases = [phase for phase in PHASES if any(_has(row, phase) for row in runs)]
-    if not phases:
+    if not runs:
         return None
-    titles = [f"{PHASES[phase]}, ms" for phase in phases for _ in AXES]
-    figure, axes = panels(titles, [max(1.9, 0.24 * len(runs))] * len(phases), len(AXES))
+    height = max(1.9, 1.3 * GAP * len(runs))
+    figure, axes = panels([f"{PHASES[phase]}, ms" for phase in phases for _ in AXES], [height] * len(phases), len(AXES))
     cells = [(phase, cost) for phase in phases for cost in AXES]
     for axis, (phase, cost) in zip(axes, cells, strict=True):
-        _panel(axis, [row for row in runs if _has(row, phase)], runs, phase, cost)
-    heading(figure, TITLE, [(_name(row), _colour(runs.index(row))) for row in runs])
+        lines = [_line(row, index, phase, cost) for index, row in enumerate(runs) if _has(row, phase)]
+        _panel(axis, lines, GAP / height)
+        axis.set_xlabel(AXES[cost][0])
+    entries = [(_name(row), COLOURS[index % len(COLOURS)]) for index, row in enumerate(runs)]
+    heading(figure, TITLE, entries, "".join(_marker(index) for index in range(len(runs))))
     return figure
 
 
-def _panel(axes: Axes, rows: list[TuneResult], runs: list[TuneResult], phase: str, cost: str) -> None:
-    words, unit = AXES[cost]
-    ends = []
-    for row in rows:
-        points = [point for point in row.curve if point.get(phase)]
-        x, y = [point[cost] / unit for point in points], [point[phase] / 1e6 for point in points]
-        axes.plot(x, y, drawstyle="steps-post", color=_colour(runs.index(row)), linewidth=1.8)
-        axes.plot(x[-1], y[-1], "o", color=_colour(runs.index(row)), markersize=5)
-        ends.append((x[-1], y[-1], f"{y[-1]:.3g} ms ({y[-1] / y[0] - 1:+.0%})"))
+def _line(row: TuneResult, index: int, phase: str, cost: str) -> Line:
+    points = [point for point in row.curve if point.get(phase)]
+    x = [point.get(cost, 0.0) / AXES[cost][1] for point in points]
+    return Line(x, [point[phase] / 1e6 for point in points], COLOURS[index % len(COLOURS)], _marker(index))
+
+
+def _panel(axes: Axes, lines: list[Line], gap: float) -> None:
+    for line in lines:
+        axes.plot(line.x, line.y, drawstyle="steps-post", color=line.colour, linewidth=1.8)
+        axes.plot(line.x[-1], line.y[-1], line.marker, color=line.colour, markersize=5)
     axes.grid(axis="y", color=GRID, alpha=0.35, linewidth=0.6)
-    axes.set_xlabel(words)
-    axes.set_xlim(0, max(end[0] for end in ends) * 1.42 or 1)
+    axes.set_xlim(0, max(line.x[-1] for line in lines) * 1.5 or 1)
     _scale(axes)
-    _end_labels(axes, ends)
+    _end_labels(axes, lines, gap)
 
 
 def _scale(axes: Axes) -> None:
     low, high = axes.get_ylim()
     if low > 0 and high / low > 8:
         axes.set_yscale("log")
+        log_ticks(axes.yaxis)
     else:
         axes.set_ylim(0, high)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter("")
 
 
-def _end_labels(axes: Axes, ends: list[tuple[float, float, str]]) -> None:
-    """Words at the ends of the lines, moved apart where they would overlap."""
+def _end_labels(axes: Axes, lines: list[Line], gap: float) -> None:
+    """A mark and words for the end of each line, moved apart where they would overlap."""
     to_axes = axes.transData + axes.transAxes.inverted()
     placed = -1.0
-    for x, y, words in sorted(ends, key=lambda end: end[1]):
-        across, up = to_axes.transform((x, y))
-        placed = max(up, placed + GAP)
-        axes.annotate(
-            words,
-            (across, up),
-            (across + 0.025, placed),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
+    for line in sorted(lines, key=lambda line: line.y[-1]):
+        across, up = to_axes.transform((line.x[-1], line.y[-1]))
+        placed = max(up, placed + gap)
+        frame: Any = {"transform": axes.transAxes, "color": line.colour, "clip_on": False}
+        axes.plot((across, across + 0.04), (up, placed), linewidth=0.8, **frame)
+        axes.plot(across + 0.04, placed, line.marker, markersize=4, **frame)
+        change = f"{100 * (line.y[-1] / line.y[0] - 1):+.0f} %"
+        axes.text(
+            across + 0.055,
+            placed,
+            f"{digits(line.y[-1])} ms ({change})",
             va="center",
             fontsize=8,
+            transform=axes.transAxes,
         )
 
 
@@ -83,8 +102,8 @@ def _name(row: TuneResult) -> str:
     return f"{Path(row.model).name.removesuffix('.json')} {row.scheme}"
 
 
-def _colour(index: int) -> str:
-    return (TUNED, *PEERS)[index % (1 + len(PEERS))]
+def _marker(index: int) -> str:
+    return MARKERS[index // len(COLOURS) % len(MARKERS)]
 
 
 CHARTS = (Chart("tuning_cost", TITLE, draw),)

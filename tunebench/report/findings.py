@@ -40,6 +40,8 @@ def _phase(rows: list[dict[str, Any]], phase: str) -> str:
     best = max(faster, key=lambda row: float(row["speedup"]))
     gain = words.ratio(best["speedup"], best["speedup_low"], best["speedup_high"])
     what = f"{best['model_label']} {best['scheme']} {best['test_label']}"
+    if len(rows) == 1:
+        return f"{name}: {what} is {gain} as fast with tuning as by default."
     middle = words.ratio(stats.median([row["speedup"] for row in rows]))
     return (
         f"{name}: {len(faster)} of {len(rows)} {_is(len(faster))} faster with tuning over default, "
@@ -95,7 +97,9 @@ def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _values(values: list[Any]) -> str:
-    distinct = list(dict.fromkeys(str(value) for value in values if value is not None))
+    distinct = list(
+        dict.fromkeys(f"{value:g}" if isinstance(value, float) else str(value) for value in values if value is not None)
+    )
     if len(distinct) <= MOST_VALUES:
         return ", ".join(distinct) or "not measured"
     if all(isinstance(value, (int, float)) for value in values):

@@ -4,7 +4,7 @@ A case may have been measured several times; `latest` marks the newest row of ea
 between rows of one run, which were interleaved on one machine, and always over the `default` schedule.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,9 @@ def build(rows: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=None if lines else [*PLAIN, "latest"]).astype({"latest": bool})
 
 
-def _varying(rows: Iterable[Result]) -> list[str]:
-    """What must be said of a place because the rows differ in it."""
-    rows = list(rows)
-    return [name for name in PLACES if len({getattr(row, name) for row in rows}) > 1]
+def _varying(rows: Sequence[Result]) -> list[str]:
+    """What must be said of a place because the measured rows differ in it."""
+    return [name for name in PLACES if len({getattr(row, name) for row in rows if row.status == "ok"}) > 1]
 
 
 def _line(row: Result, reference: Result | None, several: list[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ AFTER = {  # the charts that stand under a table
     "tuning_cost": ("tuning_cost",),
     "kernels": ("kernels",),
 }
-LONG = 16  # rows; a longer table is folded in the page
+LONG = 16  # rows; a longer table is folded in the page, the summary excepted
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -123,7 +123,7 @@ def _html_table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
     rows = "".join("<tr>" + "".join(map(_html_cell, row)) + "</tr>\n" for row in table.rows)
     body = f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>'
-    if len(table.rows) > LONG:
+    if len(table.rows) > LONG and table.name != "summary":
         body = f"<details><summary>{len(table.rows)} rows</summary>{body}</details>"
     return (f'<p class="note">{_emphasis(table.note)}</p>' if table.note else "") + body
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from tunebench import stats
+from tunebench import metrics, stats
 from tunebench.charts import records
 from tunebench.report import words
 from tunebench.report.frame import COUNTERS, short_name
@@ -48,9 +48,9 @@ def summary(rows: list[dict[str, Any]]) -> Table:
         ("model", "scheme", "test", "default", "tuned", "over default", "share of machine", "peak memory"),
         lines,
         "Medians ± half the interquartile range. *Over default* is the ratio of the median times of the tuned and "
-        "the default schedule, measured interleaved in the same run, with its 95 % interval. *Share of machine* is "
-        "the share of the measured read bandwidth (tg) or of the measured matrix rate (pp) that the faster arm of "
-        "the line's last column reaches. Tokenisation and sampling are not included.",
+        "the default schedule, measured interleaved in the same run, with its 95 % interval. *Share of machine* (of "
+        "the measured read bandwidth for tg, of the measured matrix rate for pp) and *peak memory* are those of the "
+        "tuned case where there is one. Tokenisation and sampling are not included.",
     )
 
 
@@ -123,12 +123,13 @@ def _beside(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 def memory(rows: list[dict[str, Any]]) -> Table:
     """Each counter of memory, and where it came from."""
-    lines = []
+    cases: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
         if row["status"] == "ok" and any(row[f"{name}_counter"] for name in COUNTERS):
             counts = (_count(row, name) for name in COUNTERS)
-            lines.append((*_who(row), row["test_label"], row["arm"], *counts))
-    columns = ("model", "scheme", "test", "arm", "weights", "KV cache", "peak")
+            cases.setdefault((*_who(row), *counts), []).append(f"{row['test_label']} {row['arm']}")
+    lines = [(*key[:2], ", ".join(tests), *key[2:]) for key, tests in cases.items()]
+    columns = ("model", "scheme", "test", "weights", "KV cache", "peak")
     return Table("memory", "Memory", columns, lines, "In brackets the counter that the figure came from.")
 
 
@@ -226,7 +227,9 @@ def coverage(latest: Sequence[Result]) -> Table:
 
 
 def _misses(row: Result) -> str:
-    missed = sorted((kernel for kernel in row.kernels if kernel.schedule != "tuned"), key=lambda kernel: -kernel.share)
+    phases = {"both": ("prefill", "decode")}.get(metrics.phase(row), (metrics.phase(row),))
+    missed = [kernel for kernel in row.kernels if kernel.phase in phases and kernel.schedule != "tuned"]
+    missed.sort(key=lambda kernel: -kernel.share)
     named = [f"{kernel.task} {words.percent(kernel.share)}: {kernel.reason}" for kernel in missed[:MISSES]]
     rest = missed[MISSES:]
     more = [f"{len(rest)} more, {words.percent(sum(kernel.share for kernel in rest))}"] if rest else []

@@ -2,6 +2,8 @@
 
 from math import isfinite
 
+from tunebench.charts import digits
+
 MISSING = "-"
 
 
@@ -14,7 +16,7 @@ def rate(value: float | None, spread: float | None = None) -> str:
     """Tokens/s -> `10.6 ± 0.2 tok/s`."""
     if value is None or not known(value):
         return MISSING
-    around = f" ± {digits(spread)}" if spread is not None and known(spread) else ""
+    around = f" ± {_as_precise(spread, digits(value))}" if spread is not None and known(spread) else ""
     return f"{digits(value)}{around} tok/s"
 
 
@@ -57,13 +59,10 @@ def count(value: float | None, what: str) -> str:
     return " ".join(f"{_scaled(value, '')} {what}".split()) if known(value) else MISSING
 
 
-def digits(value: float) -> str:
-    """Three significant digits, no exponent, thousands left whole."""
-    if value == 0:
-        return "0"
-    size_of = abs(value)
-    places = 0 if size_of >= 100 else 1 if size_of >= 10 else 2 if size_of >= 0.1 else 3
-    return f"{value:.{places}f}"
+def _as_precise(value: float, other: str) -> str:
+    """`value` with the decimals of `other`, or more of them where it would read as nothing."""
+    shown = f"{value:.{len(other.partition('.')[2])}f}"
+    return shown if float(shown) else digits(value)
 
 
 def _scaled(value: float | None, unit: str) -> str:
