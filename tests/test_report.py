@@ -243,7 +243,9 @@ def test_the_page_refers_to_nothing_outside(report: Report) -> None:
 def test_ids_in_the_page_that_are_referred_to_exist(report: Report) -> None:
     text = (report.out / "report.html").read_text()
     wanted = set(re.findall(r'href="#([^"]+)"', text)) | set(re.findall(r"url\(#([^)]+)\)", text))
-    assert wanted <= set(re.findall(r'\bid="([^"]+)"', text))
+    found = re.findall(r'\bid="([^"]+)"', text)
+    assert wanted <= set(found)
+    assert len(found) == len(set(found))
 
 
 def test_every_figure_in_a_table_has_a_unit(report: Report) -> None:

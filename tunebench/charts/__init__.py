@@ -41,6 +41,7 @@ STYLE: Any = {
     "svg.hashsalt": "tunebench",
 }
 
+Colours = dict[str, str]  # by arm
 Draw = Callable[[pd.DataFrame, Sequence[TuneResult]], Figure | None]
 
 
@@ -138,7 +139,7 @@ def heading(figure: Figure, title: str, entries: Iterable[tuple[str, str]] = (),
     legend.get_title().set(fontsize=12, fontweight="bold", color=INK)
 
 
-def arm_colours(arms: Iterable[str]) -> dict[str, str]:
+def arm_colours(arms: Iterable[str]) -> Colours:
     """A colour for each arm, `default` and `tuned` first and always the same."""
     fixed = {"default": DEFAULT, "tuned": TUNED}
     found = set(arms)
@@ -170,10 +171,11 @@ def lane_positions(bars: Sequence[Bar]) -> tuple[dict[tuple[str, str], float], d
     return lanes, centres, top
 
 
-def draw_lanes(axes: Axes, bars: Sequence[Bar], every: Sequence[Bar], log: bool, names: bool = True) -> None:
-    """Horizontal bars (dots on a log scale) in the lanes that `every` bar of the figure defines."""
+def draw_lanes(
+    axes: Axes, bars: Sequence[Bar], every: Sequence[Bar], colours: Colours, log: bool = False, names: bool = True
+) -> None:
+    """Horizontal bars (dots on a log scale) in the lanes that `every` bar beside them defines."""
     lanes, centres, top = lane_positions(every)
-    colours = arm_colours(bar.arm for bar in every)
     for bar in bars:
         height, colour = lanes[bar.group, bar.arm], colours[bar.arm]
         if log:

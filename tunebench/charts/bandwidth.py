@@ -30,15 +30,16 @@ def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
     found = {column: bars for column in PANELS if (bars := _bars(frame, column))}
     if not found:
         return None
+    colours = arm_colours(bar.arm for bars in found.values() for bar in bars)
     heights = [lane_positions(bars)[2] * LANE for bars in found.values()]
     figure, axes = panels([PANELS[column] for column in found], heights)
     for axis, bars in zip(axes, found.values(), strict=True):
-        draw_lanes(axis, bars, bars, log=False)
+        draw_lanes(axis, bars, bars, colours)
         axis.axvline(100, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
         axis.set_xlim(0, max(120.0, *(bar.value * 1.2 for bar in bars)))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     axes[-1].set_xlabel("dashed line: measured by a probe in the same run")
-    heading(figure, TITLE, arm_colours(bar.arm for bars in found.values() for bar in bars).items())
+    heading(figure, TITLE, colours.items())
     return figure
 
 

@@ -104,7 +104,7 @@ def _dot(axes: Axes, height: int, kernel: Kernel) -> tuple[float, float]:
 
 
 def _name(kernel: Kernel) -> str:
-    name = kernel.task if len(kernel.task) <= 44 else kernel.task[:43] + "…"
+    name = kernel.task if len(kernel.task) <= 44 else f"{kernel.task[:26]}…{kernel.task[-17:]}"
     return f"{name}  m={kernel.bucket}" if kernel.phase == "prefill" else name
 
 

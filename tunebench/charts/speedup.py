@@ -13,6 +13,7 @@ from tunebench.charts import (
     INK,
     LANE,
     MUTED,
+    PEERS,
     SLOWER,
     TUNED,
     Chart,
@@ -24,7 +25,7 @@ from tunebench.charts import (
 )
 from tunebench.results import TuneResult
 
-COLOURS = {"faster": TUNED, "slower": SLOWER, "no clear difference": DEFAULT, "too few samples": DEFAULT}
+COLOURS = {"faster": TUNED, "slower": SLOWER, "no clear difference": DEFAULT, "too few samples": PEERS[0]}
 TITLE = "Speed-up of tuned over default schedules, same run"
 
 
@@ -68,7 +69,7 @@ def _dot(axes: Axes, height: int, row: dict[str, Any]) -> None:
     low, high = row["speedup_low"] or value, row["speedup_high"] or value
     axes.plot((low, high), (height, height), color=colour, linewidth=2.2, solid_capstyle="round")
     axes.plot(value, height, "o", color=colour, markersize=7)
-    words = f"{value:.2f}x  ({low:.2f} to {high:.2f})" if row["speedup_high"] else f"{value:.2f}x"
+    words = f"{value:.2f}x  ({low:.2f} to {high:.2f})" if row["speedup_high"] else f"{value:.2f}x  (too few samples)"
     beside(axes, max(high, value), height, "  " + words, INK)
 
 

@@ -29,16 +29,22 @@ def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
     tests = _bars(frame)
     if not tests:
         return None
-    every = sorted((bar for bars in tests.values() for bar in bars), key=lambda bar: bar.group)
+    colours = arm_colours(bar.arm for bars in tests.values() for bar in bars)
     columns = min(len(tests), 2)
-    height = lane_positions(every)[2] * LANE
-    figure, axes = panels(list(tests), [height] * -(-len(tests) // columns), columns)
+    rows = [_row(list(tests.values())[start : start + columns]) for start in range(0, len(tests), columns)]
+    figure, axes = panels(list(tests), [lane_positions(row)[2] * LANE for row in rows], columns)
     for index, (axis, bars) in enumerate(zip(axes, tests.values(), strict=True)):
         values = [bar.value for bar in bars]
-        draw_lanes(axis, bars, every, max(values) / min(values) > LOG_SPAN, names=index % columns == 0)
+        log = max(values) / min(values) > LOG_SPAN
+        draw_lanes(axis, bars, rows[index // columns], colours, log, names=index % columns == 0)
         axis.set_xlabel("tokens/s; whisker: middle half of the samples")
-    heading(figure, _title(frame), arm_colours(bar.arm for bar in every).items())
+    heading(figure, _title(frame), colours.items())
     return figure
+
+
+def _row(panels_bars: list[list[Bar]]) -> list[Bar]:
+    """The bars of the panels that stand side by side, and so share their lanes."""
+    return sorted((bar for bars in panels_bars for bar in bars), key=lambda bar: bar.group)
 
 
 def _bars(frame: pd.DataFrame) -> dict[str, list[Bar]]:

@@ -34,7 +34,7 @@ def write_report(paths: list[Path], out: Path) -> Report:
     tunes = _latest_tunes([row for row in rows if isinstance(row, TuneResult)])
     every = frame.build(cases)
     newest = every[every["latest"]]
-    latest = _latest(cases)
+    latest = frame.latest(cases)
     shown = [*tables.build(newest, latest, tunes), findings.environment(latest, tunes)]
     drawn = _draw(newest, tunes)
     said = findings.headline(newest, tunes)
@@ -68,11 +68,6 @@ def _read(paths: list[Path]) -> tuple[list[Result | TuneResult], list[str]]:
         names = ", ".join(map(str, paths)) or "no file"
         raise TuneBenchError(f"no result rows in {names}.", "; ".join(warnings) or "Run `tunebench bench` first.")
     return rows, warnings
-
-
-def _latest(rows: Sequence[Result]) -> list[Result]:
-    ordered = sorted(rows, key=lambda row: row.test_time)
-    return list({frame.case_key(row): row for row in ordered}.values())
 
 
 def _latest_tunes(rows: Sequence[TuneResult]) -> list[TuneResult]:

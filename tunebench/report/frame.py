@@ -26,18 +26,26 @@ def case_key(row: Result) -> tuple[Any, ...]:
     return tuple(getattr(row, name) for name in CASE)
 
 
+def latest(rows: Sequence[Result]) -> list[Result]:
+    """The newest row of each case; of two with the same time the later in the file."""
+    return list({case_key(row): row for row in _by_time(rows)}.values())
+
+
 def build(rows: Sequence[Result]) -> pd.DataFrame:
     """A line per row in the order of time, in base units; columns that have no value hold NaN or None."""
-    ordered = sorted(rows, key=lambda row: row.test_time)
-    newest = {case_key(row): index for index, row in enumerate(ordered)}
+    ordered = _by_time(rows)
+    newest = set(map(id, latest(rows)))
     references = {(row.run_id, case_key(row)): row for row in ordered if row.status == "ok" and row.run_id}
     several = _varying(ordered)
     lines = [
-        _line(row, references.get((row.run_id, _reference_key(row))), several)
-        | {"latest": newest[case_key(row)] == index}
-        for index, row in enumerate(ordered)
+        _line(row, references.get((row.run_id, _reference_key(row))), several) | {"latest": id(row) in newest}
+        for row in ordered
     ]
     return pd.DataFrame(lines, columns=None if lines else [*PLAIN, "latest"]).astype({"latest": bool})
+
+
+def _by_time(rows: Sequence[Result]) -> list[Result]:
+    return sorted(rows, key=lambda row: row.test_time)
 
 
 def _varying(rows: Sequence[Result]) -> list[str]:
