@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import tvm
-from tvm import relax, s_tir
+from tvm import relax
 from tvm.s_tir import meta_schedule as ms
 
 from tunebench import lowering
-from tunebench.database import task_key
+from tunebench.database import replay, task_key
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,6 @@ class Compiled:
 
     executable: relax.VMExecutable
     tuned: frozenset[str]  # task keys
-
-
-def replay(mod: tvm.IRModule, record: ms.database.TuningRecord) -> tvm.IRModule:
-    """A task's module under a record's schedule."""
-    sch = s_tir.Schedule(mod)
-    record.trace.apply_to_schedule(sch, remove_postproc=False)
-    return sch.mod
 
 
 def compile_model(

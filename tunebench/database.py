@@ -18,6 +18,7 @@ from typing import Any
 
 import tvm
 import tvm_ffi
+from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 
 from tunebench import environment
@@ -66,6 +67,13 @@ def folder_name(target_name: str, made: Provenance) -> str:
 def task_key(mod: tvm.IRModule) -> str:
     """A task's name in a database: the structural hash of its module."""
     return str(tvm_ffi.structural_hash(mod))
+
+
+def replay(mod: tvm.IRModule, record: ms.database.TuningRecord) -> tvm.IRModule:
+    """A task's module under a record's schedule."""
+    sch = s_tir.Schedule(mod)
+    record.trace.apply_to_schedule(sch, remove_postproc=False)
+    return sch.mod
 
 
 class Database:

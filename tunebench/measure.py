@@ -58,8 +58,9 @@ def interleave(
 
 
 def _warm_up(call: Callable[[], object], protocol: Protocol, clock: Clock) -> Samples:
-    warmup = [_one(call, 1, clock) for _ in range(max(1, protocol.warmups))]
-    return Samples(warmup_ns=warmup, calls=max(1, round(protocol.sample_s * 1e9 / max(1, min(warmup)))))
+    warmup = [_one(call, 1, clock) for _ in range(protocol.warmups)]
+    calls = round(protocol.sample_s * 1e9 / max(1, min(warmup))) if warmup else 1
+    return Samples(warmup_ns=warmup, calls=max(1, calls))
 
 
 def _one(call: Callable[[], object], calls: int, clock: Clock) -> int:

@@ -17,11 +17,14 @@ from tunebench.errors import TuneBenchError
 from tunebench.spec import Scheme
 
 if TYPE_CHECKING:
+    from tvm import te
     from tvm.relax.frontend.nn import Tensor
 
 Array = np.ndarray
 Arrays = dict[str, np.ndarray]
 """A stored matrix by the suffix of each part's name, e.g. {"q_weight": ..., "q_scale": ...}."""
+Body = Callable[..., "te.Tensor"]
+"""A kernel's computation: input tensors -> output tensor."""
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 """Shape and dtype of each part."""
 
@@ -57,3 +60,14 @@ def check(scheme: Scheme, n: int, k: int, name: str) -> None:
             f"{name} has {k} inputs, which groups of {scheme.group_size} do not divide, so {scheme.name} cannot hold it.",
             "Choose q0f16 or q0f32 for this model.",
         )
+
+
+def float_product(x: te.Tensor, weight: te.Tensor, out_dtype: str) -> te.Tensor:
+    """x [M, K] @ weight [N, K].T in float32, as stages `x_float`, `matmul` and, for another type, `out`."""
+    from tvm import te
+
+    (m, k), n = x.shape, weight.shape[0]
+    axis = te.reduce_axis((0, k), name="k")
+    floats = te.compute((m, k), lambda i, j: x[i, j].astype("float32"), name="x_float")
+    y = te.compute((m, n), lambda i, j: te.sum(floats[i, axis] * weight[j, axis], axis=axis), name="matmul")
+    return y if out_dtype == "float32" else te.compute((m, n), lambda i, j: y[i, j].astype(out_dtype), name="out")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunebench.quantization import Array, Arrays, Family, Shapes
+from tunebench.quantization import Array, Arrays, Body, Family, Shapes, float_product
 from tunebench.spec import Scheme
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ def _shapes(scheme: Scheme, n: int, k: int) -> Shapes:
 
 
 def _stored(scheme: Scheme, words: Array, scales: Array) -> Arrays:
-    turn = (lambda a: np.ascontiguousarray(a.T)) if scheme.layout == "KN" else np.ascontiguousarray
-    return {"q_weight": turn(words), "q_scale": turn(scales.astype(scheme.dtype))}
+    if scheme.layout == "KN":
+        words, scales = words.T, scales.T
+    return {"q_weight": np.ascontiguousarray(words), "q_scale": np.ascontiguousarray(scales.astype(scheme.dtype))}
 
 
 def _quantize(scheme: Scheme, matrix: Array) -> Arrays:
@@ -102,7 +103,7 @@ def _at(scheme: Scheme, tensor: te.Tensor, n: tirx.Expr, k: tirx.Expr) -> tirx.E
     return tensor[k, n] if scheme.layout == "KN" else tensor[n, k]
 
 
-def _vector_product(scheme: Scheme, out_dtype: str):  # type: ignore[no-untyped-def]
+def _vector_product(scheme: Scheme, out_dtype: str) -> Body:
     """y = sum over words of scale * (sum within the word of x * integer - zero * sum of x).
 
     The scale and the zero point leave the inner sum, and the integers stay where they lie in the word:
@@ -148,19 +149,16 @@ def _vector_product(scheme: Scheme, out_dtype: str):  # type: ignore[no-untyped-
     return product
 
 
-def _matrix_product(scheme: Scheme, out_dtype: str):  # type: ignore[no-untyped-def]
+def _matrix_product(scheme: Scheme, out_dtype: str) -> Body:
     """y = x @ dequantize(weight).T; the dequantization is a stage of its own, which a schedule places."""
     from tvm import te
 
     def product(x: te.Tensor, weight: te.Tensor, scale: te.Tensor) -> te.Tensor:
-        m, k = x.shape
         n = weight.shape[1 if scheme.layout == "KN" else 0]
-        axis = te.reduce_axis((0, k), name="k")
-        dequantized = te.compute((n, k), lambda b, c: _weight(scheme, weight, scale, b, c), name="dequantize")
-        y = te.compute(
-            (m, n), lambda a, b: te.sum(x[a, axis].astype("float32") * dequantized[b, axis], axis=axis), name="matmul"
+        dequantized = te.compute(
+            (n, x.shape[1]), lambda b, c: _weight(scheme, weight, scale, b, c), name="dequantize"
         )
-        return y if out_dtype == "float32" else te.compute((m, n), lambda a, b: y[a, b].astype(out_dtype), name="out")
+        return float_product(x, dequantized, out_dtype)
 
     return product
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import ml_dtypes
 import numpy as np
 
-from tunebench.quantization import Array, Arrays, Family, Shapes
+from tunebench.quantization import Array, Arrays, Family, Shapes, float_product
 from tunebench.spec import Scheme
 
 if TYPE_CHECKING:
@@ -46,14 +46,8 @@ def _matmul(scheme: Scheme, x: Tensor, parts: dict[str, Tensor], out_dtype: str)
     from tvm.relax.frontend.nn import op
 
     def product(a: te.Tensor, weight: te.Tensor) -> te.Tensor:
-        (m, k), (n, _) = a.shape, weight.shape
-        axis = te.reduce_axis((0, k), name="k")
-        y = te.compute(
-            (m, n),
-            lambda i, j: te.sum(a[i, axis].astype("float32") * weight[j, axis].astype("float32"), axis=axis),
-            name="matmul",
-        )
-        return y if out_dtype == "float32" else te.compute((m, n), lambda i, j: y[i, j].astype(out_dtype), name="out")
+        floats = te.compute(weight.shape, lambda i, j: weight[i, j].astype("float32"), name="dequantize")
+        return float_product(a, floats, out_dtype)
 
     return op.tensor_expr_op(product, "matmul", [x, parts["weight"]])
 

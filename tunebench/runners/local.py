@@ -97,14 +97,19 @@ class LocalRunner:
         return self._ask(self._home[name], timeout, _check_and_time, job, name, protocol, limit_ns)
 
     def duel(
-        self, job: Job, candidates: Sequence[tuple[str, tvm.IRModule]], protocol: Protocol
+        self,
+        job: Job,
+        candidates: Sequence[tuple[str, tvm.IRModule]],
+        protocol: Protocol,
+        with_default: bool = True,
     ) -> dict[str, Outcome]:
-        """Check and time several candidates and the default, interleaved. The default's name is `default`."""
+        """Check and time several candidates, interleaved with each other and the default (named `default`)."""
         mods = [(name, tvm.ir.save_json(mod)) for name, mod in candidates]
         try:
-            self._send(0, START_TIMEOUT_S * 5, _duel, job, mods, protocol)
+            self._send(0, START_TIMEOUT_S * 5, _duel, job, mods, protocol, with_default)
             outcomes: dict[str, Outcome] = self._workers[0].recv()
         except (TimeoutError, ChildProcessError, RuntimeError, OSError) as error:
+            self._workers[0].kill()
             outcomes = {name: Outcome(error=_brief(error)) for name, _ in candidates}
         return outcomes
 
@@ -292,10 +297,10 @@ def _check_and_time(job: Job, name: str, protocol: Protocol, limit_ns: int) -> O
     return Outcome(tuple(_time(bench, {name: kernel}, protocol)[name].samples_ns))
 
 
-def _duel(job: Job, mods: list[tuple[str, str]], protocol: Protocol) -> dict[str, Outcome]:
+def _duel(job: Job, mods: list[tuple[str, str]], protocol: Protocol, with_default: bool) -> dict[str, Outcome]:
     bench = _bench(job)
     outcomes: dict[str, Outcome] = {}
-    kernels: dict[str, _Kernel] = {"default": bench.reference_kernel}
+    kernels: dict[str, _Kernel] = {"default": bench.reference_kernel} if with_default else {}
     for name, mod_json in mods:
         try:
             kernel = _compile(mod_json)

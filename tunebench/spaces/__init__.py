@@ -50,3 +50,32 @@ def dividing(extent: int, choices: Sequence[int]) -> list[int]:
 def sample(sch: s_tir.Schedule, choices: Sequence[int]) -> s_tir.schedule.ExprRV:
     """One of `choices`, all equally likely, as a decision that the search can change."""
     return sch.sample_categorical(list(choices), [1.0 / len(choices)] * len(choices))
+
+
+def extents(sch: s_tir.Schedule, block: str) -> list[int]:
+    """The extents of the loops around a block."""
+    return [int(sch.get(loop).extent) for loop in sch.get_loops(sch.get_sblock(block))]
+
+
+def vector(extent: int, lanes: int) -> int:
+    """The longest vector, up to `lanes`, that divides `extent`."""
+    return max(size for size in dividing(extent, [2, 4, 8, 16, 32]) if size <= lanes)
+
+
+def inline_epilogue(sch: s_tir.Schedule, kernel: Kernel, product: str) -> str:
+    """Fold all but the last of the element-wise blocks after `product` into it; its name, or `product`."""
+    tail = kernel.blocks[kernel.blocks.index(product) + 1 :]
+    for name in tail[:-1]:
+        sch.compute_inline(sch.get_sblock(name))
+    return tail[-1] if tail else product
+
+
+def unroll_inner(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV, skip: int) -> None:
+    """Unroll all but the outermost `skip` loops around a block."""
+    for loop in sch.get_loops(block)[skip:]:
+        sch.unroll(loop)
+
+
+def split_init(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV, loop: s_tir.schedule.LoopRV) -> None:
+    """Move a reduction's initial zeros to before `loop`, in vectors."""
+    sch.vectorize(sch.get_loops(sch.decompose_reduction(block, loop))[-1])

@@ -1,0 +1,229 @@
+"""The search of one task: MetaSchedule proposes candidates, a runner measures those that are new."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import tvm
+import tvm_ffi
+from tvm import s_tir
+from tvm.s_tir import meta_schedule as ms
+
+from tunebench import cost_model, lowering, spaces, stats
+from tunebench.database import Entry, task_key
+from tunebench.measure import Protocol
+from tunebench.runners.local import Job, LocalRunner
+from tunebench.tasks import Task
+
+BATCH = 16  # candidates of one round
+FAILED_S = 1e10  # MetaSchedule's run time of a candidate that did not run
+GIVE_UP = 4.0  # a candidate this much slower than the best is timed once
+TRIAL = Protocol(warmups=1, samples=5, least_samples=2, budget_s=0.2, sample_s=0.0005)
+GAIN = 0.99  # of the best time; less is no progress
+
+
+class Costs:
+    """Wall-clock seconds by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        """Add the time of a `with` block to `what`."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.monotonic() - start
+
+
+@dataclass
+class Trials:
+    """Every trial ever made, of any task, and where new ones are kept."""
+
+    records: ms.database.JSONDatabase
+    measured: dict[str, float] = field(default_factory=dict)  # record key -> seconds
+
+    def __post_init__(self) -> None:
+        for record in self.records.get_all_tuning_records():
+            self.measured[record_key(record)] = _seconds(record.run_secs)
+
+    def count(self, task: Task) -> int:
+        """How many trials the task has had."""
+        return sum(1 for key in self.measured if key.startswith(task.key + " "))
+
+    def best(self, task: Task, most: int) -> list[ms.database.TuningRecord]:
+        """The fastest trials that ran, fastest first."""
+        if not self.records.has_workload(task.mod):
+            return []
+        top = self.records.get_top_k(self.records.commit_workload(task.mod), most)
+        return [record for record in top if _seconds(record.run_secs) < FAILED_S]
+
+    def add(self, task: Task, candidate: ms.MeasureCandidate, seconds: float, target: tvm.target.Target) -> None:
+        """Write a trial down."""
+        workload = self.records.commit_workload(task.mod)
+        record = ms.database.TuningRecord(candidate.sch.trace, workload, [seconds], target, candidate.args_info)
+        self.records.commit_tuning_record(record)
+        self.measured[candidate_key(task, candidate)] = seconds
+
+
+@dataclass
+class TaskSearch:
+    """One task's state in a run."""
+
+    task: Task
+    entry: Entry
+    space: str
+    context: ms.TuneContext
+    default_mod: tvm.IRModule
+    depth: int
+    cold_bytes: int
+    trials: int = 0
+    valid: int = 0
+    best_ns: float = 0.0  # of the default and every trial
+    stale: int = 0  # rounds without a gain
+    doing: str = ""
+    reason: str = ""  # why it cannot be tuned
+    begun: bool = False
+    ranks: list[float] = field(default_factory=list)  # of the cost model, a round each
+    programs: dict[int, float] = field(default_factory=dict)  # structural hash -> seconds
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the search may go on."""
+        return not (self.reason or self.entry.exhausted)
+
+    @property
+    def job(self) -> Job:
+        """The kernel as a runner wants it."""
+        return Job(self.task.key, tvm.ir.save_json(self.default_mod), self.depth, self.cold_bytes)
+
+
+def begin(
+    task: Task, entry: Entry, target: tvm.target.Target, kernel: spaces.Kernel, depth: int, cold_bytes: int, seed: int
+) -> TaskSearch:
+    """Choose the task's space: the first that matches, else MetaSchedule's own rules."""
+    sch = s_tir.Schedule(task.mod)
+    space = next((s for s in spaces.spaces().values() if s.device == "cpu" and s.matches(sch, kernel)), None)
+    generator: object = "post-order-apply"
+    if space:
+        generate = space.generate
+        generator = ms.space_generator.ScheduleFn(
+            lambda schedule: generate(schedule, kernel), sch_rules=[], postprocs=[], mutator_probs={}
+        )
+    context = ms.TuneContext(
+        task.mod,
+        target=target,
+        space_generator=generator,
+        search_strategy=ms.search_strategy.EvolutionarySearch(
+            population_size=64, init_min_unmeasured=32, genetic_num_iters=3
+        ),
+        task_name=task.name,
+        num_threads=kernel.cores,
+        rand_state=seed + 1,
+    )
+    name = space.name if space else "metaschedule"
+    return TaskSearch(task, entry, name, context, lowering.default_schedule(task.mod), depth, cold_bytes)
+
+
+def one_round(
+    search: TaskSearch, trials: Trials, model: ms.cost_model.XGBModel, runner: LocalRunner, costs: Costs
+) -> int:
+    """Propose, measure and learn from one batch; how many candidates it had, 0 where the space is exhausted."""
+    with costs.of("search"):
+        candidates = _propose(search, trials, model)
+    if not candidates:
+        search.entry.exhausted = not search.reason
+        return 0
+    with costs.of("model"):
+        predicted = cost_model.scores(model, search.context, candidates)
+    before = search.best_ns
+    seconds = _measure(search, candidates, trials, runner, costs)
+    search.stale = 0 if search.best_ns < GAIN * before else search.stale + 1
+    with costs.of("model"):
+        results = [ms.runner.RunnerResult([value], None) for value in seconds]
+        search.context.notify_runner_results(candidates, results)
+        model.update(search.context, candidates, results)
+    _note(search, predicted, seconds)
+    return len(candidates)
+
+
+def _propose(search: TaskSearch, trials: Trials, model: ms.cost_model.XGBModel) -> list[ms.MeasureCandidate]:
+    context = search.context
+    try:
+        if not search.begun:
+            search.begun = True
+            context.pre_tuning(10**6, BATCH, context.generate_design_space(), trials.records, model)
+        return list(context.generate_measure_candidates() or [])
+    except Exception as error:  # a rule that cannot handle this kernel, in whatever way it says so
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        search.reason = f"no schedule space: {lines[-1][:160] if lines else type(error).__name__}"
+        return []
+
+
+def _measure(
+    search: TaskSearch,
+    candidates: list[ms.MeasureCandidate],
+    trials: Trials,
+    runner: LocalRunner,
+    costs: Costs,
+) -> list[float]:
+    """Seconds of each candidate; one that was measured before, or is the same program as one that was, is not again."""
+    programs = [tvm_ffi.structural_hash(candidate.sch.mod) for candidate in candidates]
+    for candidate, program in zip(candidates, programs, strict=True):
+        known = trials.measured.get(candidate_key(search.task, candidate))
+        if known is not None:
+            search.programs.setdefault(program, known)
+    fresh = {program: c for c, program in zip(candidates, programs, strict=True) if program not in search.programs}
+    with costs.of("build"):
+        errors = runner.build([(str(program), candidate.sch.mod) for program, candidate in fresh.items()])
+    for program in fresh:
+        with costs.of("run"):
+            search.programs[program] = FAILED_S if errors[str(program)] else _time(search, str(program), runner)
+        search.trials += 1
+        search.valid += search.programs[program] < FAILED_S
+        trials.add(search.task, fresh[program], search.programs[program], search.context.target)
+    runner.forget()
+    return [search.programs[program] for program in programs]
+
+
+def _time(search: TaskSearch, name: str, runner: LocalRunner) -> float:
+    best = search.best_ns
+    outcome = runner.time(search.job, name, TRIAL, round(GIVE_UP * best))
+    if outcome.error:
+        return FAILED_S
+    seconds = stats.median(outcome.samples_ns) / 1e9
+    search.best_ns = min(best, seconds * 1e9)
+    return seconds
+
+
+def _note(search: TaskSearch, predicted: list[float] | None, seconds: list[float]) -> None:
+    valid = [i for i, value in enumerate(seconds) if value < FAILED_S]
+    rank = cost_model.rank_correlation([predicted[i] for i in valid], [seconds[i] for i in valid]) if predicted else None
+    if rank is not None:
+        search.ranks.append(rank)
+
+
+def candidate_key(task: Task, candidate: ms.MeasureCandidate) -> str:
+    """What makes a trial the same trial: its task and its schedule with every decision."""
+    return f"{task.key} {_digest(candidate.sch.trace)}"
+
+
+def record_key(record: ms.database.TuningRecord) -> str:
+    """The `candidate_key` of a record."""
+    return f"{task_key(record.workload.mod)} {_digest(record.trace)}"
+
+
+def _digest(trace: s_tir.schedule.Trace) -> str:
+    return hashlib.sha1(str(trace).encode()).hexdigest()
+
+
+def _seconds(run_secs: object) -> float:
+    values = [float(value) for value in run_secs] if run_secs else []  # type: ignore[attr-defined]
+    return stats.median(values) if values else FAILED_S

@@ -1,0 +1,264 @@
+"""Tasks -> search -> winners measured again -> verdicts -> database.
+
+The search decides which kernels look good; the verdict is another measurement, on fresh samples, and only what
+wins there is promoted. Everything measured is on disk before the next thing starts, so that a run can be
+stopped anywhere, and a later one goes on without measuring anything twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol as Interface
+
+import tvm
+from tvm import s_tir
+from tvm.s_tir import meta_schedule as ms
+from tvm.target import codegen
+
+from tunebench import cost_model, environment, lowering, spaces, stats
+from tunebench.database import Database, Entry, replay
+from tunebench.measure import Protocol
+from tunebench.runners.local import LocalRunner, Outcome
+from tunebench.search import Costs, TaskSearch, Trials, begin, one_round, record_key
+from tunebench.spec import Kernel
+from tunebench.tasks import Task, phase, piece_ns, shares
+
+FINALISTS = 3
+SPARE = 0.2  # of the time limit, kept for measuring the winners again
+PRIORITY = {"decode": 0.5, "prefill": 0.5}  # of the phases; pieces of one phase share it evenly
+DEFAULT = Protocol(warmups=0, samples=5, least_samples=1, budget_s=0.5, sample_s=0.0)
+CHOICE = Protocol(warmups=1, samples=9, least_samples=1, budget_s=0.3, sample_s=0.001)
+FINAL = Protocol(warmups=1, samples=21, least_samples=stats.FEWEST, budget_s=1.0, sample_s=0.001)
+AA = "again"  # the default's twin, which shows the noise
+
+
+@dataclass(frozen=True)
+class Options:
+    """How long to search: trials of one task, and seconds of the whole run."""
+
+    trials: int = 64
+    time_limit_s: float = 600.0
+    threads: int = 1
+    seed: int = 0
+    depth: int = 256  # positions in the cache when attention is measured
+
+
+@dataclass
+class Progress:
+    """What a watcher sees, and what is left when the run is done."""
+
+    searches: list[TaskSearch]
+    limit_s: float
+    started_s: float = field(default_factory=time.monotonic)
+    stage: str = "default"
+    share: dict[str, float] = field(default_factory=dict)  # of the time, by task key
+    costs: Costs = field(default_factory=Costs)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    noise: float = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since the run started."""
+        return time.monotonic() - self.started_s
+
+    @property
+    def trials(self) -> int:
+        """Measured by this run."""
+        return sum(search.trials for search in self.searches)
+
+    @property
+    def valid(self) -> int:
+        """Of those, built, correct and timed."""
+        return sum(search.valid for search in self.searches)
+
+
+class Watcher(Interface):
+    """Shows progress; called whenever there is something new to show."""
+
+    def __call__(self, progress: Progress) -> None: ...
+
+
+def tune(
+    tasks: list[Task], database: Database, target: tvm.target.Target, options: Options, watch: Watcher
+) -> Progress:
+    """Search every task, judge the winners, and promote those that won."""
+    run = _Run(tasks, database, target, options, watch)
+    try:
+        run.measure_defaults()
+        run.search()
+        run.judge()
+    finally:
+        run.close()
+    return run.progress
+
+
+def kernels(tasks: list[Task], entries: Mapping[str, Entry], tuned: frozenset[str]) -> list[Kernel]:
+    """Each kernel of each piece with its share of the time under the schedules in use, and its verdict."""
+
+    def time_ns(task: Task) -> float:
+        entry = entries.get(task.key, Entry(task.name))
+        samples = entry.tuned_ns if task.key in tuned else entry.default_ns
+        return stats.median(samples) if samples else 0.0
+
+    rows = []
+    for bucket in sorted({bucket for task in tasks for bucket in task.calls}):
+        share = shares(tasks, bucket, time_ns)
+        for task in sorted((t for t in tasks if bucket in t.calls), key=lambda t: -share[t.key]):
+            entry = entries.get(task.key, Entry(task.name, reason="never measured: run `tunebench tune`"))
+            rows.append(
+                Kernel(
+                    task=task.name,
+                    phase=phase(bucket),
+                    bucket=bucket,
+                    calls=task.calls[bucket],
+                    share=share[task.key],
+                    schedule="tuned" if task.key in tuned else "default",
+                    reason=entry.reason or "not judged yet: the run was stopped",
+                    default_ns=entry.default_ns,
+                    tuned_ns=entry.tuned_ns,
+                )
+            )
+    return rows
+
+
+class _Run:
+    """One tuning run."""
+
+    def __init__(
+        self, tasks: list[Task], database: Database, target: tvm.target.Target, options: Options, watch: Watcher
+    ) -> None:
+        self.tasks, self.database, self.target = tasks, database, target
+        self.options, self.watch = options, watch
+        self.trials = Trials(database.open_search())
+        self.model = cost_model.load(database.cost_model_path)
+        self.lanes = int(codegen.llvm_get_vector_width(target)) // 32
+        self.progress = Progress([self._begin(task) for task in tasks], options.time_limit_s)
+        self.progress.costs.seconds.update(dict.fromkeys(("search", "build", "run", "model", "verify"), 0.0))
+        self.runner = LocalRunner(target, options.threads, environment.usable_cores())
+
+    def _begin(self, task: Task) -> TaskSearch:
+        entry = self.database.entries.setdefault(task.key, Entry(task.name))
+        blocks = tuple(lowering.block_names(s_tir.Schedule(task.mod)))
+        kernel = spaces.Kernel(blocks, self.lanes, self.options.threads)
+        cold_bytes = 2 * environment.last_level_cache_bytes()
+        return begin(task, entry, self.target, kernel, self.options.depth, cold_bytes, self.options.seed)
+
+    def close(self) -> None:
+        """Keep what was learned and end the workers."""
+        self.runner.close()
+        cost_model.save(self.model, self.database.cost_model_path)
+        self.database.save_entries()
+
+    def measure_defaults(self) -> None:
+        """Time every default schedule that no earlier run timed."""
+        for search in self.progress.searches:
+            if not search.entry.default_ns:
+                search.doing = "default"
+                self.watch(self.progress)
+                with self.progress.costs.of("run"):
+                    outcome = self.runner.prepare(search.job, DEFAULT)
+                search.entry.default_ns = list(outcome.samples_ns)
+                search.reason = outcome.error and f"its default schedule failed: {outcome.error}"
+                search.doing = ""
+                self.database.save_entries()
+            best = [record.run_secs for record in self.trials.best(search.task, 1)]
+            search.best_ns = min(
+                [stats.median(search.entry.default_ns), *(float(seconds[0]) * 1e9 for seconds in best)]
+            )
+        self._mark()
+
+    def search(self) -> None:
+        """Rounds of candidates, each for the task that promises most, until time or candidates run out."""
+        self.progress.stage = "search"
+        while self.progress.elapsed_s < self.options.time_limit_s * (1 - SPARE):
+            candidates = [s for s in self.progress.searches if self._may_go_on(s)]
+            if not candidates:
+                break
+            search = max(candidates, key=lambda s: (not s.begun, self._promise(s)))
+            search.doing = "search"
+            self.watch(self.progress)
+            one_round(search, self.trials, self.model, self.runner, self.progress.costs)
+            search.doing = ""
+            self._mark()
+
+    def _may_go_on(self, search: TaskSearch) -> bool:
+        return search.is_open and self.trials.count(search.task) < self.options.trials
+
+    def _promise(self, search: TaskSearch) -> float:
+        """How much a round may save: the task's share of the time, less with each round that gained nothing."""
+        return self.progress.share[search.task.key] / (1 + search.stale) ** 2
+
+    def _mark(self) -> None:
+        """Bring the shares and the course of the run up to date."""
+        best = {search.task.key: search.best_ns for search in self.progress.searches}
+        buckets = sorted({bucket for task in self.tasks for bucket in task.calls})
+        phases = [phase(bucket) for bucket in buckets]
+        share = dict.fromkeys(best, 0.0)
+        for bucket in buckets:
+            weight = PRIORITY[phase(bucket)] / phases.count(phase(bucket))
+            for key, part in shares(self.tasks, bucket, lambda task: best[task.key]).items():
+                share[key] += part * weight
+        self.progress.share = share
+        point = {"wall_s": self.progress.elapsed_s, "trials": float(self.progress.trials)}
+        point["decode_ns"] = piece_ns(self.tasks, 1, lambda task: best[task.key])
+        point["prefill_ns"] = piece_ns(self.tasks, buckets[-1], lambda task: best[task.key])
+        self.progress.curve.append(point)
+        self.watch(self.progress)
+
+    def judge(self) -> None:
+        """Measure each task's best trials against the default on fresh samples; promote what wins."""
+        self.progress.stage = "verdict"
+        winners = self.database.promoted()
+        for search in sorted(self.progress.searches, key=lambda s: -self.progress.share[s.task.key]):
+            finalists = self.trials.best(search.task, FINALISTS)
+            if search.entry.decision and search.entry.trial == (record_key(finalists[0]) if finalists else ""):
+                continue  # judged by an earlier run, and nothing better was found since
+            search.doing = "verdict"
+            self.watch(self.progress)
+            with self.progress.costs.of("verify"):
+                winner = self._judge(search, finalists)
+            winners.pop(search.task.key, None)
+            if winner:
+                winners[search.task.key] = winner
+            search.doing = ""
+            self.database.save_entries()
+            self.database.promote(winners)
+            self.watch(self.progress)
+        self.database.promote(winners)
+
+    def _judge(
+        self, search: TaskSearch, finalists: list[ms.database.TuningRecord]
+    ) -> ms.database.TuningRecord | None:
+        entry = search.entry
+        entry.trial = record_key(finalists[0]) if finalists else ""
+        if not finalists:
+            entry.decision, entry.tuned_ns = "kept default", []
+            entry.reason = search.reason or "no candidate ran and was correct"
+            return None
+        mods = {str(i): replay(search.task.mod, record) for i, record in enumerate(finalists)}
+        name = self._fastest(search, mods)
+        outcomes = self.runner.duel(search.job, [("tuned", mods[name]), (AA, search.default_mod)], FINAL)
+        failed = next((outcome.error for outcome in outcomes.values() if outcome.error), "")
+        if failed:
+            entry.decision, entry.reason, entry.tuned_ns = "kept default", f"measured again, it failed: {failed}", []
+            return None
+        entry.default_ns, entry.tuned_ns = list(outcomes["default"].samples_ns), list(outcomes["tuned"].samples_ns)
+        noise = stats.noise_floor(entry.default_ns, outcomes[AA].samples_ns) or 0.0
+        self.progress.noise = max(self.progress.noise, noise)
+        verdict = stats.verdict(entry.default_ns, entry.tuned_ns, noise)
+        entry.decision, entry.reason = verdict.decision, verdict.reason
+        return finalists[int(name)] if verdict.decision == "promoted" else None
+
+    def _fastest(self, search: TaskSearch, mods: dict[str, tvm.IRModule]) -> str:
+        """The finalist to judge, on samples that the verdict does not use."""
+        if len(mods) == 1:
+            return next(iter(mods))
+        outcomes = self.runner.duel(search.job, list(mods.items()), CHOICE, with_default=False)
+
+        def median(name: str) -> float:
+            outcome = outcomes.get(name, Outcome(error="lost"))
+            return float("inf") if outcome.error else stats.median(outcome.samples_ns)
+
+        return min(mods, key=median)
