@@ -14,19 +14,22 @@ LAYERS: list[tuple[str, ...]] = [  # bottom to top
     ("registry", "environment"),
     ("ops",),
     ("models", "quantization", "targets", "spaces", "measure", "results", "stats"),
-    ("workload", "lowering", "cost_model", "database", "runners"),
+    ("workload", "lowering", "cost_model", "database", "runners", "probe"),
+    ("tasks",),
+    ("search", "weights"),
     ("tune", "compile", "engines", "charts", "metrics"),
     ("bench", "report"),
+    ("progress", "catalogue"),
     ("cli",),
     ("__main__",),
 ]
 
 COMPILE_HALF = {
     *("ops", "models", "quantization", "targets", "spaces", "workload", "lowering", "cost_model", "database"),
-    *("runners", "tune", "compile", "engines", "bench"),
+    *("runners", "probe", "tasks", "search", "weights", "tune", "compile", "engines", "bench", "progress"),
 }
 REPORT_HALF = {"charts", "metrics", "report"}
-TOP = {"cli", "__main__"}  # calls both halves; every other module belongs to neither
+TOP = {"cli", "__main__", "catalogue"}  # calls both halves; every other module belongs to neither
 
 PLUGINS = {"models", "quantization", "targets", "spaces", "runners", "engines", "metrics", "charts"}
 """Folders whose modules know their package's `__init__` and never each other."""

@@ -206,6 +206,11 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def set_threads(count: int) -> None:
+    """Let TVM's kernels use `count` threads in this process; it must come before the first of them runs."""
+    os.environ["TVM_NUM_THREADS"] = str(count)
+
+
 def cpu_frequency_hz() -> float | None:
     """The clock now, averaged over the cores."""
     try:

@@ -18,8 +18,9 @@ class Protocol:
 
     warmups: int = 1
     samples: int = 11
-    least_samples: int = 3  # also for an arm that is over its time
+    least_samples: int = 3  # also for an arm that is over its budget
     budget_s: float = 2.0  # per arm; once spent, the arm stops at `least_samples`
+    patience_s: float = float("inf")  # an arm whose warm-up took longer gets one sample
     sample_s: float = 0.0  # a sample averages as many calls as fill this, at least one
 
 
@@ -51,10 +52,14 @@ def interleave(
         rng.shuffle(order)
         for name in order:
             samples = taken[name]
-            over = samples.spent_s > protocol.budget_s
-            if not over or len(samples.samples_ns) < protocol.least_samples:
+            if _goes_on(samples, protocol):
                 samples.samples_ns.append(_one(arms[name], samples.calls, clock))
     return taken
+
+
+def _goes_on(samples: Samples, protocol: Protocol) -> bool:
+    least = 1 if sum(samples.warmup_ns) > protocol.patience_s * 1e9 else protocol.least_samples
+    return len(samples.samples_ns) < least or samples.spent_s <= min(protocol.budget_s, protocol.patience_s)
 
 
 def _warm_up(call: Callable[[], object], protocol: Protocol, clock: Clock) -> Samples:

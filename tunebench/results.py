@@ -12,12 +12,13 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tunebench.errors import TuneBenchError
 from tunebench.spec import Count, Kernel
 
 SCHEMA_VERSION = 1
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Result:
     coverage: float | None = None  # share of the phase's time under tuned kernels
     kernels: list[Kernel] = field(default_factory=list)
     probe: dict[str, float] = field(default_factory=dict)  # read_bytes_per_s, flops_per_s, measured in this run
-    noise: float | None = None  # half-width of an A/A comparison's interval in this run, as a ratio - 1
+    noise: float | None = None  # largest effect, as a ratio - 1, that an A/A comparison in this run still allows
     environment: dict[str, Any] = field(default_factory=dict)
     kind: str = "case"
     schema_version: int = SCHEMA_VERSION
@@ -74,7 +75,8 @@ class TuneResult:
     cost_s: dict[str, float] = field(default_factory=dict)  # search, build, run, model, verify, total
     curve: list[dict[str, float]] = field(default_factory=list)  # wall_s, trials, prefill_ns, decode_ns (estimates)
     kernels: list[Kernel] = field(default_factory=list)
-    ranking: dict[str, float] = field(default_factory=dict)  # how well the cost model ranked, by task
+    noise: float | None = None  # as a Result's, of the kernels
+    ranking: dict[str, float] = field(default_factory=dict)  # rank correlation of the cost model's scores, by task
     environment: dict[str, Any] = field(default_factory=dict)
     kind: str = "tune"
     schema_version: int = SCHEMA_VERSION
@@ -99,7 +101,7 @@ def read(path: Path) -> tuple[list[Result | TuneResult], list[str]]:
         raise TuneBenchError(f"no results at {path}.", "Run `tunebench bench` first, or name a results.jsonl.")
     rows: list[Result | TuneResult] = []
     warnings: list[str] = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -110,15 +112,20 @@ def read(path: Path) -> tuple[list[Result | TuneResult], list[str]]:
 
 
 def _parse(data: dict[str, Any]) -> Result | TuneResult:
+    if "schema_version" not in data:
+        raise ValueError("it has no schema_version")
     if data["schema_version"] > SCHEMA_VERSION:
         raise ValueError(f"schema {data['schema_version']} is newer than {SCHEMA_VERSION}: upgrade TuneBench")
-    kind: type[Result] | type[TuneResult] = TuneResult if data["kind"] == "tune" else Result
-    known = {item.name for item in fields(kind)}
-    values = {key: value for key, value in data.items() if key in known}
-    values["kernels"] = [Kernel(**kernel) for kernel in values.get("kernels", [])]
-    if "memory" in values:
-        values["memory"] = {key: Count(**count) for key, count in values["memory"].items()}
-    return kind(**values)
+    values = dict(data)
+    values["kernels"] = [_make(Kernel, kernel) for kernel in data.get("kernels", [])]
+    values["memory"] = {key: _make(Count, count) for key, count in data.get("memory", {}).items()}
+    return _make(TuneResult, values) if data.get("kind") == "tune" else _make(Result, values)
+
+
+def _make(kind: type[Row], data: dict[str, Any]) -> Row:
+    """An instance from the fields it knows; what a newer writer added is left out."""
+    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{key: value for key, value in data.items() if key in known})
 
 
 def tokens_per_s(row: Result) -> list[float]:

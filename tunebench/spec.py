@@ -1,7 +1,7 @@
 """The frozen values that every layer shares. Standard library only."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 Layout = Literal["NK", "KN"]
 """How a weight of N outputs and K inputs is stored: N-major [N, K] or K-major [K, N]."""
@@ -36,6 +36,8 @@ class TargetPreset:
 @dataclass(frozen=True)
 class Test:
     """What one case measures, in llama-bench's terms: token counts."""
+
+    __test__: ClassVar[bool] = False  # not a pytest class
 
     n_prompt: int = 0
     n_gen: int = 0
@@ -100,5 +102,6 @@ class Kernel:
     share: float  # of the phase's time under the schedules in use, 0..1
     schedule: str  # default or tuned
     reason: str  # the verdict in words
+    decision: str = ""  # promoted, kept default, inconclusive; empty where there is no verdict yet
     default_ns: list[int] = field(default_factory=list)  # fresh samples, cold caches
     tuned_ns: list[int] = field(default_factory=list)

@@ -115,6 +115,7 @@ def kernels(tasks: list[Task], entries: Mapping[str, Entry], tuned: frozenset[st
                     calls=task.calls[bucket],
                     share=share[task.key],
                     schedule="tuned" if task.key in tuned else "default",
+                    decision=entry.decision,
                     reason=entry.reason or "not judged yet: the run was stopped",
                     default_ns=entry.default_ns,
                     tuned_ns=entry.tuned_ns,

@@ -53,9 +53,13 @@ def _matmul(scheme: Scheme, x: Tensor, parts: dict[str, Tensor], out_dtype: str)
 
 
 def _take(scheme: Scheme, tokens: Tensor, parts: dict[str, Tensor]) -> Tensor:
+    from tvm import te
     from tvm.relax.frontend.nn import op
 
-    return op.take(parts["weight"], tokens, axis=0)
+    def rows(index: te.Tensor, weight: te.Tensor) -> te.Tensor:
+        return te.compute((index.shape[0], weight.shape[1]), lambda i, j: weight[index[i], j], name="take")
+
+    return op.tensor_expr_op(rows, "take", [tokens, parts["weight"]])
 
 
 FAMILIES = (

@@ -19,7 +19,6 @@ import numpy as np
 import tvm
 from tvm.support.popen_pool import PopenWorker
 
-from tunebench.errors import TuneBenchError
 from tunebench.measure import Protocol, Samples, interleave
 
 BUILD_TIMEOUT_S = 30.0
@@ -59,7 +58,7 @@ class LocalRunner:
     def _start(self) -> PopenWorker:
         with _environment(TVM_NUM_THREADS=str(self._threads)):
             worker = PopenWorker(
-                _initialize, (self._target, self._threads, self._folder.name), stderr=subprocess.DEVNULL
+                _initialize, (self._target, self._folder.name), stderr=subprocess.DEVNULL
             )
             worker.send(_ready, timeout=START_TIMEOUT_S)
         worker.recv()
@@ -246,12 +245,11 @@ def _input(param: tvm.tirx.Buffer, depth: int, rng: np.random.Generator) -> np.n
     return values.astype(dtype)
 
 
-def _initialize(target: str, threads: int, folder: str) -> None:
+def _initialize(target: str, folder: str) -> None:
     _worker.target = tvm.ir.load_json(target)
     _worker.folder = Path(folder)
     _worker.kernels = {}
     _worker.bench = None
-    tvm.get_global_func("runtime.config_threadpool")(1, threads)
 
 
 def _ready() -> bool:
@@ -323,9 +321,3 @@ def _time(bench: _Bench, kernels: dict[str, _Kernel], protocol: Protocol) -> dic
 def _forget() -> Outcome:
     _worker.kernels.clear()
     return Outcome()
-
-
-def check_local(preset_runs_here: bool, name: str) -> None:
-    """Raise a TuneBenchError where kernels for a target cannot run on this machine."""
-    if not preset_runs_here:
-        raise TuneBenchError(f"target {name!r} can be compiled for here, but not run.", "See `tunebench list targets`.")

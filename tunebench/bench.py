@@ -1,0 +1,288 @@
+"""One model end to end: its tests under every schedule, interleaved; a row written as soon as a test is done."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import tvm
+
+from tunebench import environment, lowering, results, stats, weights, workload
+from tunebench.compile import Compiled, compile_model
+from tunebench.database import Database, Entry, folder_name, provenance
+from tunebench.engines.tvm import TvmEngine, load, pieces
+from tunebench.errors import TuneBenchError
+from tunebench.measure import Protocol, Samples, interleave
+from tunebench.probe import probe
+from tunebench.results import Result, TuneResult
+from tunebench.spec import Count, TargetPreset, Test, Workload
+from tunebench.tasks import Task, extract, piece_ns
+from tunebench.tune import Options, Progress, Watcher, kernels, tune
+from tunebench.workload import Model
+
+AGAIN = "again"  # a second arm of the same engine, which shows the noise
+SCRATCH_BYTES = 256 << 20  # of the compiler and the runtime, beyond the model
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every part of a run has in common."""
+
+    target_name: str
+    preset: TargetPreset
+    threads: int
+    work_dir: Path
+    results_path: Path
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+
+    @property
+    def target(self) -> tvm.target.Target:
+        """TVM's target."""
+        return lowering.tvm_target(self.preset, self.threads)
+
+    def database(self) -> Database:
+        """The tuning database of this target and device; TuneBenchError where it was made for another."""
+        made = provenance(self.target, self.threads)
+        return Database(self.work_dir / "tuning_logs" / folder_name(self.target_name, made), made)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A model after the prefix, with its kernels."""
+
+    model: Model
+    mod: tvm.IRModule
+    tasks: list[Task]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure of one model. Times in seconds."""
+
+    tests: tuple[Test, ...]
+    schedules: tuple[str, ...] = ("default", "tuned")
+    protocol: Protocol = Protocol(warmups=1, samples=10, least_samples=5, budget_s=30.0, patience_s=60.0)
+    sample_limit_s: float = 300.0  # a test whose one sample would take longer is not run
+    weights: Path | None = None
+    seed: int = 0
+
+
+def lower(session: Session, load: Workload) -> Lowered:
+    """Build a workload and lower it to the point where tuning and compiling begin."""
+    model = workload.load(load)
+    check_memory(model)
+    mod = lowering.prefix(workload.build(model), session.target)
+    return Lowered(model, mod, extract(mod, model))
+
+
+def check_memory(model: Model) -> None:
+    """Raise a TuneBenchError where the model will not fit, before anything is allocated."""
+    config, load = model.config, model.workload
+    rows = max(load.buckets) * load.batch
+    scratch = rows * (4 * config.intermediate_size + 8 * config.hidden_size) * 4 + SCRATCH_BYTES
+    needed = model.weight_bytes + model.cache_bytes + scratch
+    free = environment.available_memory_bytes()
+    if needed > free:
+        raise TuneBenchError(
+            f"{load.model} in {load.scheme.name} needs about {needed / 2**30:.1f} GiB "
+            f"(weights {model.weight_bytes / 2**30:.1f}, KV cache {model.cache_bytes / 2**30:.1f}), "
+            f"and {free / 2**30:.1f} GiB are free.",
+            "Choose fewer bits, a smaller --context or --batch, or another model.",
+        )
+
+
+def run_tune(session: Session, lowered: Lowered, options: Options, watch: Watcher) -> TuneResult:
+    """Tune one model's kernels and write what it took and brought."""
+    database = session.database()
+    progress = tune(lowered.tasks, database, session.target, options, watch)
+    row = _tune_row(session, lowered, progress, database)
+    results.append(session.results_path, row)
+    return row
+
+
+def _tune_row(session: Session, lowered: Lowered, progress: Progress, database: Database) -> TuneResult:
+    load = lowered.model.workload
+    ranks = {search.task.name: search.ranks for search in progress.searches if search.ranks}
+    return TuneResult(
+        model=model_name(load),
+        scheme=load.scheme.name,
+        target=session.target_name,
+        device=environment.cpu_name(),
+        batch=load.batch,
+        n_threads=session.threads,
+        run_id=session.run_id,
+        test_time=_now(),
+        trials=progress.trials,
+        valid_trials=progress.valid,
+        cost_s={**progress.costs.seconds, "total": progress.elapsed_s},
+        curve=progress.curve,
+        kernels=kernels(lowered.tasks, database.entries, frozenset(database.promoted())),
+        noise=progress.noise,
+        ranking={name: float(np.mean(values)) for name, values in ranks.items()},
+        environment=environment.describe(),
+    )
+
+
+def model_name(load: Workload) -> str:
+    """How rows name a model: a file's stem for a path."""
+    return Path(load.model).stem if load.model.endswith(".json") else load.model
+
+
+def run_bench(session: Session, lowered: Lowered, plan: Plan, say: Callable[[str], None]) -> Iterator[Result]:
+    """Measure every test; each row is on disk before it is yielded. A test that fails is a row too."""
+    peak = environment.PeakRss()
+    device = tvm.device(session.preset.device)
+    model, database = lowered.model, session.database()
+    say("compile")
+    compiled = _compile(session, lowered, database, plan.schedules)
+    say("load weights")
+    source = weights.read(model, plan.weights) if plan.weights else workload.random_weights(model, plan.seed)
+    loaded = load(model, source, device)
+    engines = {name: TvmEngine(model, each.executable, loaded, device) for name, each in compiled.items()}
+    say("probe the machine")
+    limits = probe(session.target, session.threads)
+    noise: float | None = None
+    for test in plan.tests:
+        say(test.name)
+        base = _base_row(session, lowered, test, limits)
+        skipped, arms = _arms(lowered, database, engines, test, plan)
+        try:
+            measured = _measure(arms, noise is None, plan.protocol)
+        except TuneBenchError as error:
+            measured, skipped = {}, dict.fromkeys(engines, ("failed", str(error)))
+        if AGAIN in measured:
+            first = next(name for name in reversed(list(arms)) if name in measured)
+            noise = stats.noise_floor(measured[first].samples_ns, measured.pop(AGAIN).samples_ns)
+        memory = _memory(model, peak)
+        for name in engines:
+            row = replace(base, schedule=name, memory=memory, noise=noise)
+            row = replace(row, **_coverage(lowered, database, compiled[name], test))  # type: ignore[arg-type]
+            if name in measured:
+                taken = measured[name]
+                row = replace(row, samples_ns=taken.samples_ns, warmup_ns=taken.warmup_ns)
+            else:
+                status, reason = skipped[name]
+                row = replace(row, status=status, reason=reason)
+            results.append(session.results_path, row)
+            yield row
+
+
+def _compile(
+    session: Session, lowered: Lowered, database: Database, schedules: Iterable[str]
+) -> dict[str, Compiled]:
+    records = database.promoted()
+    if "tuned" in schedules and not any(task.key in records for task in lowered.tasks):
+        raise TuneBenchError(
+            f"nothing tuned for {model_name(lowered.model.workload)} in {database.folder}.",
+            "Run `tunebench tune` first, or bench with --schedule default.",
+        )
+    return {
+        name: compile_model(lowered.mod, session.target, records if name == "tuned" else {}) for name in schedules
+    }
+
+
+def _arms(
+    lowered: Lowered, database: Database, engines: Mapping[str, TvmEngine], test: Test, plan: Plan
+) -> tuple[dict[str, tuple[str, str]], dict[str, Callable[[], object]]]:
+    """What to time, and what not and why: a sample that is known to take too long."""
+    skipped: dict[str, tuple[str, str]] = {}
+    arms: dict[str, Callable[[], object]] = {}
+    for name, engine in engines.items():
+        expected_s = expected_ns(lowered, database, name, test) / 1e9
+        if expected_s > plan.sample_limit_s:
+            reason = f"one sample would take about {expected_s:.0f} s by its kernels' times, and the limit is "
+            skipped[name] = ("not_run", f"{reason}{plan.sample_limit_s:.0f} s (--sample-limit)")
+        else:
+            arms[name] = functools.partial(run_test, engine, test, plan.seed)
+    return skipped, arms
+
+
+def _measure(
+    arms: dict[str, Callable[[], object]], with_noise: bool, protocol: Protocol
+) -> dict[str, Samples]:
+    if with_noise and arms:
+        arms = {**arms, AGAIN: list(arms.values())[-1]}
+    return interleave(arms, protocol)
+
+
+def run_test(engine: TvmEngine, test: Test, seed: int) -> None:
+    """One sample of a test: prompt, then generated tokens, at depth. Neither tokenizes nor samples."""
+    load, vocab = engine.model.workload, engine.model.config.vocab_size
+    tokens = np.random.default_rng(seed).integers(0, vocab, (load.batch, test.n_tokens), np.int32)
+    if test.n_prompt:
+        engine.prefill(tokens[:, : test.n_prompt], test.n_depth)
+    for i in range(test.n_prompt, test.n_tokens):
+        engine.decode(tokens[:, i : i + 1], test.n_depth + i)
+
+
+def expected_ns(lowered: Lowered, database: Database, schedule: str, test: Test) -> float:
+    """Kernel time of one sample by the tuner's measurements; 0 where it made none."""
+
+    def time_ns(task: Task) -> float:
+        entry = database.entries.get(task.key, Entry(task.name))
+        won = schedule == "tuned" and entry.decision == "promoted"
+        samples = entry.tuned_ns if won else entry.default_ns
+        return stats.median(samples) if samples else 0.0
+
+    load = lowered.model.workload
+    prompt = pieces(test.n_prompt, test.n_depth, load.chunks, load.context)
+    buckets = [piece.bucket for piece in prompt] + [1] * test.n_gen
+    return sum(piece_ns(lowered.tasks, bucket, time_ns) * buckets.count(bucket) for bucket in set(buckets))
+
+
+def _coverage(lowered: Lowered, database: Database, compiled: Compiled, test: Test) -> dict[str, object]:
+    """The kernels that a test runs, and the share of its largest piece's time that is tuned."""
+    load = lowered.model.workload
+    prompt = pieces(test.n_prompt, test.n_depth, load.chunks, load.context)
+    used = {piece.bucket for piece in prompt} | ({1} if test.n_gen else set())
+    rows = [row for row in kernels(lowered.tasks, database.entries, compiled.tuned) if row.bucket in used]
+    of_largest = [row for row in rows if row.bucket == max(used)]
+    known = any(row.share for row in of_largest)
+    share = sum(row.share for row in of_largest if row.schedule == "tuned") if known else None
+    return {"kernels": rows, "coverage": share}
+
+
+def _base_row(session: Session, lowered: Lowered, test: Test, limits: dict[str, float]) -> Result:
+    model, load = lowered.model, lowered.model.workload
+    mean_depth = test.n_depth + test.n_prompt + test.n_gen / 2
+    return Result(
+        model=model_name(load),
+        scheme=load.scheme.name,
+        schedule="",
+        engine="tvm",
+        target=session.target_name,
+        device=environment.cpu_name(),
+        test=test.name,
+        n_prompt=test.n_prompt,
+        n_gen=test.n_gen,
+        n_depth=test.n_depth,
+        batch=load.batch,
+        n_threads=session.threads,
+        status="ok",
+        run_id=session.run_id,
+        test_time=_now(),
+        model_type=f"{model.architecture.name} {model_name(load)} {load.scheme.name}",
+        model_size=model.weight_bytes,
+        model_n_params=model.n_params,
+        flops_per_token=model.flops_per_token,
+        bytes_per_token=round(model.read_bytes + model.cache_bytes_per_token * mean_depth * load.batch),
+        probe=limits,
+        environment=environment.describe(),
+    )
+
+
+def _memory(model: Model, peak: environment.PeakRss) -> dict[str, Count]:
+    return {
+        "weights": Count(model.weight_bytes, "sum of the parameters' sizes"),
+        "kv_cache": Count(model.cache_bytes, "sum of the cache tensors' sizes"),
+        "peak": peak.read(),
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

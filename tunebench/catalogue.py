@@ -1,0 +1,61 @@
+"""What `tunebench list` shows: (column names, rows of words). Needs no TVM."""
+
+import json
+from pathlib import Path
+
+from tunebench import charts, metrics, quantization, spaces, targets
+
+Listing = tuple[list[str], list[list[str]]]
+
+
+def models() -> Listing:
+    """The workloads that come with TuneBench."""
+    rows = []
+    for path in sorted((Path(__file__).parent.parent / "workloads").glob("*.json")):
+        data = json.loads(path.read_text())
+        heads = f"{data['num_attention_heads']}/{data['num_key_value_heads']}"
+        shape = [data["num_hidden_layers"], data["hidden_size"], data["intermediate_size"], heads, data["vocab_size"]]
+        rows.append([path.stem, data["model_type"], *(str(value) for value in shape)])
+    return ["model", "architecture", "layers", "hidden", "intermediate", "heads/KV", "vocabulary"], rows
+
+
+def schemes() -> Listing:
+    """The quantization schemes."""
+    rows = []
+    for scheme in sorted(quantization.schemes().values(), key=lambda s: s.name):
+        bits = scheme.weight_bits + (8 * (4 if scheme.dtype == "float32" else 2) / scheme.group_size if scheme.group_size else 0)
+        layout = {"NK": "N-major", "KN": "K-major"}[scheme.layout]
+        group = str(scheme.group_size) if scheme.group_size else "-"
+        rows.append([scheme.name, scheme.family, f"{bits:g}", group, layout, scheme.dtype])
+    return ["scheme", "family", "bits a weight", "group", "layout", "activations"], rows
+
+
+def targets_() -> Listing:
+    """The target presets."""
+    return ["target", "kind", "what"], [[t.name, t.kind, t.summary] for t in targets.presets().values()]
+
+
+def spaces_() -> Listing:
+    """The search spaces."""
+    return ["space", "device", "what varies"], [[s.name, s.device, s.summary] for s in spaces.spaces().values()]
+
+
+def metrics_() -> Listing:
+    """The metrics."""
+    rows = [[m.name, m.unit, "higher" if m.higher_is_better else "lower", m.summary] for m in metrics.load().values()]
+    return ["metric", "unit", "better", "what"], rows
+
+
+def charts_() -> Listing:
+    """The charts."""
+    return ["chart", "what"], [[c.name, c.title] for c in charts.load().values()]
+
+
+LISTINGS = {
+    "models": models,
+    "schemes": schemes,
+    "targets": targets_,
+    "spaces": spaces_,
+    "metrics": metrics_,
+    "charts": charts_,
+}

@@ -1,0 +1,292 @@
+"""The commands: parse, call one function, print. The only place that exits."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tunebench.errors import TuneBenchError
+
+if TYPE_CHECKING:
+    from tunebench.bench import Lowered, Session
+    from tunebench.spec import Test, Workload
+
+app = typer.Typer(
+    help="Benchmark and autotune LLM kernels on Apache TVM.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+console = Console()
+
+SMALLEST_CHUNK = 16
+
+Models = Annotated[list[str], typer.Option("--model", "-m", help="A model of `list models`, or a path to a config.")]
+Schemes = Annotated[list[str], typer.Option("--scheme", "-q", help="Quantization scheme; repeat for several.")]
+TargetName = Annotated[str, typer.Option("--target", help="What to compile for; `list targets`.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a kernel; 0: all cores.")]
+Batch = Annotated[int, typer.Option(min=1, help="Sequences at a time.")]
+Context = Annotated[int, typer.Option(min=16, help="Positions of the KV cache.")]
+Chunks = Annotated[str, typer.Option("--prompt", "--chunks", help="Lengths that prompts are cut into, e.g. 128,512.")]
+Seed = Annotated[int, typer.Option(help="Of random weights, prompts and search.")]
+WorkDir = Annotated[Path, typer.Option(help="Where databases and reports go.")]
+Name = Annotated[str, typer.Option(help="The report's folder in WORK_DIR/reports.")]
+Weights = Annotated[Path | None, typer.Option(help="Folder of Hugging Face safetensors; random weights without.")]
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except TuneBenchError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {error.message} {error.hint}".strip())
+        sys.exit(2)
+
+
+@app.command(name="tune")
+def tune_command(
+    model: Models,
+    scheme: Schemes = ["q4f16_1"],  # noqa: B006
+    target: TargetName = "llvm",
+    trials: Annotated[int, typer.Option(min=1, help="At most so many candidates of each kernel.")] = 64,
+    time_limit: Annotated[str, typer.Option(help="For each model and scheme, e.g. 90s, 20m, 1h.")] = "20m",
+    prompt: Chunks = "128",
+    batch: Batch = 1,
+    context: Context = 2048,
+    threads: Threads = 0,
+    seed: Seed = 0,
+    work_dir: WorkDir = Path("tunebench-work"),
+    name: Name = "local",
+    bench: Annotated[bool, typer.Option(help="End with default against tuned, end to end.")] = True,
+) -> None:
+    """Search schedules for a model's kernels, keep what wins, and show what it brought."""
+    limit_s = _seconds(time_limit)
+    session = _session(target, threads, work_dir, name)
+    from tunebench import bench as bench_module
+    from tunebench.progress import TuneView
+    from tunebench.tune import Options
+
+    options = Options(trials=trials, time_limit_s=limit_s, threads=session.threads, seed=seed)
+    lowered = [_lower(session, load) for load in _workloads(model, scheme, batch, prompt, context)]
+    try:
+        for each in lowered:
+            load = each.model.workload
+            with TuneView(console, f"{bench_module.model_name(load)} {load.scheme.name}") as view:
+                row = bench_module.run_tune(session, each, options, view)
+            won = sum(kernel.decision == "promoted" for kernel in row.kernels)
+            console.print(
+                f"{row.model} {row.scheme}: {row.trials} trials in {row.cost_s['total']:.0f} s, "
+                f"{won} of {len(row.kernels)} kernels promoted; database in {session.database().folder}",
+                soft_wrap=True,
+            )
+    except KeyboardInterrupt:
+        console.print("Stopped. What was measured is kept: run the same command to go on.")
+        raise typer.Exit(130) from None
+    if bench:
+        tests = _tests(str(max(_numbers(prompt, "--prompt"))), "32", "0", context)
+        _bench_all(session, lowered, bench_module.Plan(tests, seed=seed))
+
+
+@app.command(name="bench")
+def bench_command(
+    model: Models,
+    scheme: Schemes = ["q4f16_1"],  # noqa: B006
+    target: TargetName = "llvm",
+    n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", help="Prompt lengths; 0 for none.")] = "128,512",
+    n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Numbers of generated tokens; 0 for none.")] = "128",
+    n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Positions already in the cache.")] = "0",
+    schedule: Annotated[list[str], typer.Option(help="default, tuned; repeat for both.")] = ["default", "tuned"],  # noqa: B006
+    prompt: Chunks = "128",
+    batch: Batch = 1,
+    context: Context = 2048,
+    threads: Threads = 0,
+    reps: Annotated[int, typer.Option("-r", "--reps", min=1, help="Samples of each test, at most.")] = 10,
+    sample_limit: Annotated[str, typer.Option(help="Leave out a test whose one sample takes longer.")] = "5m",
+    weights: Weights = None,
+    seed: Seed = 0,
+    work_dir: WorkDir = Path("tunebench-work"),
+    name: Name = "local",
+) -> None:
+    """Measure prefill, decode and memory, every schedule interleaved; each row is kept as soon as it exists."""
+    from tunebench import registry
+
+    for each in schedule:
+        if each not in ("default", "tuned"):
+            raise registry.unknown(each, ("default", "tuned"), "schedule")
+    tests = _tests(n_prompt, n_gen, n_depth, context)
+    limit_s = _seconds(sample_limit)
+    session = _session(target, threads, work_dir, name)
+    from dataclasses import replace
+
+    from tunebench.bench import Plan
+
+    plan = Plan(tests, tuple(dict.fromkeys(schedule)), sample_limit_s=limit_s, weights=weights, seed=seed)
+    plan = replace(plan, protocol=replace(plan.protocol, samples=reps, least_samples=min(reps, 5)))
+    lowered = [_lower(session, load) for load in _workloads(model, scheme, batch, prompt, context)]
+    _bench_all(session, lowered, plan)
+
+
+@app.command(name="report")
+def report_command(
+    results: Annotated[list[Path] | None, typer.Argument(help="results.jsonl files or their folders.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; by default beside the first results.")] = None,
+    work_dir: WorkDir = Path("tunebench-work"),
+    name: Name = "local",
+) -> None:
+    """Turn result rows into report.md, report.html, summary.csv and charts."""
+    from tunebench.report import summary_table, write_report
+
+    paths = [path / "results.jsonl" if path.is_dir() else path for path in results or [work_dir / "reports" / name]]
+    report = write_report(paths, out or paths[0].parent)
+    for finding in report.findings:
+        console.print(finding, soft_wrap=True)
+    console.print(summary_table(report))
+    for warning in report.warnings:
+        console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+    console.print(f"Written: {report.out / 'report.html'}, report.md, summary.csv, charts/", soft_wrap=True)
+
+
+@app.command(name="list")
+def list_command(what: Annotated[str, typer.Argument(help="models, schemes, targets, spaces, metrics or charts")]) -> None:
+    """List what there is to choose from."""
+    from tunebench import registry
+    from tunebench.catalogue import LISTINGS
+
+    columns, rows = registry.pick(LISTINGS, what, "list")()
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+@app.command(name="devices")
+def devices_command(
+    probe: Annotated[bool, typer.Option("--probe", help="Measure bandwidth and multiply-add rate.")] = False,
+    threads: Threads = 0,
+) -> None:
+    """Show what was detected, and what it can do at most."""
+    from tunebench import environment
+
+    found = environment.describe()
+    cpu = found["cpu"]
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_row("CPU", f"{cpu['name']}, {cpu['usable_cores']} of {cpu['logical_cores']} cores usable")
+    table.add_row("instructions", ", ".join(cpu["isa"]) or "unknown")
+    table.add_row("caches", ", ".join(f"{k} {v >> 10:,} KiB" for k, v in cpu["cache_bytes"].items()) or "unknown")
+    table.add_row("memory", f"{found['memory']['available_bytes'] / 2**30:.1f} GiB free")
+    for gpu in found["gpus"]:
+        table.add_row("GPU", f"{gpu['name']}, driver {gpu['driver']}")
+    table.add_row("versions", ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v))
+    if probe:
+        session = _session("llvm", threads, Path(), "")
+        from tunebench.probe import probe as measure
+
+        limits = measure(session.target, session.threads)
+        table.add_row("threads", str(session.threads))
+        table.add_row("read bandwidth", f"{limits['read_bytes_per_s'] / 1e9:.1f} GB/s measured")
+        table.add_row("multiply-add rate", f"{limits['flops_per_s'] / 1e9:.0f} GFLOP/s in float32 measured")
+    console.print(table)
+
+
+@app.command(name="demo")
+def demo_command(
+    work_dir: WorkDir = Path("tunebench-work"),
+    time_limit: Annotated[str, typer.Option(help="Of tuning, for each scheme.")] = "75s",
+) -> None:
+    """Tune, bench and report a small model in three schemes on this machine's CPU, in minutes."""
+    schemes = ["q0f32", "q4f16_1", "q8f16_1"]
+    common = {"model": ["demo"], "scheme": schemes, "work_dir": work_dir, "name": "demo", "context": 1024}
+    tune_command(**common, time_limit=time_limit, bench=False)  # type: ignore[arg-type]
+    bench_command(**common, n_prompt="128,100", n_gen="32", n_depth="0,512")  # type: ignore[arg-type]
+    report_command(work_dir=work_dir, name="demo")
+
+
+def _session(target: str, threads: int, work_dir: Path, name: str) -> Session:
+    from tunebench import environment, registry
+    from tunebench.targets import presets
+
+    preset = registry.pick(presets(), target, "target")
+    threads = threads or environment.usable_cores()
+    environment.set_threads(threads)
+    from tunebench.bench import Session
+
+    return Session(target, preset, threads, work_dir, work_dir / "reports" / name / "results.jsonl")
+
+
+def _workloads(models: list[str], schemes: list[str], batch: int, chunks: str, context: int) -> list[Workload]:
+    from tunebench import quantization, registry
+    from tunebench.spec import Workload
+
+    known = quantization.schemes()
+    chosen = [registry.pick(known, scheme, "scheme") for scheme in dict.fromkeys(schemes)]
+    lengths = tuple(sorted({SMALLEST_CHUNK, *_numbers(chunks, "--prompt")}))
+    return [Workload(model, scheme, batch, lengths, context) for model in dict.fromkeys(models) for scheme in chosen]
+
+
+def _lower(session: Session, load: Workload) -> Lowered:
+    from tunebench.bench import lower
+
+    with console.status(f"building {load.model} {load.scheme.name}"):
+        return lower(session, load)
+
+
+def _bench_all(session: Session, lowered: list[Lowered], plan: object) -> None:
+    from tunebench.bench import Plan, run_bench
+    from tunebench.results import Result, tokens_per_s
+    from tunebench.stats import median, spread
+
+    assert isinstance(plan, Plan)
+    bad = 0
+    for each in lowered:
+        title = f"{each.model.workload.model} {each.model.workload.scheme.name}"
+        with console.status(title) as status:
+            for row in run_bench(session, each, plan, lambda words, title=title: status.update(f"{title}: {words}")):
+                assert isinstance(row, Result)
+                bad += row.status == "failed"
+                rates = tokens_per_s(row)
+                figure = f"{median(rates):10.2f} ± {spread(rates):.2f} tokens/s" if rates else f"{row.status}: {row.reason}"
+                label = f"{row.model} {row.scheme} {row.test} {row.schedule}"
+                console.print(f"{label:44s} {figure}", soft_wrap=True, highlight=False)
+    console.print(f"Rows are in {session.results_path}; `tunebench report` shows them.", soft_wrap=True)
+    if bad:
+        raise typer.Exit(1)
+
+
+def _tests(prompts: str, generated: str, depths: str, context: int) -> tuple[Test, ...]:
+    from tunebench.spec import Test
+
+    found = []
+    for depth in _numbers(depths, "-d"):
+        found += [Test(n_prompt=n, n_depth=depth) for n in _numbers(prompts, "-p") if n]
+        found += [Test(n_gen=n, n_depth=depth) for n in _numbers(generated, "-n") if n]
+    if not found:
+        raise TuneBenchError("no test is left with -p 0 and -n 0.", "Name at least one length.")
+    for test in found:
+        if test.n_depth + test.n_tokens > context:
+            raise TuneBenchError(
+                f"{test.name} needs {test.n_depth + test.n_tokens} positions, and the context has {context}.",
+                "Raise --context, or choose shorter tests.",
+            )
+    return tuple(found)
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise TuneBenchError(f"{option} {text!r} is not a list of whole numbers.", "Write it like 128,512.")
+    return [int(part) for part in text.split(",")]
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if not match:
+        raise TuneBenchError(f"{text!r} is no duration.", "Write it like 90s, 20m or 1h.")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

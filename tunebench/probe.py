@@ -1,0 +1,87 @@
+"""What this machine can do at most: read bandwidth and multiply-add rate, measured with kernels of our own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import tvm
+from tvm.script import tirx as T
+from tvm.target import codegen
+
+from tunebench import stats
+from tunebench.measure import Protocol, interleave
+
+READ_BYTES = 512 << 20  # larger than any last-level cache
+ROUNDS = 1 << 20
+CHAINS = 12  # independent accumulators of a thread, to hide a multiply-add's latency
+PROTOCOL = Protocol(warmups=1, samples=7, least_samples=5, budget_s=2.0)
+
+
+@functools.cache
+def probe(target: tvm.target.Target, threads: int) -> dict[str, float]:
+    """Bytes read per second from memory and float32 operations per second (a multiply-add counts as two)."""
+    lanes = int(codegen.llvm_get_vector_width(target)) // 32
+    rows = READ_BYTES // (4 * 4 * lanes) // threads
+    read = _compile(_read_kernel(threads, rows, 4 * lanes), target)
+    data = tvm.runtime.tensor(np.ones((threads, rows, 4 * lanes), np.float32))
+    sums = tvm.runtime.tensor(np.zeros((threads, 4 * lanes), np.float32))
+    flops = _compile(_flops_kernel(threads, lanes), target)
+    out = tvm.runtime.tensor(np.ones((threads, CHAINS, lanes), np.float32))
+    times = interleave({"read": lambda: read(data, sums), "flops": lambda: flops(out)}, PROTOCOL)
+    work = 2.0 * ROUNDS * threads * CHAINS * lanes
+    return {
+        "read_bytes_per_s": 4e9 * threads * rows * 4 * lanes / stats.median(times["read"].samples_ns),
+        "flops_per_s": 1e9 * work / stats.median(times["flops"].samples_ns),
+    }
+
+
+def _compile(func: tvm.tirx.PrimFunc, target: tvm.target.Target) -> Callable[..., object]:
+    kernel: Callable[..., object] = tvm.compile(tvm.IRModule({"main": func}), target=target)["main"]
+    return kernel
+
+
+def _read_kernel(threads: int, rows: int, width: int) -> tvm.tirx.PrimFunc:
+    @T.prim_func(s_tir=True)
+    def read(data: T.Buffer((threads, rows, width), "float32"), sums: T.Buffer((threads, width), "float32")):
+        T.func_attr({"tirx.noalias": True})
+        for t in T.parallel(threads):
+            with T.sblock("read"):
+                thread = T.axis.spatial(threads, t)
+                T.reads(data[thread, 0:rows, 0:width])
+                T.writes(sums[thread, 0:width])
+                total = T.sblock_alloc_buffer((width,), "float32")
+                for i in T.vectorized(width):
+                    total[i] = T.float32(0)
+                for row in range(rows):
+                    for i in T.vectorized(width):
+                        total[i] = total[i] + data[thread, row, i]
+                for i in T.vectorized(width):
+                    sums[thread, i] = total[i]
+
+    return read
+
+
+def _flops_kernel(threads: int, lanes: int) -> tvm.tirx.PrimFunc:
+    @T.prim_func(s_tir=True)
+    def flops(out: T.Buffer((threads, CHAINS, lanes), "float32")):
+        T.func_attr({"tirx.noalias": True})
+        for t in T.parallel(threads):
+            with T.sblock("flops"):
+                thread = T.axis.spatial(threads, t)
+                T.reads(out[thread, 0:CHAINS, 0:lanes])
+                T.writes(out[thread, 0:CHAINS, 0:lanes])
+                chain = T.sblock_alloc_buffer((CHAINS, lanes), "float32")
+                for c in T.unroll(CHAINS):
+                    for i in T.vectorized(lanes):
+                        chain[c, i] = out[thread, c, i]
+                for _ in range(ROUNDS):
+                    for c in T.unroll(CHAINS):
+                        for i in T.vectorized(lanes):
+                            chain[c, i] = chain[c, i] * T.float32(0.999) + T.float32(0.001)
+                for c in T.unroll(CHAINS):
+                    for i in T.vectorized(lanes):
+                        out[thread, c, i] = chain[c, i]
+
+    return flops
