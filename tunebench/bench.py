@@ -18,7 +18,7 @@ from tunebench.database import Database, Entry, folder_name, provenance
 from tunebench.engines.tvm import TvmEngine, load, pieces
 from tunebench.errors import TuneBenchError
 from tunebench.measure import Protocol, Samples, interleave
-from tunebench.probe import probe
+from tunebench.probe import Probe
 from tunebench.results import Result, TuneResult
 from tunebench.spec import Count, TargetPreset, Test, Workload
 from tunebench.tasks import Task, extract, piece_ns
@@ -26,6 +26,7 @@ from tunebench.tune import Options, Progress, Watcher, kernels, tune
 from tunebench.workload import Model
 
 AGAIN = "again"  # a second arm of the same engine, which shows the noise
+PROTOCOL = Protocol(warmups=1, samples=10, least_samples=5, budget_s=30.0, patience_s=60.0)
 SCRATCH_BYTES = 256 << 20  # of the compiler and the runtime, beyond the model
 
 
@@ -66,7 +67,7 @@ class Plan:
 
     tests: tuple[Test, ...]
     schedules: tuple[str, ...] = ("default", "tuned")
-    protocol: Protocol = Protocol(warmups=1, samples=10, least_samples=5, budget_s=30.0, patience_s=60.0)
+    protocol: Protocol = PROTOCOL
     sample_limit_s: float = 300.0  # a test whose one sample would take longer is not run
     weights: Path | None = None
     seed: int = 0
@@ -135,7 +136,6 @@ def model_name(load: Workload) -> str:
 
 def run_bench(session: Session, lowered: Lowered, plan: Plan, say: Callable[[str], None]) -> Iterator[Result]:
     """Measure every test; each row is on disk before it is yielded. A test that fails is a row too."""
-    peak = environment.PeakRss()
     device = tvm.device(session.preset.device)
     model, database = lowered.model, session.database()
     say("compile")
@@ -144,12 +144,12 @@ def run_bench(session: Session, lowered: Lowered, plan: Plan, say: Callable[[str
     source = weights.read(model, plan.weights) if plan.weights else workload.random_weights(model, plan.seed)
     loaded = load(model, source, device)
     engines = {name: TvmEngine(model, each.executable, loaded, device) for name, each in compiled.items()}
-    say("probe the machine")
-    limits = probe(session.target, session.threads)
+    probe = Probe(session.target, session.threads)
     noise: float | None = None
-    for test in plan.tests:
-        say(test.name)
-        base = _base_row(session, lowered, test, limits)
+    for number, test in enumerate(plan.tests, 1):
+        say(f"{test.name} ({number} of {len(plan.tests)})")
+        base = _base_row(session, lowered, test, probe())
+        peak = environment.PeakRss()
         skipped, arms = _arms(lowered, database, engines, test, plan)
         try:
             measured = _measure(arms, noise is None, plan.protocol)
@@ -172,18 +172,14 @@ def run_bench(session: Session, lowered: Lowered, plan: Plan, say: Callable[[str
             yield row
 
 
-def _compile(
-    session: Session, lowered: Lowered, database: Database, schedules: Iterable[str]
-) -> dict[str, Compiled]:
+def _compile(session: Session, lowered: Lowered, database: Database, schedules: Iterable[str]) -> dict[str, Compiled]:
     records = database.promoted()
     if "tuned" in schedules and not any(task.key in records for task in lowered.tasks):
         raise TuneBenchError(
             f"nothing tuned for {model_name(lowered.model.workload)} in {database.folder}.",
             "Run `tunebench tune` first, or bench with --schedule default.",
         )
-    return {
-        name: compile_model(lowered.mod, session.target, records if name == "tuned" else {}) for name in schedules
-    }
+    return {name: compile_model(lowered.mod, session.target, records if name == "tuned" else {}) for name in schedules}
 
 
 def _arms(
@@ -202,9 +198,7 @@ def _arms(
     return skipped, arms
 
 
-def _measure(
-    arms: dict[str, Callable[[], object]], with_noise: bool, protocol: Protocol
-) -> dict[str, Samples]:
+def _measure(arms: dict[str, Callable[[], object]], with_noise: bool, protocol: Protocol) -> dict[str, Samples]:
     if with_noise and arms:
         arms = {**arms, AGAIN: list(arms.values())[-1]}
     return interleave(arms, protocol)

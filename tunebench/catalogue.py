@@ -23,7 +23,9 @@ def schemes() -> Listing:
     """The quantization schemes."""
     rows = []
     for scheme in sorted(quantization.schemes().values(), key=lambda s: s.name):
-        bits = scheme.weight_bits + (8 * (4 if scheme.dtype == "float32" else 2) / scheme.group_size if scheme.group_size else 0)
+        bits = scheme.weight_bits + (
+            8 * (4 if scheme.dtype == "float32" else 2) / scheme.group_size if scheme.group_size else 0
+        )
         layout = {"NK": "N-major", "KN": "K-major"}[scheme.layout]
         group = str(scheme.group_size) if scheme.group_size else "-"
         rows.append([scheme.name, scheme.family, f"{bits:g}", group, layout, scheme.dtype])

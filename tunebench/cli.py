@@ -14,7 +14,10 @@ from rich.table import Table
 from tunebench.errors import TuneBenchError
 
 if TYPE_CHECKING:
-    from tunebench.bench import Lowered, Session
+    from rich.status import Status
+
+    from tunebench.bench import Lowered, Plan, Session
+    from tunebench.results import Result
     from tunebench.spec import Test, Workload
 
 app = typer.Typer(
@@ -27,6 +30,7 @@ app = typer.Typer(
 console = Console()
 
 SMALLEST_CHUNK = 16
+DEMO_BUDGET_S = 8.0  # of each arm of each test
 
 Models = Annotated[list[str], typer.Option("--model", "-m", help="A model of `list models`, or a path to a config.")]
 Schemes = Annotated[list[str], typer.Option("--scheme", "-q", help="Quantization scheme; repeat for several.")]
@@ -154,7 +158,9 @@ def report_command(
 
 
 @app.command(name="list")
-def list_command(what: Annotated[str, typer.Argument(help="models, schemes, targets, spaces, metrics or charts")]) -> None:
+def list_command(
+    what: Annotated[str, typer.Argument(help="models, schemes, targets, spaces, metrics or charts")],
+) -> None:
     """List what there is to choose from."""
     from tunebench import registry
     from tunebench.catalogue import LISTINGS
@@ -188,9 +194,9 @@ def devices_command(
     table.add_row("versions", ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v))
     if probe:
         session = _session("llvm", threads, Path(), "")
-        from tunebench.probe import probe as measure
+        from tunebench.probe import Probe
 
-        limits = measure(session.target, session.threads)
+        limits = Probe(session.target, session.threads)()
         table.add_row("threads", str(session.threads))
         table.add_row("read bandwidth", f"{limits['read_bytes_per_s'] / 1e9:.1f} GB/s measured")
         table.add_row("multiply-add rate", f"{limits['flops_per_s'] / 1e9:.0f} GFLOP/s in float32 measured")
@@ -200,13 +206,22 @@ def devices_command(
 @app.command(name="demo")
 def demo_command(
     work_dir: WorkDir = Path("tunebench-work"),
-    time_limit: Annotated[str, typer.Option(help="Of tuning, for each scheme.")] = "75s",
+    time_limit: Annotated[str, typer.Option(help="Of tuning, for each scheme.")] = "60s",
 ) -> None:
     """Tune, bench and report a small model in three schemes on this machine's CPU, in minutes."""
+    from tunebench.spec import Test
+
     schemes = ["q0f32", "q4f16_1", "q8f16_1"]
-    common = {"model": ["demo"], "scheme": schemes, "work_dir": work_dir, "name": "demo", "context": 1024}
-    tune_command(**common, time_limit=time_limit, bench=False)  # type: ignore[arg-type]
-    bench_command(**common, n_prompt="128,100", n_gen="32", n_depth="0,512")  # type: ignore[arg-type]
+    tune_command(["demo"], schemes, time_limit=time_limit, context=1024, work_dir=work_dir, name="demo", bench=False)
+    session = _session("llvm", 0, work_dir, "demo")
+    from dataclasses import replace
+
+    from tunebench.bench import Plan
+
+    tests = (Test(n_prompt=128), Test(n_prompt=100), Test(n_gen=32), Test(n_gen=32, n_depth=512))
+    plan = Plan(tests)
+    plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
+    _bench_all(session, [_lower(session, load) for load in _workloads(["demo"], schemes, 1, "128", 1024)], plan)
     report_command(work_dir=work_dir, name="demo")
 
 
@@ -239,26 +254,32 @@ def _lower(session: Session, load: Workload) -> Lowered:
         return lower(session, load)
 
 
-def _bench_all(session: Session, lowered: list[Lowered], plan: object) -> None:
-    from tunebench.bench import Plan, run_bench
-    from tunebench.results import Result, tokens_per_s
-    from tunebench.stats import median, spread
+def _bench_all(session: Session, lowered: list[Lowered], plan: Plan) -> None:
+    from tunebench.bench import run_bench
 
-    assert isinstance(plan, Plan)
-    bad = 0
+    statuses = []
     for each in lowered:
         title = f"{each.model.workload.model} {each.model.workload.scheme.name}"
         with console.status(title) as status:
-            for row in run_bench(session, each, plan, lambda words, title=title: status.update(f"{title}: {words}")):
-                assert isinstance(row, Result)
-                bad += row.status == "failed"
-                rates = tokens_per_s(row)
-                figure = f"{median(rates):10.2f} ± {spread(rates):.2f} tokens/s" if rates else f"{row.status}: {row.reason}"
+
+            def say(words: str, status: Status = status, title: str = title) -> None:
+                status.update(f"{title}: {words}")
+
+            for row in run_bench(session, each, plan, say):
+                statuses.append(row.status)
                 label = f"{row.model} {row.scheme} {row.test} {row.schedule}"
-                console.print(f"{label:44s} {figure}", soft_wrap=True, highlight=False)
+                console.print(f"{label:44s} {_figure(row)}", soft_wrap=True, highlight=False)
     console.print(f"Rows are in {session.results_path}; `tunebench report` shows them.", soft_wrap=True)
-    if bad:
+    if "failed" in statuses:
         raise typer.Exit(1)
+
+
+def _figure(row: Result) -> str:
+    from tunebench.results import tokens_per_s
+    from tunebench.stats import median, spread
+
+    rates = tokens_per_s(row)
+    return f"{median(rates):10.2f} ± {spread(rates):.2f} tokens/s" if rates else f"{row.status}: {row.reason}"
 
 
 def _tests(prompts: str, generated: str, depths: str, context: int) -> tuple[Test, ...]:

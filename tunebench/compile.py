@@ -40,5 +40,3 @@ def compile_model(
         scheduled.update_func(gv, new["main"].with_attr("global_symbol", gv.name_hint))
     lowered = lowering.tail(scheduled, target)
     return Compiled(tvm.compile(lowered, target=target, relax_pipeline=None), frozenset(tuned))
-
-

@@ -1,6 +1,8 @@
 """MetaSchedule's XGBoost cost model: made, kept on disk, and asked how well it ranked."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,20 @@ from tvm.s_tir import meta_schedule as ms
 WARMUP_SAMPLES = 32  # measured candidates before its predictions count
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without XGBoost's remarks on the file name that MetaSchedule chose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
 def load(path: Path) -> ms.cost_model.XGBModel:
     """The model kept at `path`, or a new one."""
     model = ms.cost_model.XGBModel(num_warmup_samples=WARMUP_SAMPLES, verbose_eval=10**9)
     if path.exists():
-        model.load(str(path))
+        with _quiet():
+            model.load(str(path))
     return model
 
 
@@ -22,7 +33,8 @@ def save(model: ms.cost_model.XGBModel, path: Path) -> None:
     if model.booster is None:
         return
     fresh = path.with_name(f"new-{path.name}")
-    model.save(str(fresh))
+    with _quiet():
+        model.save(str(fresh))
     fresh.replace(path)
 
 

@@ -173,9 +173,7 @@ def rms_norm(rows: int, width: int, epsilon: float, dtype: str) -> PrimFunc:
                     total[0] = total[0] + squares[lane]
                 total[0] = T.rsqrt(total[0] / T.float32(width) + T.float32(epsilon))
                 for j in range(width):
-                    out[row, j] = T.Cast(
-                        dtype, T.Cast("float32", x[row, j]) * total[0] * T.Cast("float32", weight[j])
-                    )
+                    out[row, j] = T.Cast(dtype, T.Cast("float32", x[row, j]) * total[0] * T.Cast("float32", weight[j]))
 
     return rms_norm
 
@@ -185,9 +183,7 @@ def last_row(b: int, m: int, width: int, dtype: str) -> PrimFunc:
     """(x [b, m, width], last: one int32) -> x[:, last, :]."""
 
     @T.prim_func(private=True, s_tir=True)
-    def last_row(
-        x: T.Buffer((b, m, width), dtype), last: T.Buffer((1,), "int32"), out: T.Buffer((b, width), dtype)
-    ):
+    def last_row(x: T.Buffer((b, m, width), dtype), last: T.Buffer((1,), "int32"), out: T.Buffer((b, width), dtype)):
         T.func_attr({"op_pattern": 8, "tirx.noalias": True})
         for ib in range(b):
             with T.sblock("row"):

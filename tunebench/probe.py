@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -15,26 +14,32 @@ from tunebench.measure import Protocol, interleave
 
 READ_BYTES = 512 << 20  # larger than any last-level cache
 ROUNDS = 1 << 20
+UNROLL = 4  # vectors of a step of the read
 CHAINS = 12  # independent accumulators of a thread, to hide a multiply-add's latency
 PROTOCOL = Protocol(warmups=1, samples=7, least_samples=5, budget_s=2.0)
 
 
-@functools.cache
-def probe(target: tvm.target.Target, threads: int) -> dict[str, float]:
-    """Bytes read per second from memory and float32 operations per second (a multiply-add counts as two)."""
-    lanes = int(codegen.llvm_get_vector_width(target)) // 32
-    rows = READ_BYTES // (4 * 4 * lanes) // threads
-    read = _compile(_read_kernel(threads, rows, 4 * lanes), target)
-    data = tvm.runtime.tensor(np.ones((threads, rows, 4 * lanes), np.float32))
-    sums = tvm.runtime.tensor(np.zeros((threads, 4 * lanes), np.float32))
-    flops = _compile(_flops_kernel(threads, lanes), target)
-    out = tvm.runtime.tensor(np.ones((threads, CHAINS, lanes), np.float32))
-    times = interleave({"read": lambda: read(data, sums), "flops": lambda: flops(out)}, PROTOCOL)
-    work = 2.0 * ROUNDS * threads * CHAINS * lanes
-    return {
-        "read_bytes_per_s": 4e9 * threads * rows * 4 * lanes / stats.median(times["read"].samples_ns),
-        "flops_per_s": 1e9 * work / stats.median(times["flops"].samples_ns),
-    }
+class Probe:
+    """The two kernels, compiled once; every call measures anew, as a shared machine changes from minute to minute."""
+
+    def __init__(self, target: tvm.target.Target, threads: int) -> None:
+        lanes = int(codegen.llvm_get_vector_width(target)) // 32
+        self._shape = (threads, READ_BYTES // (4 * UNROLL * lanes) // threads, UNROLL * lanes)
+        self._chains = (threads, CHAINS, lanes)
+        self._read = _compile(_read_kernel(*self._shape), target)
+        self._flops = _compile(_flops_kernel(threads, lanes), target)
+
+    def __call__(self) -> dict[str, float]:
+        """Bytes read per second from memory, and float32 operations per second (a multiply-add counts as two)."""
+        data = tvm.runtime.tensor(np.ones(self._shape, np.float32))
+        sums = tvm.runtime.tensor(np.zeros((self._shape[0], self._shape[2]), np.float32))
+        out = tvm.runtime.tensor(np.ones(self._chains, np.float32))
+        arms = {"read": lambda: self._read(data, sums), "flops": lambda: self._flops(out)}
+        times = {name: stats.median(taken.samples_ns) for name, taken in interleave(arms, PROTOCOL).items()}
+        return {
+            "read_bytes_per_s": 4e9 * float(np.prod(self._shape)) / times["read"],
+            "flops_per_s": 2e9 * ROUNDS * float(np.prod(self._chains)) / times["flops"],
+        }
 
 
 def _compile(func: tvm.tirx.PrimFunc, target: tvm.target.Target) -> Callable[..., object]:

@@ -205,7 +205,9 @@ def _time(search: TaskSearch, name: str, runner: LocalRunner) -> float:
 
 def _note(search: TaskSearch, predicted: list[float] | None, seconds: list[float]) -> None:
     valid = [i for i, value in enumerate(seconds) if value < FAILED_S]
-    rank = cost_model.rank_correlation([predicted[i] for i in valid], [seconds[i] for i in valid]) if predicted else None
+    rank = (
+        cost_model.rank_correlation([predicted[i] for i in valid], [seconds[i] for i in valid]) if predicted else None
+    )
     if rank is not None:
         search.ranks.append(rank)
 

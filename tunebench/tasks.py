@@ -26,9 +26,7 @@ class Task:
 
 def extract(mod: tvm.IRModule, model: Model) -> list[Task]:
     """Every kernel of a module after the prefix, those with equal structure once."""
-    kernels = {
-        gv: lowering.task_module(func) for gv, func in mod.functions_items() if isinstance(func, tirx.PrimFunc)
-    }
+    kernels = {gv: lowering.task_module(func) for gv, func in mod.functions_items() if isinstance(func, tirx.PrimFunc)}
     keys = {gv: task_key(kernel) for gv, kernel in kernels.items()}
     calls: dict[str, Counter[int]] = {key: Counter() for key in keys.values()}
     for bucket in model.workload.buckets:

@@ -26,12 +26,12 @@ from tunebench.spec import Kernel
 from tunebench.tasks import Task, phase, piece_ns, shares
 
 FINALISTS = 3
-SPARE = 0.2  # of the time limit, kept for measuring the winners again
+JUDGE_S = 0.7  # what a verdict takes beyond the calls of the default schedule
 PRIORITY = {"decode": 0.5, "prefill": 0.5}  # of the phases; pieces of one phase share it evenly
 DEFAULT = Protocol(warmups=0, samples=5, least_samples=1, budget_s=0.5, sample_s=0.0)
 CHOICE = Protocol(warmups=1, samples=9, least_samples=1, budget_s=0.3, sample_s=0.001)
 FINAL = Protocol(warmups=1, samples=21, least_samples=stats.FEWEST, budget_s=1.0, sample_s=0.001)
-AA = "again"  # the default's twin, which shows the noise
+AGAIN = "again"  # the candidate's twin, which shows the noise
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class _Run:
     def search(self) -> None:
         """Rounds of candidates, each for the task that promises most, until time or candidates run out."""
         self.progress.stage = "search"
-        while self.progress.elapsed_s < self.options.time_limit_s * (1 - SPARE):
+        while self.progress.elapsed_s < self.options.time_limit_s - self._judging_s():
             candidates = [s for s in self.progress.searches if self._may_go_on(s)]
             if not candidates:
                 break
@@ -183,6 +183,12 @@ class _Run:
             one_round(search, self.trials, self.model, self.runner, self.progress.costs)
             search.doing = ""
             self._mark()
+
+    def _judging_s(self) -> float:
+        """What the verdicts will take, at most half the time."""
+        calls = FINAL.warmups + FINAL.least_samples
+        defaults = [stats.median(search.entry.default_ns) / 1e9 for search in self.progress.searches]
+        return min(self.options.time_limit_s / 2, sum(JUDGE_S + calls * seconds for seconds in defaults))
 
     def _may_go_on(self, search: TaskSearch) -> bool:
         return search.is_open and self.trials.count(search.task) < self.options.trials
@@ -229,24 +235,24 @@ class _Run:
             self.watch(self.progress)
         self.database.promote(winners)
 
-    def _judge(
-        self, search: TaskSearch, finalists: list[ms.database.TuningRecord]
-    ) -> ms.database.TuningRecord | None:
+    def _judge(self, search: TaskSearch, finalists: list[ms.database.TuningRecord]) -> ms.database.TuningRecord | None:
         entry = search.entry
         entry.trial = record_key(finalists[0]) if finalists else ""
         if not finalists:
             entry.decision, entry.tuned_ns = "kept default", []
-            entry.reason = search.reason or "no candidate ran and was correct"
+            tried = self.trials.count(search.task) > 0
+            unsearched = "no candidate ran and was correct" if tried else "not searched before the time ran out"
+            entry.reason = search.reason or unsearched
             return None
         mods = {str(i): replay(search.task.mod, record) for i, record in enumerate(finalists)}
         name = self._fastest(search, mods)
-        outcomes = self.runner.duel(search.job, [("tuned", mods[name]), (AA, search.default_mod)], FINAL)
+        outcomes = self.runner.duel(search.job, [("tuned", mods[name]), (AGAIN, mods[name])], FINAL)
         failed = next((outcome.error for outcome in outcomes.values() if outcome.error), "")
         if failed:
             entry.decision, entry.reason, entry.tuned_ns = "kept default", f"measured again, it failed: {failed}", []
             return None
         entry.default_ns, entry.tuned_ns = list(outcomes["default"].samples_ns), list(outcomes["tuned"].samples_ns)
-        noise = stats.noise_floor(entry.default_ns, outcomes[AA].samples_ns) or 0.0
+        noise = stats.noise_floor(entry.tuned_ns, outcomes[AGAIN].samples_ns) or 0.0
         self.progress.noise = max(self.progress.noise, noise)
         verdict = stats.verdict(entry.default_ns, entry.tuned_ns, noise)
         entry.decision, entry.reason = verdict.decision, verdict.reason

@@ -34,14 +34,14 @@ def read(model: Model, folder: Path) -> Iterator[tuple[str, Array]]:
                 yield f"{name}.{suffix}", part
 
 
-def _wanted(model: Model) -> dict[str, tuple[str, tuple[int, int | None]]]:
-    """Each tensor's name, what it goes into, and its (rows where known, columns or None for a vector)."""
-    wanted: dict[str, tuple[str, tuple[int, int | None]]] = {
-        name: (name, (length, None)) for name, length in model.architecture.vectors(model.config).items()
+def _wanted(model: Model) -> dict[str, tuple[int, ...]]:
+    """Each tensor's shape; 0 rows where several are stacked, as only their sum is known."""
+    wanted: dict[str, tuple[int, ...]] = {
+        name: (length,) for name, length in model.architecture.vectors(model.config).items()
     }
-    for name, matrix in model.matrices.items():
+    for matrix in model.matrices.values():
         rows = matrix.n if len(matrix.sources) == 1 else 0
-        wanted.update({source: (name, (rows, matrix.k)) for source in matrix.sources})
+        wanted.update(dict.fromkeys(matrix.sources, (rows, matrix.k)))
     return wanted
 
 
@@ -79,22 +79,18 @@ class _Tensors:
         """Rows [start, stop) of a tensor."""
         return np.asarray(self._slices[name][start:stop])
 
-    def check(self, wanted: dict[str, tuple[str, tuple[int, int | None]]]) -> None:
+    def check(self, wanted: dict[str, tuple[int, ...]]) -> None:
         """Raise a TuneBenchError that names what is missing or has the wrong shape."""
+        way_on = "Name the folder of this very model."
         missing = [name for name in wanted if name not in self.shapes]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise TuneBenchError(
-                f"{self.folder} lacks {', '.join(missing[:3])}{more}.", "Name the folder of this very model."
-            )
-        for name, (_, (rows, columns)) in wanted.items():
+            raise TuneBenchError(f"{self.folder} lacks {', '.join(missing[:3])}{more}.", way_on)
+        for name, expected in wanted.items():
             shape = self.shapes[name]
-            expected = (rows or shape[0],) if columns is None else (rows or shape[0], columns)
-            if shape != expected:
-                raise TuneBenchError(
-                    f"{name} in {self.folder} has shape {list(shape)} where {list(expected)} is expected.",
-                    "Name the folder of this very model.",
-                )
+            if (shape if expected[0] else (0, *shape[1:])) != expected:
+                want = list(expected) if expected[0] else f"[any, {expected[1]}]"
+                raise TuneBenchError(f"{name} in {self.folder} has shape {list(shape)}, not {want}.", way_on)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -57,7 +57,7 @@ def check(scheme: Scheme, n: int, k: int, name: str) -> None:
     """Raise a TuneBenchError where a matrix [n, k] cannot be stored in `scheme`."""
     if scheme.group_size and k % scheme.group_size:
         raise TuneBenchError(
-            f"{name} has {k} inputs, which groups of {scheme.group_size} do not divide, so {scheme.name} cannot hold it.",
+            f"{name} has {k} inputs, which {scheme.name}'s groups of {scheme.group_size} do not divide.",
             "Choose q0f16 or q0f32 for this model.",
         )
 

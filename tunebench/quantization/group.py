@@ -155,17 +155,13 @@ def _matrix_product(scheme: Scheme, out_dtype: str) -> Body:
 
     def product(x: te.Tensor, weight: te.Tensor, scale: te.Tensor) -> te.Tensor:
         n = weight.shape[1 if scheme.layout == "KN" else 0]
-        dequantized = te.compute(
-            (n, x.shape[1]), lambda b, c: _weight(scheme, weight, scale, b, c), name="dequantize"
-        )
+        dequantized = te.compute((n, x.shape[1]), lambda b, c: _weight(scheme, weight, scale, b, c), name="dequantize")
         return float_product(x, dequantized, out_dtype)
 
     return product
 
 
-def _weight(
-    scheme: Scheme, weight: te.Tensor, scale: te.Tensor, n: tirx.Expr, k: tirx.Expr
-) -> tirx.Expr:
+def _weight(scheme: Scheme, weight: te.Tensor, scale: te.Tensor, n: tirx.Expr, k: tirx.Expr) -> tirx.Expr:
     from tvm import tirx
 
     count = per_word(scheme)

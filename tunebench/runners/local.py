@@ -57,9 +57,7 @@ class LocalRunner:
 
     def _start(self) -> PopenWorker:
         with _environment(TVM_NUM_THREADS=str(self._threads)):
-            worker = PopenWorker(
-                _initialize, (self._target, self._folder.name), stderr=subprocess.DEVNULL
-            )
+            worker = PopenWorker(_initialize, (self._target, self._folder.name), stderr=subprocess.DEVNULL)
             worker.send(_ready, timeout=START_TIMEOUT_S)
         worker.recv()
         return worker
