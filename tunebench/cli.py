@@ -73,6 +73,7 @@ def tune_command(
     """Search schedules for a model's kernels, keep what wins, and show what it brought."""
     limit_s = _seconds(time_limit)
     session = _session(target, threads, work_dir, name)
+    _make_folder(session.results_path.parent)
     from tunebench import bench as bench_module
     from tunebench.progress import TuneView
     from tunebench.tune import Options
@@ -127,6 +128,7 @@ def bench_command(
     tests = _tests(n_prompt, n_gen, n_depth, context)
     limit_s = _seconds(sample_limit)
     session = _session(target, threads, work_dir, name)
+    _make_folder(session.results_path.parent)
     from dataclasses import replace
 
     from tunebench.bench import Plan
@@ -234,7 +236,22 @@ def _session(target: str, threads: int, work_dir: Path, name: str) -> Session:
     environment.set_threads(threads)
     from tunebench.bench import Session
 
+    if not preset.runs_here:
+        raise TuneBenchError(
+            f"target {target!r} can be compiled for here, but not run.", "See `tunebench list targets`."
+        )
     return Session(target, preset, threads, work_dir, work_dir / "reports" / name / "results.jsonl")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise TuneBenchError(
+            f"cannot write to {folder} ({error.strerror}).", "Name a folder with --work-dir."
+        ) from None
 
 
 def _workloads(models: list[str], schemes: list[str], batch: int, chunks: str, context: int) -> list[Workload]:

@@ -14,6 +14,9 @@ from tunebench.report.tables import Table
 from tunebench.results import Result, TuneResult
 
 
+RATE = " tok/s"
+
+
 @dataclass(frozen=True)
 class Report:
     """What was written: the cases (a line per row, `latest` marks the newest), the tables in words, the warnings."""
@@ -49,12 +52,18 @@ def summary_table(report: Report) -> rich.table.Table:
     """The summary (or, without one, the cases that have no figure) for the terminal."""
     found = {table.name: table for table in report.tables}
     table = found.get("summary") or found.get("engines") or found.get("left_out") or report.tables[0]
-    shown = rich.table.Table(title=table.title, title_justify="left", title_style="bold")
-    for column in table.columns:
-        shown.add_column(column, overflow="fold")
+    shown = rich.table.Table(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for index, column in enumerate(table.columns):
+        in_rate = any(row[index].endswith(RATE) for row in table.rows)
+        shown.add_column(f"{column},{RATE}" if in_rate else column, overflow="fold")
     for row in table.rows:
-        shown.add_row(*map(rich.markup.escape, row))
+        shown.add_row(*(rich.markup.escape(_short(cell)) for cell in row))
     return shown
+
+
+def _short(cell: str) -> str:
+    """A cell for the terminal: without its interval, what its share is of, and the unit that the heading has."""
+    return cell.partition(" of ")[0].partition(" (")[0].removesuffix(RATE)
 
 
 def _read(paths: list[Path]) -> tuple[list[Result | TuneResult], list[str]]:
