@@ -96,7 +96,8 @@ def tune_command(
         raise typer.Exit(130) from None
     if bench:
         tests = _tests(str(max(_numbers(prompt, "--prompt"))), "32", "0", context)
-        _bench_all(session, lowered, bench_module.Plan(tests, seed=seed))
+        _bench_all(session, lowered, bench_module.Plan(tests, seed=seed, sample_limit_s=60.0))
+        report_command(work_dir=work_dir, name=name)
 
 
 @app.command(name="bench")
