@@ -1,0 +1,139 @@
+"""A tiny llama, its tasks, and schedules drawn at random: what the tests of the compile half share."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from tvm import s_tir
+from tvm.s_tir import meta_schedule as ms
+from tvm.target import codegen
+
+from tunebench import lowering, quantization, search, spaces, tasks, workload
+from tunebench.database import Entry
+from tunebench.runners.local import Job
+from tunebench.spec import Workload
+from tunebench.targets import presets
+from tunebench.tasks import Task
+from tunebench.workload import Model
+
+CHUNKS = (16, 32)
+CONTEXT = 128
+THREADS = 2
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 128,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+}
+
+
+def _quick_getmodule(thing: object, _filename: str | None = None) -> ModuleType | None:
+    """`inspect.getmodule` by name alone."""
+    named = thing.f_globals.get("__name__") if inspect.isframe(thing) else getattr(thing, "__module__", None)
+    return sys.modules.get(str(named))
+
+
+# TVM's script parser calls inspect.stack() for each function, and that looks every frame up in all modules there
+# are: minutes for MetaSchedule's tensor intrinsics, once torch is imported.
+inspect.getmodule = _quick_getmodule
+
+
+def write_config(folder: Path, **changes: object) -> Path:
+    """A tiny llama's config.json."""
+    path = folder / "tiny.json"
+    path.write_text(json.dumps({**LLAMA, **changes}))
+    return path
+
+
+def load_model(config: Path, scheme: str, batch: int = 1, **changes: Any) -> Model:
+    """The tiny model in a scheme."""
+    shape = {"chunks": CHUNKS, "context": CONTEXT, **changes}
+    return workload.load(Workload(str(config), quantization.schemes()[scheme], batch, **shape))
+
+
+def cpu_target(name: str = "llvm") -> tvm.target.Target:
+    """TVM's target of a preset."""
+    return lowering.tvm_target(presets()[name], THREADS)
+
+
+def lower(model: Model, target: tvm.target.Target) -> tuple[tvm.IRModule, list[Task]]:
+    """The model after the prefix, and its tasks."""
+    mod = lowering.prefix(workload.build(model), target)
+    return mod, tasks.extract(mod, model)
+
+
+def begin_search(task: Task, target: tvm.target.Target, seed: int = 0) -> search.TaskSearch:
+    """A task with the space that the tuner would give it."""
+    blocks = tuple(lowering.block_names(s_tir.Schedule(task.mod)))
+    kernel = spaces.Kernel(blocks, int(codegen.llvm_get_vector_width(target)) // 32, THREADS)
+    return search.begin(task, Entry(task.name), target, kernel, depth=40, cold_bytes=1, seed=seed)
+
+
+def draw_designs(task: Task, target: tvm.target.Target, seed: int) -> list[s_tir.Schedule]:
+    """One random draw of every design of the task's space."""
+    return list(begin_search(task, target, seed).context.generate_design_space())
+
+
+def record_of(task: Task, schedule: s_tir.Schedule, target: tvm.target.Target) -> ms.database.TuningRecord:
+    """A tuning record of a schedule, as if it had been measured."""
+    return ms.database.TuningRecord(schedule.trace, ms.database.Workload(task.mod), [1e-3], target, None)
+
+
+def draw_records(
+    found: Iterable[Task], target: tvm.target.Target, seed: int
+) -> dict[str, ms.database.TuningRecord]:
+    """A record for every task: one design, one draw."""
+    rng = random.Random(seed)
+    return {task.key: record_of(task, rng.choice(draw_designs(task, target, seed)), target) for task in found}
+
+
+def job_of(name: str, mod: tvm.IRModule, depth: int = 40) -> Job:
+    """A kernel as a runner wants it, without cold caches."""
+    return Job(name, tvm.ir.save_json(mod), depth, cold_bytes=1)
+
+
+def relative_error(found: np.ndarray, reference: np.ndarray) -> float:
+    """Largest difference, as a part of the largest reference value."""
+    return float(np.abs(found - reference).max() / np.abs(reference).max())
+
+
+@pytest.fixture(scope="session")
+def target() -> tvm.target.Target:
+    """This machine's CPU."""
+    return cpu_target()
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny llama's config.json."""
+    return write_config(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="session")
+def small_caches() -> Iterator[None]:
+    """A last-level cache of a few KiB, so that a job's cold inputs stay small."""
+    from tunebench import environment
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment, "last_level_cache_bytes", lambda: 1 << 14)
+        yield

@@ -1,0 +1,234 @@
+"""The compiled llama against transformers', on the same weights and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from conftest import LLAMA, begin_search, draw_records, load_model, lower, record_of, relative_error, write_config
+from transformers import LlamaConfig, LlamaForCausalLM
+from tvm.s_tir import meta_schedule as ms
+
+from tunebench import quantization, weights
+from tunebench.compile import compile_model
+from tunebench.database import Database, provenance
+from tunebench.engines.tvm import TvmEngine, load
+from tunebench.errors import TuneBenchError
+from tunebench.tune import Options, tune
+from tunebench.workload import Model, stored_scheme
+
+PROMPT = 21  # no multiple of a chunk: 16 and then 5 in single tokens
+GENERATED = 16
+MORE = 27  # a second piece of prompt, at depth
+FLOAT32 = 1e-4
+# Activations are rounded to 10 (float16) or 7 (bfloat16) bits after each kernel, a dozen times on the way to the
+# logits, where transformers keeps float32; a wrong kernel is off by about 1.
+HALF = {"float32": FLOAT32, "float16": 1e-2, "bfloat16": 8e-2}
+
+Records = Mapping[str, ms.database.TuningRecord]
+
+
+def hugging_face(kv_heads: int = 2, seed: int = 0) -> LlamaForCausalLM:
+    """A llama with random weights, norms included, large enough that every part of it shows in the logits."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(**{**LLAMA, "num_key_value_heads": kv_heads, "initializer_range": 0.2})
+    config._attn_implementation = "eager"
+    model = LlamaForCausalLM(config).to(torch.float32).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.uniform_(0.5, 1.5)
+    return model
+
+
+def reference_logits(model: LlamaForCausalLM, tokens: np.ndarray) -> np.ndarray:
+    """Logits of every position, float32 [b, n, vocab]."""
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens.astype(np.int64))).logits.float().numpy()
+
+
+def compare(engine: TvmEngine, reference: LlamaForCausalLM) -> float:
+    """Prompt, greedy decoding on the reference's tokens, a second piece of prompt: the largest relative error."""
+    batch = engine.model.workload.batch
+    tokens = np.random.default_rng(1).integers(0, 128, (batch, PROMPT), np.int32)
+    engine.prefill(tokens, 0)
+    errors = []
+    for _ in range(GENERATED):
+        expected = reference_logits(reference, tokens)[:, -1]
+        errors.append(relative_error(engine.logits(), expected))
+        tokens = np.concatenate([tokens, expected.argmax(-1)[:, None].astype(np.int32)], axis=1)
+        engine.decode(tokens[:, -1:], tokens.shape[1] - 1)
+    errors.append(relative_error(engine.logits(), reference_logits(reference, tokens)[:, -1]))
+    more = np.random.default_rng(2).integers(0, 128, (batch, MORE), np.int32)
+    engine.prefill(more, tokens.shape[1])
+    errors.append(
+        relative_error(engine.logits(), reference_logits(reference, np.concatenate([tokens, more], axis=1))[:, -1])
+    )
+    return max(errors)
+
+
+def build_engine(
+    model: Model, folder: Path, target: tvm.target.Target, pick_records: Callable[[Model], Records] | None = None
+) -> TvmEngine:
+    """An engine with the folder's weights."""
+    mod, found = lower(model, target)
+    compiled = compile_model(mod, target, pick_records(model) if pick_records else {})
+    assert compiled.tuned == (frozenset(task.key for task in found) if pick_records else frozenset())
+    return TvmEngine(model, compiled.executable, load(model, weights.read(model, folder), tvm.cpu()), tvm.cpu())
+
+
+def random_schedules(target: tvm.target.Target, seed: int) -> Callable[[Model], Records]:
+    """Every kernel under a schedule drawn at random from its space."""
+    return lambda model: draw_records(lower(model, target)[1], target, seed)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[LlamaForCausalLM, Path, Path]]:
+    """(model, its safetensors' folder, its config), made once for each number of KV heads."""
+    made: dict[int, tuple[LlamaForCausalLM, Path, Path]] = {}
+
+    def get(kv_heads: int = 2) -> tuple[LlamaForCausalLM, Path, Path]:
+        if kv_heads not in made:
+            folder = tmp_path_factory.mktemp(f"llama-{kv_heads}")
+            model = hugging_face(kv_heads)
+            model.save_pretrained(folder)
+            made[kv_heads] = model, folder, write_config(folder, num_key_value_heads=kv_heads)
+        return made[kv_heads]
+
+    return get
+
+
+@pytest.mark.parametrize("schedule", ["default", 0, 1, 2])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_float32_logits_are_those_of_transformers(
+    kv_heads: int, batch: int, schedule: str | int, target: tvm.target.Target, saved: Callable[..., tuple]
+) -> None:
+    reference, folder, config = saved(kv_heads)
+    records = random_schedules(target, schedule) if isinstance(schedule, int) else None
+    engine = build_engine(load_model(config, "q0f32", batch), folder, target, records)
+    assert compare(engine, reference) < FLOAT32
+
+
+def test_a_difference_in_one_norm_shows(target: tvm.target.Target, saved: Callable[..., tuple]) -> None:
+    _, folder, config = saved()
+    other = hugging_face()
+    with torch.no_grad():
+        other.model.layers[1].post_attention_layernorm.weight[3] *= 1.1
+    assert compare(build_engine(load_model(config, "q0f32"), folder, target), other) > 10 * FLOAT32
+
+
+@pytest.mark.parametrize("how", ["sharded", "bfloat16"])
+def test_every_way_to_save_is_read(
+    how: str, target: tvm.target.Target, saved: Callable[..., tuple], tmp_path: Path
+) -> None:
+    reference, _, config = saved()
+    if how == "sharded":
+        reference.save_pretrained(tmp_path, max_shard_size="100KB")
+        assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    else:
+        hugging_face().to(torch.bfloat16).save_pretrained(tmp_path)
+        reference = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert compare(build_engine(load_model(config, "q0f32"), tmp_path, target), reference) < FLOAT32
+
+
+def dequantized(model: Model, reference: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The reference with the weights that the scheme holds."""
+    state = reference.state_dict()
+    for matrix in model.matrices.values():
+        scheme = stored_scheme(model.workload.scheme, matrix)
+        family = quantization.families()[scheme.family]
+        for source in matrix.sources:
+            parts = family.quantize(scheme, state[source].numpy())
+            state[source] = torch.from_numpy(family.dequantize(scheme, parts))
+    if model.workload.scheme.dtype != "float32":
+        dtype = getattr(torch, model.workload.scheme.dtype)
+        state = {name: value.to(dtype).float() if "norm" in name else value for name, value in state.items()}
+    held = LlamaForCausalLM(reference.config).eval()
+    held.load_state_dict(state)
+    return held
+
+
+@pytest.mark.parametrize("schedule", ["default", 3])
+@pytest.mark.parametrize("name", ["q4f16_0", "q4f16_1", "q4f32_1", "q8f16_1", "q0f16", "q0bf16"])
+def test_a_scheme_computes_with_the_weights_it_holds(
+    name: str, schedule: str | int, target: tvm.target.Target, saved: Callable[..., tuple]
+) -> None:
+    reference, folder, config = saved()
+    model = load_model(config, name)
+    records = random_schedules(target, schedule) if isinstance(schedule, int) else None
+    engine = build_engine(model, folder, target, records)
+    assert compare(engine, dequantized(model, reference)) < HALF[model.workload.scheme.dtype]
+
+
+def test_a_real_tuning_run_keeps_the_logits(
+    target: tvm.target.Target, saved: Callable[..., tuple], tmp_path: Path, small_caches: None
+) -> None:
+    reference, folder, config = saved()
+    model = load_model(config, "q0f32")
+    mod, found = lower(model, target)
+    database = Database(tmp_path / "db", provenance(target, 2))
+    largest = sorted(found, key=lambda task: task.name.startswith(("matmul", "fused_matmul")))[-6:]
+    tune(largest, database, target, Options(trials=4, time_limit_s=8, threads=2), lambda progress: None)
+    records = database.promoted()
+    assert set(records) == {key for key, entry in database.entries.items() if entry.decision == "promoted"}
+    compiled = compile_model(mod, target, records)
+    assert compiled.tuned == frozenset(records)
+    engine = TvmEngine(model, compiled.executable, load(model, weights.read(model, folder), tvm.cpu()), tvm.cpu())
+    assert compare(engine, reference) < FLOAT32
+
+
+def test_a_prompt_beyond_the_context_is_refused(target: tvm.target.Target, saved: Callable[..., tuple]) -> None:
+    _, folder, config = saved()
+    engine = build_engine(load_model(config, "q0f32"), folder, target)
+    tokens = np.zeros((1, 20), np.int32)
+    with pytest.raises(TuneBenchError, match="130 positions"):
+        engine.prefill(tokens, 110)
+    engine.prefill(tokens, 108)
+    with pytest.raises(TuneBenchError, match="129 positions"):
+        engine.decode(tokens[:, :1], 128)
+
+
+def test_weights_are_missing_or_of_another_shape(saved: Callable[..., tuple], tmp_path: Path) -> None:
+    _, folder, _ = saved()
+    larger = load_model(write_config(tmp_path, intermediate_size=128), "q0f32")
+    with pytest.raises(TuneBenchError, match=r"down_proj.weight .* \[64, 96\] .*\[64, 128\]"):
+        read_all(larger, folder)
+    deeper = load_model(write_config(tmp_path, num_hidden_layers=3), "q0f32")
+    with pytest.raises(TuneBenchError, match=r"lacks model\.layers\.2\."):
+        read_all(deeper, folder)
+    with pytest.raises(TuneBenchError, match="safetensors"):
+        read_all(deeper, tmp_path / "nowhere")
+
+
+def read_all(model: Model, folder: Path) -> list[tuple[str, np.ndarray]]:
+    """Every weight."""
+    return list(weights.read(model, folder))
+
+
+def check_stacked(found: Iterable[tuple[str, np.ndarray]], model: Model) -> None:
+    """Every array has its parameter's shape and dtype."""
+    declared = model.param_shapes
+    held = {name: (array.shape, str(array.dtype)) for name, array in found}
+    assert held == declared
+
+
+@pytest.mark.parametrize("name", sorted(quantization.schemes()))
+def test_what_is_read_has_the_declared_shapes(name: str, saved: Callable[..., tuple]) -> None:
+    _, folder, config = saved()
+    model = load_model(config, name)
+    check_stacked(read_all(model, folder), model)
+
+
+def test_records_of_another_task_are_not_used(target: tvm.target.Target, saved: Callable[..., tuple]) -> None:
+    _, _, config = saved()
+    mod, found = lower(load_model(config, "q0f32"), target)
+    schedule = begin_search(found[0], target).context.generate_design_space()[0]
+    compiled = compile_model(mod, target, {"0": record_of(found[0], schedule, target)})
+    assert compiled.tuned == frozenset()
+    assert replace(compiled, tuned=frozenset({"0"})).tuned
