@@ -99,9 +99,7 @@ def record_of(task: Task, schedule: s_tir.Schedule, target: tvm.target.Target) -
     return ms.database.TuningRecord(schedule.trace, ms.database.Workload(task.mod), [1e-3], target, None)
 
 
-def draw_records(
-    found: Iterable[Task], target: tvm.target.Target, seed: int
-) -> dict[str, ms.database.TuningRecord]:
+def draw_records(found: Iterable[Task], target: tvm.target.Target, seed: int) -> dict[str, ms.database.TuningRecord]:
     """A record for every task: one design, one draw."""
     rng = random.Random(seed)
     return {task.key: record_of(task, rng.choice(draw_designs(task, target, seed)), target) for task in found}

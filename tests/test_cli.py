@@ -1,0 +1,186 @@
+"""The commands: a mistake is one line and exit code 2; a whole run on the tiny model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_config
+from safetensors.numpy import save_file
+
+from tunebench import cli, environment, probe, results
+from tunebench.results import Result, TuneResult
+
+SHAPE = ["--prompt", "32", "--context", "128"]
+SHORT = ["-p", "21", "-n", "4"]
+
+
+def run(arguments: Sequence[str | Path], monkeypatch: pytest.MonkeyPatch) -> int:
+    """`main()` with these arguments; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["tunebench", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return int(caught.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bench", "-m", "llama-7"], ["unknown model 'llama-7'", "Did you mean 'llama-7b'", "tinyllama-1.1b"]),
+        (["bench", "-m", "demo", "-q", "q4f16_2"], ["unknown scheme", "Did you mean 'q4f16_", "q8f16_1"]),
+        (["bench", "-m", "demo", "--target", "lvm"], ["unknown target", "Did you mean 'llvm'", "x86-64-v3"]),
+        (["bench", "-m", "demo", "--schedule", "tune"], ["unknown schedule", "Did you mean 'tuned'", "default"]),
+        (["list", "model"], ["unknown list 'model'", "Did you mean 'models'", "schemes"]),
+        (["bench", "-m", "nowhere/config.json"], ["no model config at", "demo"]),
+        (["bench", "-m", "demo", "-p", "12,x"], ["-p", "'12,x'", "like 128,512"]),
+        (["bench", "-m", "demo", "-p", "0", "-n", "0"], ["no test is left"]),
+        (["bench", "-m", "demo", "-p", "300", "--context", "128"], ["pp300 needs 300 positions", "--context"]),
+        (["tune", "-m", "demo", "--time-limit", "soon"], ["'soon' is no duration", "20m"]),
+        (["report", "nowhere"], ["no results at", "tunebench bench"]),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str],
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments, monkeypatch) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+    assert [word for word in words if word not in printed] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not JSON"),
+        ("[]", "no model config"),
+        ('{"hidden_size": 64}', "model_type"),
+        ('{"model_type": "llama", "hidden_size": 64}', "num_hidden_layers"),
+        (
+            '{"model_type": "lama", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, '
+            '"num_attention_heads": 1, "vocab_size": 64}',
+            "Did you mean 'llama'",
+        ),
+    ],
+)
+def test_json_that_is_no_model(
+    text: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(text)
+    assert run(["bench", "-m", tmp_path / "config.json", "--work-dir", tmp_path], monkeypatch) == 2
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(("made", "words"), [({}, "lacks "), ({"model.norm.weight": 7}, "lacks model.layers.0")])
+def test_weights_that_do_not_fit(
+    made: dict[str, int],
+    words: str,
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    arrays = {name: np.ones(size, np.float32) for name, size in made.items()} or {"other": np.ones(3, np.float32)}
+    save_file(arrays, tmp_path / "model.safetensors")
+    only_default = ["--schedule", "default", "--weights", tmp_path, "--work-dir", tmp_path / "work"]
+    assert run(["bench", "-m", config, "-q", "q0f32", *SHAPE, *SHORT, *only_default], monkeypatch) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_work_dir_that_cannot_be_written(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for command in (["tune", *SHAPE], ["bench", *SHAPE, *SHORT, "--schedule", "default"]):
+        assert run([*command, "-m", config, "-q", "q0f32", "--work-dir", tmp_path / "file" / "x"], monkeypatch) == 2
+        assert "cannot write to" in capsys.readouterr().err
+
+
+def test_too_little_memory(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(environment, "available_memory_bytes", lambda: 1 << 20)
+    assert run(["bench", "-m", config, *SHAPE, *SHORT, "--work-dir", tmp_path], monkeypatch) == 2
+    assert "GiB are free" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["tune", "--help"]])
+def test_help_imports_nothing_slow(arguments: list[str]) -> None:
+    script = f"""
+import sys
+from tunebench import cli
+sys.argv = ["tunebench", *{arguments!r}]
+try:
+    cli.main()
+except SystemExit as error:
+    assert not error.code
+print("slow:", sorted({{"tvm", "pandas", "numpy", "matplotlib", "torch"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "Usage" in done.stdout
+    assert "slow: []" in done.stdout
+
+
+def test_tune_bench_report(
+    tmp_path: Path, small_caches: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(probe, "READ_BYTES", 1 << 20)
+    path = write_config(tmp_path, num_hidden_layers=1)
+    common = ["-m", path, "-q", "q4f16_1", *SHAPE, "--work-dir", tmp_path / "work", "--threads", "2"]
+    assert run(["tune", *common, "--trials", "2", "--time-limit", "12s", "--no-bench"], monkeypatch) == 0
+    schedules = ["--schedule", "default"] if "0 of" in capsys.readouterr().out else []
+    assert run(["bench", *common, *SHORT, "-d", "0,40", "-r", "3", *schedules], monkeypatch) == 0
+    limited = ["bench", *common, "-p", "21", "-n", "0", "--schedule", "default", "--sample-limit", "0s"]
+    assert run(limited, monkeypatch) == 0
+    folder = tmp_path / "work" / "reports" / "local"
+    rows, warnings = results.read(folder / "results.jsonl")
+    assert warnings == []
+    check_tuning([row for row in rows if isinstance(row, TuneResult)])
+    cases = [row for row in rows if isinstance(row, Result)]
+    check_cases([row for row in cases if row.status == "ok"])
+    left_out = [row for row in cases if row.status != "ok"]
+    assert [(row.status, row.test) for row in left_out] == [("not_run", "pp21")]
+    assert "--sample-limit" in left_out[0].reason
+    assert left_out[0].samples_ns == []
+    assert run(["report", "--work-dir", tmp_path / "work"], monkeypatch) == 0
+    assert {"report.md", "report.html", "summary.csv", "charts"} <= {path.name for path in folder.iterdir()}
+    assert json.loads((folder / "results.jsonl").read_text().splitlines()[0])["kind"] == "tune"
+
+
+def check_tuning(rows: list[TuneResult]) -> None:
+    """One run, its cost and its verdicts."""
+    (row,) = rows
+    assert row.trials >= row.valid_trials > 0
+    assert row.cost_s["total"] > 0
+    assert row.curve
+    assert all(kernel.reason for kernel in row.kernels)
+    for bucket in {kernel.bucket for kernel in row.kernels}:
+        assert sum(k.share for k in row.kernels if k.bucket == bucket) == pytest.approx(1)
+
+
+def check_cases(rows: list[Result]) -> None:
+    """Every test has all that a report needs."""
+    assert {row.test for row in rows} == {"pp21", "tg4", "pp21 @ d40", "tg4 @ d40"}
+    for row in rows:
+        assert len(row.samples_ns) == 3
+        assert row.warmup_ns
+        assert {"weights", "kv_cache", "peak"} <= set(row.memory)
+        assert all(count.counter and count.bytes for count in row.memory.values())
+        assert row.coverage is not None
+        assert 0 <= row.coverage <= 1 + 1e-9
+        assert (row.schedule == "tuned") or row.coverage == 0
+        assert min(row.probe.values()) > 0
+        assert all(kernel.reason for kernel in row.kernels)
+        assert {kernel.bucket for kernel in row.kernels} <= {1, 16, 32}

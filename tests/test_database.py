@@ -1,0 +1,129 @@
+"""Databases: provenance, promotion, torn lines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import tvm
+from conftest import draw_records, load_model, lower
+from tvm.s_tir import meta_schedule as ms
+
+from tunebench.compile import compile_model
+from tunebench.database import FILES, LOCKED, Database, Entry, Provenance, folder_name, provenance
+from tunebench.errors import TuneBenchError
+from tunebench.search import Trials, record_key
+from tunebench.tasks import Task
+
+Records = dict[str, ms.database.TuningRecord]
+
+
+@pytest.fixture(scope="module")
+def model(target: tvm.target.Target, config: Path) -> tuple[tvm.IRModule, list[Task], Records]:
+    mod, found = lower(load_model(config, "q4f16_1"), target)
+    return mod, found, draw_records(found[:8], target, 0)
+
+
+@pytest.fixture
+def made(target: tvm.target.Target) -> Provenance:
+    return provenance(target, 2)
+
+
+def written(folder: Path, made: Provenance, records: Records) -> Database:
+    """A database with the records as trials and promoted."""
+    database = Database(folder, made)
+    trials = database.open_search()
+    for record in records.values():
+        workload = trials.commit_workload(record.workload.mod)
+        trials.commit_tuning_record(ms.database.TuningRecord(record.trace, workload, [1e-3], record.target, None))
+    database.promote(records)
+    return database
+
+
+def test_promoted_records_come_back_and_apply(
+    model: tuple[tvm.IRModule, list[Task], Records], made: Provenance, target: tvm.target.Target, tmp_path: Path
+) -> None:
+    mod, found, records = model
+    written(tmp_path / "db", made, records)
+    again = Database(tmp_path / "db", made).promoted()
+    assert {key: record_key(record) for key, record in again.items()} == {
+        key: record_key(record) for key, record in records.items()
+    }
+    assert compile_model(mod, target, again).tuned == frozenset(records)
+    assert frozenset(records) < {task.key for task in found}
+
+
+def test_promotion_is_exact(model: tuple[tvm.IRModule, list[Task], Records], made: Provenance, tmp_path: Path) -> None:
+    records = model[2]
+    database = written(tmp_path / "db", made, records)
+    kept = dict(list(records.items())[:3])
+    database.promote(kept)
+    assert set(Database(tmp_path / "db", made).promoted()) == set(kept)
+    database.promote({})
+    assert Database(tmp_path / "db", made).promoted() == {}
+    assert all((tmp_path / "db" / name).read_text() == "" for name in FILES)
+    assert len(Trials(database.open_search()).measured) == len(records)  # the trials stay
+
+
+def test_an_unused_folder_is_empty_and_stays_away(made: Provenance, tmp_path: Path) -> None:
+    database = Database(tmp_path / "db", made)
+    assert database.promoted() == {}
+    assert database.entries == {}
+    assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize("torn", FILES)
+def test_a_torn_last_line_is_cut(
+    torn: str, model: tuple[tvm.IRModule, list[Task], Records], made: Provenance, tmp_path: Path
+) -> None:
+    records = model[2]
+    database = written(tmp_path / "db", made, records)
+    path = database.search_folder / torn
+    whole = path.read_bytes()
+    last = whole.splitlines()[-1]
+    path.write_bytes(whole + last[: len(last) // 2])
+    assert len(Trials(database.open_search()).measured) == len(records)
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[: -len(last) // 2])  # cut within the last record itself
+    left = Trials(database.open_search())
+    assert len(left.measured) == len(records) - 1
+    record = next(iter(records.values()))
+    workload = left.records.commit_workload(record.workload.mod)
+    left.records.commit_tuning_record(ms.database.TuningRecord(record.trace, workload, [1.0], record.target, None))
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("name", LOCKED)
+def test_another_provenance_is_refused_by_name(name: str, made: Provenance, tmp_path: Path) -> None:
+    Database(tmp_path / "db", made).open_search()
+    other = replace(made, **{name: 7 if name == "threads" else "something else"})
+    with pytest.raises(TuneBenchError, match=f"made with another {name} ") as caught:
+        Database(tmp_path / "db", other)
+    assert "--work-dir" in caught.value.hint
+    Database(tmp_path / "db", made)
+
+
+def test_everything_in_the_provenance_is_locked() -> None:
+    assert set(LOCKED) == {item.name for item in fields(Provenance)}
+
+
+def test_the_folder_tells_target_device_and_threads(made: Provenance) -> None:
+    names = {folder_name("llvm", replace(made, threads=n)) for n in (1, 2)}
+    assert len(names) == 2
+    assert all(name.startswith("llvm-") and "/" not in name for name in names)
+
+
+def test_verdicts_are_kept(made: Provenance, tmp_path: Path) -> None:
+    database = Database(tmp_path / "db", made)
+    database.open_search()
+    database.entries["17"] = Entry("some_kernel", [3, 4], [1, 2], "promoted", "1.8 times faster", "key", True)
+    database.save_entries()
+    assert Database(tmp_path / "db", made).entries == database.entries
+
+
+def test_a_folder_that_cannot_be_written_is_named(made: Provenance, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TuneBenchError, match=r"cannot write to .*file/db"):
+        Database(tmp_path / "file" / "db", made).open_search()

@@ -1,0 +1,200 @@
+"""The local runner against kernels that are wrong, broken, endless or deadly; the timing loop on a made-up clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import tvm
+from conftest import job_of
+from tvm.script import tirx as T
+
+from tunebench.measure import Protocol, interleave
+from tunebench.runners import local
+from tunebench.runners.local import LocalRunner, Outcome
+
+ONCE = Protocol(warmups=0, samples=2, least_samples=2)
+N = 64
+
+
+def kernel(kind: str) -> tvm.IRModule:
+    """out = 2 a, or something that goes wrong."""
+
+    @T.prim_func(s_tir=True)
+    def good(a: T.Buffer((N,), "float32"), out: T.Buffer((N,), "float32")):
+        for i in range(N):
+            with T.sblock("double"):
+                v = T.axis.spatial(N, i)
+                out[v] = a[v] * T.float32(2)
+
+    @T.prim_func(s_tir=True)
+    def wrong(a: T.Buffer((N,), "float32"), out: T.Buffer((N,), "float32")):
+        for i in range(N):
+            with T.sblock("double"):
+                v = T.axis.spatial(N, i)
+                out[v] = a[v] * T.float32(2.01)
+
+    @T.prim_func(s_tir=True)
+    def nan(a: T.Buffer((N,), "float32"), out: T.Buffer((N,), "float32")):
+        for i in range(N):
+            with T.sblock("double"):
+                v = T.axis.spatial(N, i)
+                out[v] = T.sqrt(a[v] * T.float32(0) - T.float32(1))
+
+    @T.prim_func(s_tir=True)
+    def silent(a: T.Buffer((N,), "float32"), out: T.Buffer((N,), "float32")):
+        for i in range(1):
+            with T.sblock("double"):
+                v = T.axis.spatial(N, i)
+                out[v] = a[v] * T.float32(2)
+
+    @T.prim_func(s_tir=True)
+    def missing(a: T.Buffer((N,), "float32"), out: T.Buffer((N,), "float32")):
+        for i in range(N):
+            with T.sblock("double"):
+                v = T.axis.spatial(N, i)
+                out[v] = T.call_extern("float32", "no_such_function", a[v])
+
+    @T.prim_func(s_tir=True)
+    def endless(a: T.Buffer((N,), "float32"), out: T.Buffer((N,), "float32")):
+        for _ in T.serial(T.int64(1 << 40)):
+            for i in range(N):
+                with T.sblock("double"):
+                    v = T.axis.spatial(N, i)
+                    out[v] = T.sin(out[v] + a[v])
+
+    @T.prim_func(s_tir=True)
+    def deadly(a: T.Buffer((N,), "float32"), out: T.Buffer((N,), "float32")):
+        for i in T.serial(T.int64(N)):
+            with T.sblock("double"):
+                v = T.axis.spatial(T.int64(N), i)
+                out[v + T.int64(1 << 50)] = a[v]
+
+    found = {f.__name__: f for f in (good, wrong, nan, silent, missing, endless, deadly)}
+    return tvm.IRModule({"main": found[kind].with_attr("global_symbol", "main").with_attr("tirx.noalias", True)})
+
+
+@pytest.fixture(scope="module")
+def runner(target: tvm.target.Target) -> Iterator[LocalRunner]:
+    made = LocalRunner(target, 2, workers=1)
+    yield made
+    made.close()
+
+
+def outcome(runner: LocalRunner, kind: str, limit_ns: int = 10**6) -> Outcome:
+    """Build and time one kernel against the good one."""
+    error = runner.build([(kind, kernel(kind))])[kind]
+    return (
+        Outcome(error=f"build: {error}")
+        if error
+        else runner.time(job_of("double", kernel("good")), kind, ONCE, limit_ns)
+    )
+
+
+def test_a_right_kernel_is_timed(runner: LocalRunner) -> None:
+    found = outcome(runner, "good")
+    assert found.error == ""
+    assert len(found.samples_ns) == ONCE.samples
+    assert min(found.samples_ns) > 0
+
+
+@pytest.mark.parametrize("kind", ["wrong", "nan", "silent"])
+def test_a_wrong_result_is_rejected(kind: str, runner: LocalRunner) -> None:
+    found = outcome(runner, kind)
+    assert found.error.startswith("wrong output")
+    assert found.samples_ns == ()
+
+
+def test_what_does_not_compile_says_so(runner: LocalRunner) -> None:
+    found = outcome(runner, "missing")
+    assert found.error
+    assert found.samples_ns == ()
+    assert outcome(runner, "good").error == ""
+
+
+@pytest.mark.parametrize("kind", ["endless", "deadly"])
+def test_a_kernel_that_takes_its_worker_down_costs_itself_only(
+    kind: str, runner: LocalRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "max", lambda *values: min(max(values), 1.0), raising=False)  # seconds, not ten
+    assert outcome(runner, kind).error
+    assert outcome(runner, "good").error == ""
+
+
+def test_candidates_that_died_with_their_worker_are_lost_not_hung(runner: LocalRunner) -> None:
+    assert runner.build([("good", kernel("good")), ("deadly", kernel("deadly"))]) == {"good": "", "deadly": ""}
+    job = job_of("double", kernel("good"))
+    assert runner.time(job, "deadly", ONCE, 10**6).error
+    assert "lost" in runner.time(job, "good", ONCE, 10**6).error
+    assert outcome(runner, "good").error == ""
+
+
+def test_a_slow_candidate_is_timed_once(runner: LocalRunner) -> None:
+    assert len(outcome(runner, "good", limit_ns=0).samples_ns) == 1
+
+
+def test_a_duel_reports_each_arm(runner: LocalRunner) -> None:
+    job = job_of("double", kernel("good"))
+    found = runner.duel(job, [("same", kernel("good")), ("off", kernel("wrong"))], ONCE)
+    assert found["off"].error.startswith("wrong output")
+    assert {name for name, each in found.items() if each.samples_ns} == {"same", "default"}
+    assert set(runner.duel(job, [("same", kernel("good"))], ONCE, with_default=False)) == {"same"}
+
+
+class Made:
+    """A clock that only the arms move, and what they did."""
+
+    def __init__(self, **took: int) -> None:
+        self.now = 0
+        self.calls: list[str] = []
+        self.arms: dict[str, Callable[[], None]] = {name: self._arm(name, ns) for name, ns in took.items()}
+
+    def _arm(self, name: str, ns: int) -> Callable[[], None]:
+        def call() -> None:
+            self.calls.append(name)
+            self.now += ns
+
+        return call
+
+    def clock(self) -> int:
+        return self.now
+
+
+def test_counts_and_warm_ups() -> None:
+    made = Made(a=10, b=30)
+    taken = interleave(made.arms, Protocol(warmups=2, samples=5), made.clock)
+    assert taken["a"].warmup_ns == [10, 10]
+    assert taken["a"].samples_ns == [10] * 5
+    assert taken["b"].samples_ns == [30] * 5
+    assert sorted(made.calls[:4]) == ["a", "a", "b", "b"]
+
+
+def test_rounds_are_interleaved_in_random_order() -> None:
+    made = Made(a=1, b=1, c=1)
+    interleave(made.arms, Protocol(warmups=0, samples=40), made.clock)
+    rounds = [tuple(made.calls[i : i + 3]) for i in range(0, 120, 3)]
+    assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
+    assert len(set(rounds)) == 6
+
+
+def test_a_budget_ends_the_slow_arm_only() -> None:
+    made = Made(fast=1, slow=10**9)
+    taken = interleave(made.arms, Protocol(warmups=1, samples=20, least_samples=3, budget_s=1.5), made.clock)
+    assert len(taken["fast"].samples_ns) == 20
+    assert len(taken["slow"].samples_ns) == 3
+
+
+def test_out_of_patience_one_sample_is_enough() -> None:
+    made = Made(slow=10**10)
+    taken = interleave(
+        made.arms, Protocol(warmups=1, samples=20, least_samples=3, budget_s=1.0, patience_s=5.0), made.clock
+    )
+    assert len(taken["slow"].samples_ns) == 1
+
+
+def test_a_sample_averages_short_calls() -> None:
+    made = Made(short=1000)
+    taken = interleave(made.arms, Protocol(warmups=1, samples=4, sample_s=1e-5), made.clock)["short"]
+    assert taken.calls == 10
+    assert taken.samples_ns == [1000] * 4
+    assert len(made.calls) == 1 + 4 * 10

@@ -1,0 +1,167 @@
+"""Real tuning runs of a few seconds: resumed, interrupted, judged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tvm
+from conftest import load_model, lower
+
+from tunebench import stats
+from tunebench.database import Database, provenance
+from tunebench.runners.local import Job, LocalRunner, Outcome
+from tunebench.search import Trials
+from tunebench.tasks import Task
+from tunebench.tune import Options, Progress, kernels, tune
+
+OPTIONS = Options(trials=6, time_limit_s=60, threads=2, depth=40)
+PICKED = ("silu_mul", "matmul", "attention")  # of decode, one of each space
+
+pytestmark = pytest.mark.usefixtures("small_caches")
+
+
+@pytest.fixture(scope="module")
+def found(target: tvm.target.Target, config: Path) -> list[Task]:
+    """Three small tasks."""
+    of_decode = [task for task in lower(load_model(config, "q0f32"), target)[1] if 1 in task.calls]
+    return [next(task for task in of_decode if task.name.startswith(name)) for name in PICKED]
+
+
+class Watched(LocalRunner):
+    """A runner that counts what it times, and whose times are made up."""
+
+    timed: Counter[tuple[str, int]]
+    stop_after: int
+    tuned_ns: int
+
+    def prepare(self, job: Job, protocol: Any) -> Outcome:
+        return Outcome((1000,) * 5)
+
+    def time(self, job: Job, name: str, protocol: Any, limit_ns: int) -> Outcome:
+        if sum(self.timed.values()) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.timed[job.name, int(name)] += 1
+        return Outcome((self.tuned_ns + int(name) % 10,) * 5)
+
+    def duel(
+        self, job: Job, candidates: Sequence[tuple[str, tvm.IRModule]], protocol: Any, with_default: bool = True
+    ) -> dict[str, Outcome]:
+        times = {name: 1000 if mod.script() == default_of(job) else self.tuned_ns for name, mod in candidates}
+        times.update({"default": 1000} if with_default else {})
+        return {name: Outcome(tuple(ns + i % 3 for i in range(21))) for name, ns in times.items()}
+
+
+def default_of(job: Job) -> str:
+    """A job's reference as a script."""
+    return str(tvm.ir.load_json(job.reference).script())
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> type[Watched]:
+    """Tuning with made-up times."""
+    monkeypatch.setattr("tunebench.tune.LocalRunner", Watched)
+    monkeypatch.setattr(Watched, "timed", Counter(), raising=False)
+    monkeypatch.setattr(Watched, "stop_after", 10**9, raising=False)
+    monkeypatch.setattr(Watched, "tuned_ns", 500, raising=False)
+    return Watched
+
+
+def run(found: list[Task], target: tvm.target.Target, folder: Path, options: Options = OPTIONS) -> Progress:
+    """One tuning run."""
+    return tune(found, Database(folder, provenance(target, 2)), target, options, lambda progress: None)
+
+
+def reopened(folder: Path, target: tvm.target.Target) -> Database:
+    """What a run left."""
+    return Database(folder, provenance(target, 2))
+
+
+def test_a_second_run_measures_nothing_twice(
+    found: list[Task], target: tvm.target.Target, tmp_path: Path, watched: type[Watched]
+) -> None:
+    first = run(found, target, tmp_path)
+    kept = Trials(reopened(tmp_path, target).open_search()).measured
+    assert first.trials == first.valid == len(kept) == sum(watched.timed.values()) > len(found)
+    assert set(watched.timed.values()) == {1}
+    second = run(found, target, tmp_path)
+    assert second.trials == 0
+    assert Trials(reopened(tmp_path, target).open_search()).measured == kept
+    more = run(found, target, tmp_path, Options(trials=40, time_limit_s=20, threads=2, depth=40))
+    assert set(watched.timed.values()) == {1}
+    assert more.trials + first.trials == sum(watched.timed.values())
+
+
+def test_an_interrupted_run_goes_on(
+    found: list[Task],
+    target: tvm.target.Target,
+    tmp_path: Path,
+    watched: type[Watched],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watched, "stop_after", 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(found, target, tmp_path)
+    left = reopened(tmp_path, target)
+    assert len(Trials(left.open_search()).measured) == 2
+    assert all(entry.default_ns for entry in left.entries.values())
+    assert {row.reason for row in kernels(found, left.entries, frozenset())} == {"not judged yet: the run was stopped"}
+    monkeypatch.setattr(watched, "stop_after", 10**9)
+    run(found, target, tmp_path)
+    assert set(watched.timed.values()) == {1}
+    assert all(entry.decision for entry in reopened(tmp_path, target).entries.values())
+
+
+@pytest.mark.parametrize(("tuned_ns", "decision"), [(500, "promoted"), (2000, "kept default")])
+def test_a_verdict_decides_and_says_why(
+    tuned_ns: int,
+    decision: str,
+    found: list[Task],
+    target: tvm.target.Target,
+    tmp_path: Path,
+    watched: type[Watched],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watched, "tuned_ns", tuned_ns)
+    run(found, target, tmp_path)
+    database = reopened(tmp_path, target)
+    assert {entry.decision for entry in database.entries.values()} == {decision}
+    assert all(entry.reason for entry in database.entries.values())
+    assert set(database.promoted()) == ({task.key for task in found} if decision == "promoted" else set())
+    for row in kernels(found, database.entries, frozenset(database.promoted())):
+        assert row.decision == decision
+        assert row.schedule == ("tuned" if decision == "promoted" else "default")
+        assert stats.median(row.tuned_ns) == pytest.approx(tuned_ns, abs=3)
+
+
+def test_a_default_that_fails_is_a_reason_not_an_end(
+    found: list[Task],
+    target: tvm.target.Target,
+    tmp_path: Path,
+    watched: type[Watched],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = found[0]
+
+    def prepare(self: Watched, job: Job, protocol: Any) -> Outcome:
+        return Outcome(error="it crashed") if job.name == broken.key else Outcome((1000,) * 5)
+
+    monkeypatch.setattr(watched, "prepare", prepare)
+    run(found, target, tmp_path)
+    entries = reopened(tmp_path, target).entries
+    assert entries[broken.key].decision == "kept default"
+    assert "it crashed" in entries[broken.key].reason
+    assert {entries[task.key].decision for task in found[1:]} == {"promoted"}
+
+
+def test_without_made_up_times_it_holds_too(found: list[Task], target: tvm.target.Target, tmp_path: Path) -> None:
+    progress = run(found, target, tmp_path, Options(trials=3, time_limit_s=15, threads=2, depth=40))
+    assert progress.valid == progress.trials > 0
+    database = reopened(tmp_path, target)
+    assert {entry.decision for entry in database.entries.values()} <= {"promoted", "kept default", "inconclusive"}
+    assert set(database.promoted()) == {k for k, e in database.entries.items() if e.decision == "promoted"}
+    assert progress.curve[-1]["trials"] == progress.trials
+    assert sum(progress.costs.seconds.values()) <= progress.elapsed_s
