@@ -12,7 +12,7 @@ import pytest
 LAYERS: list[tuple[str, ...]] = [  # bottom to top
     ("spec", "errors"),
     ("registry", "environment"),
-    ("ops",),
+    ("ops", "tvmscript"),
     ("models", "quantization", "targets", "spaces", "measure", "results", "stats"),
     ("workload", "lowering", "cost_model", "database", "runners", "probe"),
     ("tasks",),
@@ -25,7 +25,18 @@ LAYERS: list[tuple[str, ...]] = [  # bottom to top
 ]
 
 COMPILE_HALF = {
-    *("ops", "models", "quantization", "targets", "spaces", "workload", "lowering", "cost_model", "database"),
+    *(
+        "ops",
+        "tvmscript",
+        "models",
+        "quantization",
+        "targets",
+        "spaces",
+        "workload",
+        "lowering",
+        "cost_model",
+        "database",
+    ),
     *("runners", "probe", "tasks", "search", "weights", "tune", "compile", "engines", "bench", "progress"),
 }
 REPORT_HALF = {"charts", "metrics", "report"}
@@ -75,11 +86,15 @@ def imports_of(sources: Sources) -> list[Import]:
     return [found for module, text in sources.items() for found in _imports(module, ast.parse(text), sources)]
 
 
+def _is_for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 def _imports(module: str, tree: ast.Module, sources: Sources) -> Iterator[Import]:
     deferred = {
         id(inner)
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or _is_for_types_only(node)
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):

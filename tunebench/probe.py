@@ -11,6 +11,7 @@ from tvm.target import codegen
 
 from tunebench import stats
 from tunebench.measure import Protocol, interleave
+from tunebench.tvmscript import quick_parsing
 
 READ_BYTES = 512 << 20  # larger than any last-level cache
 ROUNDS = 1 << 20
@@ -26,8 +27,9 @@ class Probe:
         lanes = int(codegen.llvm_get_vector_width(target)) // 32
         self._shape = (threads, READ_BYTES // (4 * UNROLL * lanes) // threads, UNROLL * lanes)
         self._chains = (threads, CHAINS, lanes)
-        self._read = _compile(_read_kernel(*self._shape), target)
-        self._flops = _compile(_flops_kernel(threads, lanes), target)
+        with quick_parsing():
+            read, flops = _read_kernel(*self._shape), _flops_kernel(threads, lanes)
+        self._read, self._flops = _compile(read, target), _compile(flops, target)
 
     def __call__(self) -> dict[str, float]:
         """Bytes read per second from memory, and float32 operations per second (a multiply-add counts as two)."""

@@ -19,6 +19,10 @@ from tunebench.database import Entry, task_key
 from tunebench.measure import Protocol
 from tunebench.runners.local import Job, LocalRunner
 from tunebench.tasks import Task
+from tunebench.tvmscript import quick_parsing
+
+with quick_parsing():  # every TuneContext imports them
+    import tvm.s_tir.tensor_intrin
 
 BATCH = 16  # candidates of one round
 FAILED_S = 1e10  # MetaSchedule's run time of a candidate that did not run

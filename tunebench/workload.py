@@ -19,6 +19,7 @@ from tunebench.models import Matrix, ModelConfig
 from tunebench.quantization import Array, Arrays
 from tunebench.quantization.none import numpy_dtype
 from tunebench.spec import Scheme, Workload
+from tunebench.tvmscript import quick_parsing
 
 WORKLOADS = Path(__file__).parent.parent / "workloads"
 
@@ -168,7 +169,8 @@ def build(model: Model) -> tvm.IRModule:
         }
         for bucket in load.buckets
     }
-    mod, _ = module.export_tvm(spec=specs)
+    with quick_parsing():
+        mod, _ = module.export_tvm(spec=specs)
     return mod
 
 

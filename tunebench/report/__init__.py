@@ -13,7 +13,6 @@ from tunebench.report import findings, frame, render, tables
 from tunebench.report.tables import Table
 from tunebench.results import Result, TuneResult
 
-
 RATE = " tok/s"
 
 
