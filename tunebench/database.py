@@ -98,6 +98,7 @@ class Database:
             ) from None
         for name in FILES:
             _cut_torn_line(self.search_folder / name)
+        _cut_orphans(*(self.search_folder / name for name in FILES))
         return _open(self.search_folder)
 
     def promoted(self) -> dict[str, ms.database.TuningRecord]:
@@ -168,3 +169,14 @@ def _cut_torn_line(path: Path) -> None:
             json.loads(last)
     except ValueError:
         path.write_bytes(whole)
+
+
+def _cut_orphans(workloads: Path, records: Path) -> None:
+    """Drop records whose workload was lost: a record's line begins with its workload's line number."""
+    if not (workloads.exists() and records.exists()):
+        return
+    count = len(workloads.read_text().splitlines())
+    lines = records.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)[0] < count]
+    if len(kept) < len(lines):
+        records.write_text("".join(kept))

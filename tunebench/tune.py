@@ -164,10 +164,9 @@ class _Run:
                 search.reason = outcome.error and f"its default schedule failed: {outcome.error}"
                 search.doing = ""
                 self.database.save_entries()
-            best = [record.run_secs for record in self.trials.best(search.task, 1)]
-            search.best_ns = min(
-                [stats.median(search.entry.default_ns), *(float(seconds[0]) * 1e9 for seconds in best)]
-            )
+            if search.entry.default_ns:
+                trials = [float(record.run_secs[0]) * 1e9 for record in self.trials.best(search.task, 1)]
+                search.best_ns = min([stats.median(search.entry.default_ns), *trials])
         self._mark()
 
     def search(self) -> None:
@@ -187,7 +186,8 @@ class _Run:
     def _judging_s(self) -> float:
         """What the verdicts will take, at most half the time."""
         calls = FINAL.warmups + FINAL.least_samples
-        defaults = [stats.median(search.entry.default_ns) / 1e9 for search in self.progress.searches]
+        timed = [search.entry.default_ns for search in self.progress.searches if search.entry.default_ns]
+        defaults = [stats.median(samples) / 1e9 for samples in timed]
         return min(self.options.time_limit_s / 2, sum(JUDGE_S + calls * seconds for seconds in defaults))
 
     def _may_go_on(self, search: TaskSearch) -> bool:
