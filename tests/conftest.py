@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import random
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -45,17 +42,6 @@ LLAMA: dict[str, Any] = {
     "tie_word_embeddings": False,
     "hidden_act": "silu",
 }
-
-
-def _quick_getmodule(thing: object, _filename: str | None = None) -> ModuleType | None:
-    """`inspect.getmodule` by name alone."""
-    named = thing.f_globals.get("__name__") if inspect.isframe(thing) else getattr(thing, "__module__", None)
-    return sys.modules.get(str(named))
-
-
-# TVM's script parser calls inspect.stack() for each function, and that looks every frame up in all modules there
-# are: minutes for MetaSchedule's tensor intrinsics, once torch is imported.
-inspect.getmodule = _quick_getmodule
 
 
 def write_config(folder: Path, **changes: object) -> Path:
@@ -127,7 +113,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_config(tmp_path_factory.mktemp("config"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def small_caches() -> Iterator[None]:
     """A last-level cache of a few KiB, so that a job's cold inputs stay small."""
     from tunebench import environment

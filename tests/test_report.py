@@ -96,7 +96,8 @@ def kernels(seed: str) -> list[Kernel]:
             promoted = index < 3
             reason = "faster" if promoted else "slower in fresh samples" if index == 3 else "the interval includes 1"
             name, share = "tuned" if promoted else "default", (0.46, 0.27, 0.14, 0.08, 0.05)[index]
-            found.append(Kernel(task, phase, bucket, 22, share, name, reason, before, after))
+            decision = "promoted" if promoted else "kept default" if index == 3 else "inconclusive"
+            found.append(Kernel(task, phase, bucket, 22, share, name, reason, decision, before, after))
     return found
 
 

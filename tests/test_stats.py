@@ -114,17 +114,24 @@ def test_the_noise_floor_is_symmetric_and_covers_a_bias() -> None:
     assert other == pytest.approx(floor, rel=0.1)
 
 
-def kernel(schedule: str, gain: float, spread: float = 0.002) -> Kernel:
-    default, tuned = around(1e6, spread, 12, 1), around(1e6 / gain, spread, 12, 2)
-    return Kernel("t", "decode", 1, 1, 0.5, schedule, "why", [round(v) for v in default], [round(v) for v in tuned])
+def kernel(decision: str, gain: float) -> Kernel:
+    default, tuned = around(1e6, 0.002, 12, 1), around(1e6 / gain, 0.002, 12, 2)
+    schedule = "tuned" if decision == "promoted" else "default"
+    samples = [[round(value) for value in values] for values in (default, tuned)]
+    return Kernel("t", "decode", 1, 1, 0.5, schedule, "why", decision, *samples)
 
 
-def test_a_stored_kernel_keeps_the_decision_of_the_tuner() -> None:
-    assert stats.kernel_verdict(kernel("tuned", 1.5)).decision == "promoted"
-    assert stats.kernel_verdict(kernel("default", 0.8)).decision == "kept default"
-    assert stats.kernel_verdict(kernel("default", 1.0, 0.1)).decision == "inconclusive"
-    assert stats.kernel_verdict(Kernel("t", "decode", 1, 1, 0.5, "default", "no match")).decision == "kept default"
-    assert stats.kernel_verdict(kernel("tuned", 1.5)).reason == "why"
+@pytest.mark.parametrize("decision", ["promoted", "kept default", "inconclusive"])
+def test_a_stored_kernel_keeps_the_decision_of_the_tuner(decision: str) -> None:
+    verdict = stats.kernel_verdict(kernel(decision, 1.5))
+    assert (verdict.decision, verdict.reason) == (decision, "why")
+    assert verdict.interval.ratio == pytest.approx(1.5, rel=0.01)
+
+
+def test_a_kernel_never_judged_keeps_its_default() -> None:
+    verdict = stats.kernel_verdict(Kernel("t", "decode", 1, 1, 0.5, "default", "no match"))
+    assert verdict.decision == "kept default"
+    assert not verdict.interval.known
 
 
 STEADY = [1000 + step % 3 for step in range(20)]

@@ -15,6 +15,7 @@ import tvm
 from tunebench import environment, lowering, results, stats, weights, workload
 from tunebench.compile import Compiled, compile_model
 from tunebench.database import Database, Entry, folder_name, provenance
+from tunebench.engines import Engine
 from tunebench.engines.tvm import TvmEngine, load, pieces
 from tunebench.errors import TuneBenchError
 from tunebench.measure import Protocol, Samples, interleave
@@ -183,7 +184,7 @@ def _compile(session: Session, lowered: Lowered, database: Database, schedules: 
 
 
 def _arms(
-    lowered: Lowered, database: Database, engines: Mapping[str, TvmEngine], test: Test, plan: Plan
+    lowered: Lowered, database: Database, engines: Mapping[str, Engine], test: Test, plan: Plan
 ) -> tuple[dict[str, tuple[str, str]], dict[str, Callable[[], object]]]:
     """What to time, and what not and why: a sample that is known to take too long."""
     skipped: dict[str, tuple[str, str]] = {}
@@ -194,7 +195,7 @@ def _arms(
             reason = f"one sample would take about {expected_s:.0f} s by its kernels' times, and the limit is "
             skipped[name] = ("not_run", f"{reason}{plan.sample_limit_s:.0f} s (--sample-limit)")
         else:
-            arms[name] = functools.partial(run_test, engine, test, plan.seed)
+            arms[name] = functools.partial(run_test, engine, lowered.model, test, plan.seed)
     return skipped, arms
 
 
@@ -204,9 +205,9 @@ def _measure(arms: dict[str, Callable[[], object]], with_noise: bool, protocol: 
     return interleave(arms, protocol)
 
 
-def run_test(engine: TvmEngine, test: Test, seed: int) -> None:
+def run_test(engine: Engine, model: Model, test: Test, seed: int) -> None:
     """One sample of a test: prompt, then generated tokens, at depth. Neither tokenizes nor samples."""
-    load, vocab = engine.model.workload, engine.model.config.vocab_size
+    load, vocab = model.workload, model.config.vocab_size
     tokens = np.random.default_rng(seed).integers(0, vocab, (load.batch, test.n_tokens), np.int32)
     if test.n_prompt:
         engine.prefill(tokens[:, : test.n_prompt], test.n_depth)

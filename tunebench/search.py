@@ -137,11 +137,11 @@ def begin(
 
 
 def one_round(
-    search: TaskSearch, trials: Trials, model: ms.cost_model.XGBModel, runner: LocalRunner, costs: Costs
+    search: TaskSearch, trials: Trials, model: ms.cost_model.XGBModel, runner: LocalRunner, costs: Costs, most: int
 ) -> int:
-    """Propose, measure and learn from one batch; how many candidates it had, 0 where the space is exhausted."""
+    """Propose, measure and learn from at most `most` candidates; how many there were, 0 where none is left."""
     with costs.of("search"):
-        candidates = _propose(search, trials, model)
+        candidates = _propose(search, trials, model)[:most]
     if not candidates:
         search.entry.exhausted = not search.reason
         return 0

@@ -102,13 +102,10 @@ def verdict(default_ns: Sequence[float], tuned_ns: Sequence[float], noise: float
     return Verdict("inconclusive", f"the interval includes 1: {bounds}", interval)
 
 
-def kernel_verdict(kernel: Kernel, noise: float = 0.0) -> Verdict:
-    """The verdict on a stored kernel: schedule and reason as the tuner recorded them, the interval from its samples."""
-    fresh = verdict(kernel.default_ns, kernel.tuned_ns, noise)
-    if kernel.schedule == "tuned":
-        return Verdict("promoted", kernel.reason, fresh.interval)
-    decided = fresh.decision == "inconclusive" and bool(kernel.tuned_ns)
-    return Verdict("inconclusive" if decided else "kept default", kernel.reason, fresh.interval)
+def kernel_verdict(kernel: Kernel) -> Verdict:
+    """The verdict on a stored kernel as the tuner took it, with the interval from its samples."""
+    decision = kernel.decision if kernel.decision in ("promoted", "inconclusive") else "kept default"
+    return Verdict(decision, kernel.reason, ratio_interval(kernel.default_ns, kernel.tuned_ns))  # type: ignore[arg-type]
 
 
 def noise_floor(aa_first: Sequence[float], aa_second: Sequence[float]) -> float | None:

@@ -179,7 +179,8 @@ class _Run:
             search = max(candidates, key=lambda s: (not s.begun, self._promise(s)))
             search.doing = "search"
             self.watch(self.progress)
-            one_round(search, self.trials, self.model, self.runner, self.progress.costs)
+            most = self.options.trials - self.trials.count(search.task)
+            one_round(search, self.trials, self.model, self.runner, self.progress.costs, most)
             search.doing = ""
             self._mark()
 
