@@ -39,6 +39,7 @@ ROW = Result(
 TUNE = TuneResult("m", "q0f16", "llvm", "cpu", 1, 8, trials=64, curve=[{"wall_s": 1.0}], kernels=[KERNEL])
 LLAMA_BENCH = (
     "model_type model_size model_n_params n_threads n_prompt n_gen n_depth test_time "
+    "build_commit cpu_info backends model_filename n_batch n_ubatch type_k type_v "
     "avg_ns stddev_ns avg_ts stddev_ts samples_ns samples_ts"
 )
 

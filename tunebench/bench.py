@@ -28,6 +28,7 @@ from tunebench.workload import Model
 
 AGAIN = "again"  # a second arm of the same engine, which shows the noise
 PROTOCOL = Protocol(warmups=1, samples=10, least_samples=5, budget_s=30.0, patience_s=60.0)
+CACHE_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}  # as llama-bench writes them
 SCRATCH_BYTES = 256 << 20  # of the compiler and the runtime, beyond the model
 
 
@@ -264,6 +265,9 @@ def _base_row(session: Session, lowered: Lowered, test: Test, limits: dict[str, 
         model_type=f"{model.architecture.name} {model_name(load)} {load.scheme.name}",
         model_size=model.weight_bytes,
         model_n_params=model.n_params,
+        type_k=CACHE_TYPES[load.scheme.dtype],
+        type_v=CACHE_TYPES[load.scheme.dtype],
+        chunks=list(load.chunks),
         flops_per_token=model.flops_per_token,
         bytes_per_token=round(model.read_bytes + model.cache_bytes_per_token * mean_depth * load.batch),
         probe=limits,

@@ -2,9 +2,9 @@
 
 Schema history
   1  first version. `kind` is "case" (a benched combination) or "tune" (what one tuning run did).
-     The fields of llama-bench's JSON are a subset with the same names and meanings. Raw samples are
-     stored; `avg_ns`, `stddev_ns`, `avg_ts`, `stddev_ts` and `samples_ts` are written for llama-bench's
-     readers and ignored when a row is read back.
+     llama-bench's fields have the same names and meanings here; those that only llama.cpp has (cpu_mask,
+     n_gpu_layers, tensor_split, ...) are left out. What `_for_llama_bench` adds is for its readers alone:
+     raw samples are stored, and statistics are ignored when a row is read back.
 """
 
 import json
@@ -46,6 +46,9 @@ class Result:
     model_type: str = ""  # as llama-bench: a description
     model_size: int = 0  # bytes of weights
     model_n_params: int = 0
+    type_k: str = ""  # as llama-bench: the cache's type, f16, bf16 or f32
+    type_v: str = ""
+    chunks: list[int] = field(default_factory=list)  # lengths that prompts were cut into
     flops_per_token: int = 0  # multiply-adds count as two, matrix products only
     bytes_per_token: int = 0  # weights + KV cache read for one decoded token at the test's mean depth, one step
     memory: dict[str, Count] = field(default_factory=dict)  # weights, kv_cache, peak
@@ -135,8 +138,20 @@ def tokens_per_s(row: Result) -> list[float]:
 
 
 def _for_llama_bench(row: Result | TuneResult) -> dict[str, Any]:
-    if not isinstance(row, Result) or not row.samples_ns:
+    if not isinstance(row, Result):
         return {}
+    described = {
+        "build_commit": (row.environment.get("git") or {}).get("commit", ""),
+        "cpu_info": row.device,
+        "backends": f"{row.engine} {row.target}",
+        "model_filename": row.model,
+        "n_batch": max(row.chunks, default=0),
+        "n_ubatch": max(row.chunks, default=0),
+    }
+    return {**described, **_statistics(row)} if row.samples_ns else described
+
+
+def _statistics(row: Result) -> dict[str, Any]:
     rates = tokens_per_s(row)
     return {
         "avg_ns": round(statistics.fmean(row.samples_ns)),
