@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 Layout = Literal["NK", "KN"]
 """How a weight of N outputs and K inputs is stored: N-major [N, K] or K-major [K, N]."""
 
+
 @dataclass(frozen=True)
 class Scheme:
     """A quantization scheme, named as MLC LLM names it: `q<weight bits>f<activation bits>_<variant>`."""
