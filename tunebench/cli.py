@@ -297,7 +297,10 @@ def _figure(row: Result) -> str:
     from tunebench.stats import median, spread
 
     rates = tokens_per_s(row)
-    return f"{median(rates):10.2f} ± {spread(rates):.2f} tokens/s" if rates else f"{row.status}: {row.reason}"
+    if not rates:
+        return f"{row.status}: {row.reason}"
+    around = f" ± {spread(rates):.2f}" if len(rates) > 1 else ""
+    return f"{median(rates):10.2f}{around} tokens/s"
 
 
 def _tests(prompts: str, generated: str, depths: str, context: int) -> tuple[Test, ...]:
