@@ -280,7 +280,7 @@ def test_no_speed_up_across_runs(tmp_path: Path) -> None:
     default, tuned = pair()
     report = write(tmp_path, [default, replace(tuned, run_id="run-2")])
     assert report.frame["speedup"].isna().all()
-    assert table(report, "summary")[0]["over default"] == "no default row in this run"
+    assert table(report, "summary")[0]["over default"] == "no default figure in this run"
     assert "speedup" not in report.charts
     assert any("bench both in one run" in warning for warning in report.warnings)
 
@@ -326,6 +326,7 @@ def test_no_difference_is_called_none(tmp_path: Path) -> None:
 def test_too_few_samples_are_said(tmp_path: Path, count: int) -> None:
     report = write(tmp_path, [replace(row, samples_ns=row.samples_ns[:count]) for row in pair()])
     assert table(report, "summary")[0]["over default"].endswith("too few samples")
+    assert "without an interval" in report.findings[0]
     assert any("too few samples" in warning for warning in report.warnings)
 
 

@@ -35,6 +35,10 @@ def _phase(rows: list[dict[str, Any]], phase: str) -> str:
     faster = [row for row in rows if row["effect"] == "faster"]
     slower = sum(row["effect"] == "slower" for row in rows)
     also = f" {slower} {_is(slower)} slower." if slower else ""
+    unknown = [row for row in rows if row["effect"] == "too few samples"]
+    if len(unknown) == len(rows):
+        middle = words.ratio(stats.median([row["speedup"] for row in rows]))
+        return f"{name}: {middle} over default at the median, without an interval: too few samples."
     if not faster:
         return f"{name}: no case of {len(rows)} is clearly faster with tuning.{also}"
     best = max(faster, key=lambda row: float(row["speedup"]))
@@ -117,7 +121,8 @@ def cautions(latest: Sequence[Result], frame: pd.DataFrame) -> list[str]:
     for line in records(frame):
         if line["status"] == "ok" and line["arm"] not in ("default", line["engine"]) and line["reference"] is None:
             who = f"{line['model_label']} {line['scheme']} {line['test_label']}, {line['arm']}"
-            found.append(f"{who}: no default row in run {line['run_id'] or 'without a name'}; bench both in one run")
+            run = line["run_id"] or "without a name"
+            found.append(f"{who}: no default figure in run {run}; bench both in one run, or see what was left out")
     if any(row.status == "ok" and row.noise is None for row in latest):
         found.append("the noise floor was not measured for every row: small speed-ups may be noise")
     return found

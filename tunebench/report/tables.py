@@ -71,7 +71,7 @@ def _summary_line(arms: dict[str, dict[str, Any]], name: str) -> tuple[str, ...]
 
 def _gain(row: dict[str, Any]) -> str:
     if row["reference"] is None:
-        return words.MISSING if row["schedule"] == "default" else "no default row in this run"
+        return words.MISSING if row["schedule"] == "default" else "no default figure in this run"
     figure = words.ratio(row["speedup"], row["speedup_low"], row["speedup_high"])
     return figure if row["effect"] in ("faster", "slower") else f"{figure} {row['effect']}"
 
