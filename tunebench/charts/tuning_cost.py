@@ -60,17 +60,18 @@ def _panel(axes: Axes, lines: list[Line], gap: float) -> None:
         axes.plot(line.x[-1], line.y[-1], line.marker, color=line.colour, markersize=5)
     axes.grid(axis="y", color=GRID, alpha=0.35, linewidth=0.6)
     axes.set_xlim(0, max(line.x[-1] for line in lines) * 1.5 or 1)
-    _scale(axes)
+    _scale(axes, [value for line in lines for value in line.y])
     _end_labels(axes, lines, gap)
 
 
-def _scale(axes: Axes) -> None:
-    low, high = axes.get_ylim()
+def _scale(axes: Axes, values: list[float]) -> None:
+    low, high = min(values), max(values)
     if low > 0 and high / low > 8:
         axes.set_yscale("log")
+        axes.set_ylim(low / 1.6, high * 1.6)
         log_ticks(axes.yaxis)
     else:
-        axes.set_ylim(0, high)
+        axes.set_ylim(0, high * 1.08 or 1)
 
 
 def _end_labels(axes: Axes, lines: list[Line], gap: float) -> None:
