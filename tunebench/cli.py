@@ -209,7 +209,7 @@ def devices_command(
 @app.command(name="demo")
 def demo_command(
     work_dir: WorkDir = Path("tunebench-work"),
-    time_limit: Annotated[str, typer.Option(help="Of tuning, for each scheme.")] = "60s",
+    time_limit: Annotated[str, typer.Option(help="Of tuning, for each scheme.")] = "75s",
 ) -> None:
     """Tune, bench and report a small model in three schemes on this machine's CPU, in minutes."""
     from tunebench.spec import Test

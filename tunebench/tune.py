@@ -185,11 +185,11 @@ class _Run:
             self._mark()
 
     def _judging_s(self) -> float:
-        """What the verdicts will take, at most half the time."""
+        """What the verdicts on the tasks searched so far will take, at most half the time."""
         calls = FINAL.warmups + FINAL.least_samples
-        timed = [search.entry.default_ns for search in self.progress.searches if search.entry.default_ns]
-        defaults = [stats.median(samples) / 1e9 for samples in timed]
-        return min(self.options.time_limit_s / 2, sum(JUDGE_S + calls * seconds for seconds in defaults))
+        searched = [search.entry.default_ns for search in self.progress.searches if search.begun]
+        seconds = sum(JUDGE_S + calls * stats.median(samples) / 1e9 for samples in searched if samples)
+        return min(self.options.time_limit_s / 2, seconds)
 
     def _may_go_on(self, search: TaskSearch) -> bool:
         return search.is_open and self.trials.count(search.task) < self.options.trials
