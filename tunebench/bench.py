@@ -101,11 +101,21 @@ def check_memory(model: Model) -> None:
 
 def run_tune(session: Session, lowered: Lowered, options: Options, watch: Watcher) -> TuneResult:
     """Tune one model's kernels and write what it took and brought."""
-    database = session.database()
-    progress = tune(lowered.tasks, database, session.target, options, watch)
-    row = _tune_row(session, lowered, progress, database)
-    results.append(session.results_path, row)
-    return row
+    database, load = session.database(), lowered.model.workload
+    depth = min(options.depth, load.context - max(load.buckets))
+    seen: list[Progress] = []
+
+    def remember(progress: Progress) -> None:
+        seen[:] = [progress]
+        watch(progress)
+
+    try:
+        tune(lowered.tasks, database, session.target, replace(options, depth=depth), remember)
+    finally:  # a run that was stopped has its cost too
+        rows = [_tune_row(session, lowered, progress, database) for progress in seen]
+        for row in rows:
+            results.append(session.results_path, row)
+    return rows[0]
 
 
 def _tune_row(session: Session, lowered: Lowered, progress: Progress, database: Database) -> TuneResult:
@@ -155,8 +165,8 @@ def run_bench(session: Session, lowered: Lowered, plan: Plan, say: Callable[[str
         skipped, arms = _arms(lowered, database, engines, test, plan)
         try:
             measured = _measure(arms, noise is None, plan.protocol)
-        except TuneBenchError as error:
-            measured, skipped = {}, dict.fromkeys(engines, ("failed", str(error)))
+        except Exception as error:  # whatever the runtime raises is this test's row, and the sweep goes on
+            measured, skipped = {}, {**dict.fromkeys(arms, ("failed", f"{type(error).__name__}: {error}")), **skipped}
         if AGAIN in measured:
             first = next(name for name in reversed(list(arms)) if name in measured)
             noise = stats.noise_floor(measured[first].samples_ns, measured.pop(AGAIN).samples_ns)

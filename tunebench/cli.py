@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tunebench.errors import TuneBenchError
 
@@ -39,7 +40,7 @@ Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a kernel; 0: a
 Batch = Annotated[int, typer.Option(min=1, help="Sequences at a time.")]
 Context = Annotated[int, typer.Option(min=16, help="Positions of the KV cache.")]
 Chunks = Annotated[str, typer.Option("--prompt", "--chunks", help="Lengths that prompts are cut into, e.g. 128,512.")]
-Seed = Annotated[int, typer.Option(help="Of random weights, prompts and search.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 2, help="Of random weights, prompts and search.")]
 WorkDir = Annotated[Path, typer.Option(help="Where databases and reports go.")]
 Name = Annotated[str, typer.Option(help="The report's folder in WORK_DIR/reports.")]
 Weights = Annotated[Path | None, typer.Option(help="Folder of Hugging Face safetensors; random weights without.")]
@@ -50,7 +51,7 @@ def main() -> None:
     try:
         app()
     except TuneBenchError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {error.message} {error.hint}".strip())
+        Console(stderr=True, soft_wrap=True).print(Text("error: ", "bold red").append(str(error), "not bold default"))
         sys.exit(2)
 
 
@@ -79,13 +80,16 @@ def tune_command(
     from tunebench.tune import Options
 
     options = Options(trials=trials, time_limit_s=limit_s, threads=session.threads, seed=seed)
+    tests = _tests(str(max(_numbers(prompt, "--prompt"))), "32", "0", context)
     lowered = [_lower(session, load) for load in _workloads(model, scheme, batch, prompt, context)]
+    changed = []  # models with at least one tuned kernel
     try:
         for each in lowered:
             load = each.model.workload
             with TuneView(console, f"{bench_module.model_name(load)} {load.scheme.name}") as view:
                 row = bench_module.run_tune(session, each, options, view)
             won = sum(kernel.decision == "promoted" for kernel in row.kernels)
+            changed += [each] if any(kernel.schedule == "tuned" for kernel in row.kernels) else []
             console.print(
                 f"{row.model} {row.scheme}: {row.trials} trials in {row.cost_s['total']:.0f} s, "
                 f"{won} of {len(row.kernels)} kernels promoted; database in {session.database().folder}",
@@ -94,9 +98,8 @@ def tune_command(
     except KeyboardInterrupt:
         console.print("Stopped. What was measured is kept: run the same command to go on.")
         raise typer.Exit(130) from None
-    if bench:
-        tests = _tests(str(max(_numbers(prompt, "--prompt"))), "32", "0", context)
-        _bench_all(session, lowered, bench_module.Plan(tests, seed=seed, sample_limit_s=60.0))
+    if bench and changed:
+        _bench_all(session, changed, bench_module.Plan(tests, seed=seed, sample_limit_s=60.0))
         report_command(work_dir=work_dir, name=name)
 
 
@@ -286,7 +289,7 @@ def _bench_all(session: Session, lowered: list[Lowered], plan: Plan) -> None:
             for row in run_bench(session, each, plan, say):
                 statuses.append(row.status)
                 label = f"{row.model} {row.scheme} {row.test} {row.schedule}"
-                console.print(f"{label:44s} {_figure(row)}", soft_wrap=True, highlight=False)
+                console.print(f"{label:44s} {_figure(row)}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"Rows are in {session.results_path}; `tunebench report` shows them.", soft_wrap=True)
     if "failed" in statuses:
         raise typer.Exit(1)

@@ -17,7 +17,7 @@ from tvm.s_tir import meta_schedule as ms
 from tunebench import cost_model, lowering, spaces, stats
 from tunebench.database import Entry, task_key
 from tunebench.measure import Protocol
-from tunebench.runners.local import Job, LocalRunner
+from tunebench.runners.local import LOST, Job, LocalRunner
 from tunebench.tasks import Task
 from tunebench.tvmscript import quick_parsing
 
@@ -187,9 +187,10 @@ def _measure(
     fresh = {program: c for c, program in zip(candidates, programs, strict=True) if program not in search.programs}
     with costs.of("build"):
         errors = runner.build([(str(program), candidate.sch.mod) for program, candidate in fresh.items()])
-    for program in fresh:
+    for program, candidate in fresh.items():
         with costs.of("run"):
-            search.programs[program] = FAILED_S if errors[str(program)] else _time(search, str(program), runner)
+            seconds = FAILED_S if errors[str(program)] else _time(search, str(program), candidate, runner)
+        search.programs[program] = seconds
         search.trials += 1
         search.valid += search.programs[program] < FAILED_S
         trials.add(search.task, fresh[program], search.programs[program], search.context.target)
@@ -197,9 +198,12 @@ def _measure(
     return [search.programs[program] for program in programs]
 
 
-def _time(search: TaskSearch, name: str, runner: LocalRunner) -> float:
+def _time(search: TaskSearch, name: str, candidate: ms.MeasureCandidate, runner: LocalRunner) -> float:
     best = search.best_ns
     outcome = runner.time(search.job, name, TRIAL, round(GIVE_UP * best))
+    if outcome.error == LOST:  # another candidate took the worker down: build this one again
+        runner.build([(name, candidate.sch.mod)])
+        outcome = runner.time(search.job, name, TRIAL, round(GIVE_UP * best))
     if outcome.error:
         return FAILED_S
     seconds = stats.median(outcome.samples_ns) / 1e9

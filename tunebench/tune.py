@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol as Interface
 
 import tvm
@@ -26,6 +26,7 @@ from tunebench.spec import Kernel
 from tunebench.tasks import Task, phase, piece_ns, shares
 
 FINALISTS = 3
+MOST_WORKERS = 8  # each holds inputs of twice the last-level cache
 JUDGE_S = 0.7  # what a verdict takes beyond the calls of the default schedule
 PRIORITY = {"decode": 0.5, "prefill": 0.5}  # of the phases; pieces of one phase share it evenly
 DEFAULT = Protocol(warmups=0, samples=5, least_samples=1, budget_s=0.5, sample_s=0.0)
@@ -137,7 +138,7 @@ class _Run:
         self.lanes = int(codegen.llvm_get_vector_width(target)) // 32
         self.progress = Progress([self._begin(task) for task in tasks], options.time_limit_s)
         self.progress.costs.seconds.update(dict.fromkeys(("search", "build", "run", "model", "verify"), 0.0))
-        self.runner = LocalRunner(target, options.threads, environment.usable_cores())
+        self.runner = LocalRunner(target, options.threads, min(MOST_WORKERS, environment.usable_cores()))
 
     def _begin(self, task: Task) -> TaskSearch:
         entry = self.database.entries.setdefault(task.key, Entry(task.name))
@@ -220,44 +221,53 @@ class _Run:
         self.progress.stage = "verdict"
         winners = self.database.promoted()
         for search in sorted(self.progress.searches, key=lambda s: -self.progress.share[s.task.key]):
+            key, won = search.task.key, winners.get(search.task.key)
             finalists = self.trials.best(search.task, FINALISTS)
-            if search.entry.decision and search.entry.trial == (record_key(finalists[0]) if finalists else ""):
+            judged = search.entry.trial == (record_key(finalists[0]) if finalists else "")
+            if search.entry.decision and judged and (search.entry.decision == "promoted") == bool(won):
                 continue  # judged by an earlier run, and nothing better was found since
+            if won and record_key(won) not in [record_key(record) for record in finalists]:
+                finalists.append(won)
             search.doing = "verdict"
             self.watch(self.progress)
             with self.progress.costs.of("verify"):
-                winner = self._judge(search, finalists)
-            winners.pop(search.task.key, None)
-            if winner:
-                winners[search.task.key] = winner
+                entry, winner = self._judge(search, finalists)
             search.doing = ""
+            entry.trial = record_key(finalists[0]) if finalists else ""
+            if won and not winner and entry.decision != "kept default":
+                search.entry.trial = entry.trial  # nothing was shown against the winner so far
+            else:
+                vars(search.entry).update(vars(entry))
+                winners.pop(key, None)
+                winners.update({key: winner} if winner else {})
+                self.database.promote(winners)
             self.database.save_entries()
-            self.database.promote(winners)
             self.watch(self.progress)
         self.database.promote(winners)
 
-    def _judge(self, search: TaskSearch, finalists: list[ms.database.TuningRecord]) -> ms.database.TuningRecord | None:
-        entry = search.entry
-        entry.trial = record_key(finalists[0]) if finalists else ""
+    def _judge(
+        self, search: TaskSearch, finalists: list[ms.database.TuningRecord]
+    ) -> tuple[Entry, ms.database.TuningRecord | None]:
+        """The verdict, and the record where it is `promoted`."""
+        entry = replace(search.entry, tuned_ns=[])
         if not finalists:
-            entry.decision, entry.tuned_ns = "kept default", []
             tried = self.trials.count(search.task) > 0
             unsearched = "no candidate ran and was correct" if tried else "not searched before the time ran out"
-            entry.reason = search.reason or unsearched
-            return None
+            return replace(entry, decision="kept default", reason=search.reason or unsearched), None
         mods = {str(i): replay(search.task.mod, record) for i, record in enumerate(finalists)}
         name = self._fastest(search, mods)
         outcomes = self.runner.duel(search.job, [("tuned", mods[name]), (AGAIN, mods[name])], FINAL)
         failed = next((outcome.error for outcome in outcomes.values() if outcome.error), "")
         if failed:
-            entry.decision, entry.reason, entry.tuned_ns = "kept default", f"measured again, it failed: {failed}", []
-            return None
-        entry.default_ns, entry.tuned_ns = list(outcomes["default"].samples_ns), list(outcomes["tuned"].samples_ns)
-        noise = stats.noise_floor(entry.tuned_ns, outcomes[AGAIN].samples_ns) or 0.0
+            return replace(entry, decision="inconclusive", reason=f"measured again, it failed: {failed}"), None
+        default_ns, tuned_ns = list(outcomes["default"].samples_ns), list(outcomes["tuned"].samples_ns)
+        noise = stats.noise_floor(tuned_ns, outcomes[AGAIN].samples_ns) or 0.0
         self.progress.noise = max(self.progress.noise, noise)
-        verdict = stats.verdict(entry.default_ns, entry.tuned_ns, noise)
-        entry.decision, entry.reason = verdict.decision, verdict.reason
-        return finalists[int(name)] if verdict.decision == "promoted" else None
+        verdict = stats.verdict(default_ns, tuned_ns, noise)
+        entry = replace(
+            entry, decision=verdict.decision, reason=verdict.reason, default_ns=default_ns, tuned_ns=tuned_ns
+        )
+        return entry, finalists[int(name)] if verdict.decision == "promoted" else None
 
     def _fastest(self, search: TaskSearch, mods: dict[str, tvm.IRModule]) -> str:
         """The finalist to judge, on samples that the verdict does not use."""

@@ -96,7 +96,10 @@ class _Tensors:
 def _files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise TuneBenchError(f"{index} is no index of weights ({error!r}).", "Copy it again.") from None
         return [folder / name for name in names]
     files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -132,6 +132,16 @@ def _check_shape(workload: Workload, config: ModelConfig) -> None:
             f"a context of {workload.context} with chunks {workload.chunks} cannot be compiled.",
             f"Choose a context divisible by {ops.LANES} and chunks of at least 2 tokens.",
         )
+    if max(workload.chunks) > workload.context:
+        raise TuneBenchError(
+            f"a chunk of {max(workload.chunks)} tokens does not fit a context of {workload.context}.",
+            "Lower --prompt, or raise --context.",
+        )
+    if config.hidden_size % ops.LANES or config.head_dim % 2:
+        raise TuneBenchError(
+            f"hidden_size {config.hidden_size} and head_dim {config.head_dim} are not supported.",
+            f"hidden_size must be divisible by {ops.LANES}, head_dim by 2.",
+        )
     if workload.context > config.max_position_embeddings:
         raise TuneBenchError(
             f"a context of {workload.context} is more than the model's {config.max_position_embeddings} positions.",

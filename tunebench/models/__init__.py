@@ -41,15 +41,19 @@ class ModelConfig:
         missing = [name for name in needed if name not in data]
         if missing:
             raise TuneBenchError(f"{source} is no model config: {', '.join(missing)} missing.", "Name a config.json.")
-        if data.get("rope_scaling"):
-            raise TuneBenchError(f"{source} asks for rope_scaling, which is not supported.", "Remove it to go on.")
+        rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
+        if rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise TuneBenchError(f"{source} asks for scaled rotary embedding, which is not supported.")
+        data = {**({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}), **data}
+        if data.get("attention_bias") or data.get("mlp_bias") or data.get("hidden_act", "silu") != "silu":
+            raise TuneBenchError(f"{source} asks for biases or another activation than silu: not supported.")
         values = {item.name: data[item.name] for item in fields(ModelConfig) if data.get(item.name) is not None}
         for name, value in values.items():
             if isinstance(value, str) or (name in needed and (not isinstance(value, int) or value <= 0)):
                 raise TuneBenchError(f"{source}: {name} is {value!r}, not a positive number.")
         heads = values["num_attention_heads"]
-        values.setdefault("num_key_value_heads", heads)
-        values.setdefault("head_dim", values["hidden_size"] // heads)
+        values["num_key_value_heads"] = values.get("num_key_value_heads") or heads
+        values["head_dim"] = values.get("head_dim") or values["hidden_size"] // heads
         if heads % values["num_key_value_heads"]:
             raise TuneBenchError(f"{source}: num_key_value_heads does not divide num_attention_heads.")
         return ModelConfig(**values)
