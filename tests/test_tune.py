@@ -137,6 +137,47 @@ def test_a_verdict_decides_and_says_why(
         assert stats.median(row.tuned_ns) == pytest.approx(tuned_ns, abs=3)
 
 
+def test_a_winner_is_lost_only_to_a_verdict(
+    found: list[Task],
+    target: tvm.target.Target,
+    tmp_path: Path,
+    watched: type[Watched],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(found, target, tmp_path)
+    before = set(reopened(tmp_path, target).promoted())
+    assert before == {task.key for task in found}
+
+    def duel(self: Watched, job: Job, candidates: Sequence[tuple[str, tvm.IRModule]], *_: Any, **__: Any) -> Any:
+        return {name: Outcome(error="it hung") for name, _ in candidates}
+
+    monkeypatch.setattr(watched, "tuned_ns", 300)  # new trials that look better, and cannot be measured again
+    monkeypatch.setattr(watched, "duel", duel)
+    run(found, target, tmp_path, Options(trials=12, time_limit_s=30, threads=2, depth=40))
+    after = reopened(tmp_path, target)
+    assert set(after.promoted()) == before
+    assert {entry.decision for entry in after.entries.values()} == {"promoted"}
+
+
+def test_a_verdict_that_was_stopped_is_taken_again(
+    found: list[Task],
+    target: tvm.target.Target,
+    tmp_path: Path,
+    watched: type[Watched],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: Any, **__: Any) -> dict[str, Outcome]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watched, "duel", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(found, target, tmp_path)
+    assert reopened(tmp_path, target).promoted() == {}
+    run(found, target, tmp_path)
+    assert set(reopened(tmp_path, target).promoted()) == {task.key for task in found}
+
+
 def test_a_default_that_fails_is_a_reason_not_an_end(
     found: list[Task],
     target: tvm.target.Target,
