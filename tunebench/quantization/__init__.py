@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tvm import te
     from tvm.relax.frontend.nn import Tensor
 
+RANDOM_STD = 0.02  # of made-up weights, as of transformers' initialisation
+
 Array = np.ndarray
 Arrays = dict[str, np.ndarray]
 """A stored matrix by the suffix of each part's name, e.g. {"q_weight": ..., "q_scale": ...}."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunebench.quantization import Array, Arrays, Body, Family, Shapes, float_product
+from tunebench.quantization import RANDOM_STD, Array, Arrays, Body, Family, Shapes, float_product
 from tunebench.spec import Scheme
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
 
 WORD_BITS = 32
-RANDOM_STD = 0.02  # of transformers' initialisation
 
 
 def per_word(scheme: Scheme) -> int:

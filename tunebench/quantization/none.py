@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 import ml_dtypes
 import numpy as np
 
-from tunebench.quantization import Array, Arrays, Family, Shapes, float_product
+from tunebench.quantization import RANDOM_STD, Array, Arrays, Family, Shapes, float_product
 from tunebench.spec import Scheme
 
 if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
-
-RANDOM_STD = 0.02  # of transformers' initialisation
 
 
 def numpy_dtype(name: str) -> np.dtype:
