@@ -2,11 +2,13 @@
 # make test   linters, type checks and tests
 #
 # PYTHON=python3.12 picks the interpreter. PIP_ARGS is handed to pip; on Linux x86-64 use it to name a
-# source of CPU builds of torch for `make test`, or pip takes the CUDA build.
+# source of CPU builds of torch for `make test`, or pip takes the CUDA build. EXTRAS=test,peers also installs the
+# engines that TuneBench is compared with, and tests them; llama.cpp is compiled, which takes a C++ compiler.
 
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
+EXTRAS ?= test
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
@@ -32,7 +34,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
-	$(PIP) -e '.[test]'
+	$(PIP) -e '.[$(EXTRAS)]'
 	@touch $@ $(VENV)/.installed
 
 $(BIN)/python:

@@ -13,9 +13,8 @@ import pytest
 import tvm
 from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
-from tvm.target import codegen
 
-from tunebench import lowering, quantization, search, spaces, tasks, workload
+from tunebench import lowering, quantization, search, tasks, workload
 from tunebench.database import Entry
 from tunebench.runners.local import Job
 from tunebench.spec import Workload
@@ -70,9 +69,7 @@ def lower(model: Model, target: tvm.target.Target) -> tuple[tvm.IRModule, list[T
 
 def begin_search(task: Task, target: tvm.target.Target, seed: int = 0) -> search.TaskSearch:
     """A task with the space that the tuner would give it."""
-    blocks = tuple(lowering.block_names(s_tir.Schedule(task.mod)))
-    kernel = spaces.Kernel(blocks, int(codegen.llvm_get_vector_width(target)) // 32, THREADS)
-    return search.begin(task, Entry(task.name), target, kernel, depth=40, cold_bytes=1, seed=seed)
+    return search.begin(task, Entry(task.name), target, THREADS, depth=40, cold_bytes=1, seed=seed)
 
 
 def draw_designs(task: Task, target: tvm.target.Target, seed: int) -> list[s_tir.Schedule]:

@@ -42,6 +42,8 @@ def run(arguments: Sequence[str | Path], monkeypatch: pytest.MonkeyPatch) -> int
         (["bench", "-m", "demo", "-p", "300", "--context", "128"], ["pp300 needs 300 positions", "--context"]),
         (["tune", "-m", "demo", "--time-limit", "soon"], ["'soon' is no duration", "20m"]),
         (["report", "nowhere"], ["no results at", "tunebench bench"]),
+        (["bench", "-m", "demo", "--engine", "llama"], ["unknown engine", "Did you mean 'llama_cpp'", "torch"]),
+        (["import", "nowhere.json"], ["cannot read nowhere.json", "llama-bench"]),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -184,3 +186,76 @@ def check_cases(rows: list[Result]) -> None:
         assert min(row.probe.values()) > 0
         assert all(kernel.reason for kernel in row.kernels)
         assert {kernel.bucket for kernel in row.kernels} <= {1, 16, 32}
+
+
+def test_other_engines_stand_beside_ours(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "READ_BYTES", 1 << 20)
+    arguments = ["-m", config, *SHAPE, "-p", "21", "-n", "4", "-r", "5", "--schedule", "default"]
+    arguments += ["--engine", "tvm", "--engine", "torch", "--work-dir", tmp_path]
+    assert run(["bench", *arguments, "-q", "q0f32", "-q", "q4f16_1"], monkeypatch) == 0
+    rows = results.read(tmp_path / "reports" / "local" / "results.jsonl")[0]
+    found = [(row.scheme, row.engine, row.schedule, row.test, row.status) for row in rows if isinstance(row, Result)]
+    expected = [
+        (scheme, engine, schedule, test, "ok" if scheme == "q0f32" or engine == "tvm" else "not_run")
+        for scheme in ("q0f32", "q4f16_1")
+        for test in ("pp21", "tg4")
+        for engine, schedule in (("tvm", "default"), ("torch", "library"))
+    ]
+    assert found == expected
+    for row in rows:
+        assert isinstance(row, Result)
+        assert bool(row.samples_ns) == (row.status == "ok")
+        assert row.memory["peak"].bytes is None
+        if row.status == "ok":
+            assert row.memory["weights"].bytes
+
+
+LLAMA_BENCH = {
+    "build_commit": "b5a3",
+    "cpu_info": "AMD EPYC",
+    "gpu_info": "",
+    "backends": "CPU",
+    "model_filename": "models/llama-7b.gguf",
+    "model_type": "llama 7B Q4_0",
+    "model_size": 3791273984,
+    "model_n_params": 6738415616,
+    "n_threads": 2,
+    "type_k": "f16",
+    "type_v": "f16",
+    "n_gpu_layers": 99,
+    "n_prompt": 0,
+    "n_gen": 64,
+    "n_depth": 512,
+    "test_time": "2026-01-01T00:00:00Z",
+    "avg_ns": 6_000_000_000,
+    "samples_ns": [5_900_000_000, 6_000_000_000, 6_100_000_000],
+}
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_rows_of_llama_bench_are_read(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [LLAMA_BENCH, {**LLAMA_BENCH, "n_prompt": 512, "n_gen": 0, "n_depth": 0}]
+    path = tmp_path / f"bench.{form}"
+    path.write_text(json.dumps(rows, indent=1) if form == "json" else "".join(json.dumps(row) + "\n" for row in rows))
+    assert run(["import", path, "--work-dir", tmp_path], monkeypatch) == 0
+    first, second = results.read(tmp_path / "reports" / "local" / "results.jsonl")[0]
+    assert isinstance(first, Result)
+    assert (first.model, first.scheme, first.engine, first.device) == ("llama-7b", "Q4_0", "llama_cpp", "AMD EPYC")
+    assert (first.test, first.batch, first.n_threads) == ("tg64 @ d512", 1, 2)
+    assert results.tokens_per_s(first) == pytest.approx([64 / 5.9, 64 / 6.0, 64 / 6.1])
+    assert isinstance(second, Result)
+    assert second.test == "pp512"
+    assert run(["report", "--work-dir", tmp_path], monkeypatch) == 0
+    assert "Q4_0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"n_prompt": 1}'])
+def test_other_files_are_not_imported(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.json").write_text(text)
+    assert run(["import", tmp_path / "other.json", "--work-dir", tmp_path], monkeypatch) == 2
+    assert "llama-bench" in capsys.readouterr().err
+    assert not (tmp_path / "reports").exists()

@@ -13,11 +13,12 @@ LAYERS: list[tuple[str, ...]] = [  # bottom to top
     ("spec", "errors"),
     ("registry", "environment"),
     ("ops", "tvmscript"),
+    ("dot",),
     ("models", "quantization", "targets", "spaces", "measure", "results", "stats"),
-    ("workload", "lowering", "cost_model", "database", "runners", "probe"),
+    ("workload", "lowering", "cost_model", "database", "runners", "probe", "llama_bench"),
     ("tasks",),
     ("search", "weights"),
-    ("tune", "compile", "engines", "charts", "metrics"),
+    ("tune", "compile", "engines", "tvm_engine", "charts", "metrics"),
     ("bench", "report"),
     ("progress", "catalogue"),
     ("cli",),
@@ -27,6 +28,7 @@ LAYERS: list[tuple[str, ...]] = [  # bottom to top
 COMPILE_HALF = {
     *(
         "ops",
+        "dot",
         "tvmscript",
         "models",
         "quantization",
@@ -37,7 +39,19 @@ COMPILE_HALF = {
         "cost_model",
         "database",
     ),
-    *("runners", "probe", "tasks", "search", "weights", "tune", "compile", "engines", "bench", "progress"),
+    *(
+        "runners",
+        "probe",
+        "tasks",
+        "search",
+        "weights",
+        "tune",
+        "compile",
+        "engines",
+        "tvm_engine",
+        "bench",
+        "progress",
+    ),
 }
 REPORT_HALF = {"charts", "metrics", "report"}
 TOP = {"cli", "__main__", "catalogue"}  # calls both halves; every other module belongs to neither

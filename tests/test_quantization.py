@@ -31,8 +31,8 @@ def integers(draw: st.DrawFn, bits: int) -> np.ndarray:
 
 @st.composite
 def matrices(draw: st.DrawFn) -> np.ndarray:
-    """Float32 matrices of one or two groups a row, of any size that float16 scales can hold."""
-    shape = draw(st.integers(1, 3)), 32 * draw(st.integers(1, 2))
+    """Float32 matrices of 16 rows and one or two groups a row, of any size that float16 scales can hold."""
+    shape = 16, 32 * draw(st.integers(1, 2))
     unit = arrays.arrays(np.float32, shape, elements=st.floats(-1, 1, width=32, allow_subnormal=False))
     return draw(unit) * np.float32(10.0 ** draw(st.integers(-4, 4)))
 
@@ -95,7 +95,7 @@ def test_the_bits_of_eight_bit_words() -> None:
 def test_a_group_of_zeros_stays_zero(name: str) -> None:
     scheme = SCHEMES[name]
     family = quantization.families()[scheme.family]
-    matrix = np.zeros((2, 64), np.float32)
+    matrix = np.zeros((16, 64), np.float32)
     matrix[1, 32:] = 1
     np.testing.assert_allclose(family.dequantize(scheme, family.quantize(scheme, matrix)), matrix, rtol=1e-3)
 
@@ -115,10 +115,25 @@ def test_made_up_weights_are_as_declared(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(SCHEMES))
 def test_inputs_must_be_whole_groups(name: str) -> None:
     scheme = SCHEMES[name]
-    quantization.check(scheme, 7, 96, "some.matrix")
+    quantization.check(scheme, 48, 96, "some.matrix")
     if not scheme.group_size:
-        quantization.check(scheme, 7, 100, "some.matrix")
+        quantization.check(scheme, 48, 100, "some.matrix")
         return
     with pytest.raises(TuneBenchError, match=f"some.matrix has 100 inputs.*{name}"):
-        quantization.check(scheme, 7, 100, "some.matrix")
-    quantization.check(replace(scheme, group_size=50), 7, 100, "some.matrix")
+        quantization.check(scheme, 48, 100, "some.matrix")
+    quantization.check(replace(scheme, group_size=50), 48, 100, "some.matrix")
+
+
+@pytest.mark.parametrize("name", ["q4i8f16_0", "q8i8f16_0"])
+def test_outputs_must_be_whole_tiles(name: str) -> None:
+    with pytest.raises(TuneBenchError, match=f"some.matrix has 40 outputs.*{name}"):
+        quantization.check(SCHEMES[name], 40, 96, "some.matrix")
+
+
+@pytest.mark.parametrize(("name", "plain"), [("q4i8f16_0", "q4f16_1"), ("q8i8f16_0", "q8f16_1")])
+@given(matrix=matrices())
+def test_tiles_hold_what_rows_hold(name: str, plain: str, matrix: np.ndarray) -> None:
+    family = quantization.families()["group"]
+    tiles, rows = (family.quantize(SCHEMES[each], matrix) for each in (name, plain))
+    np.testing.assert_array_equal(group.by_row(SCHEMES[name], tiles["q_scale"]), rows["q_scale"])
+    np.testing.assert_array_equal(family.dequantize(SCHEMES[name], tiles), family.dequantize(SCHEMES[plain], rows))

@@ -213,6 +213,19 @@ def test_failures_peers_and_verdicts_are_shown(report: Report) -> None:
     assert {line["peak"].split("(")[1] for line in table(report, "memory") if "(" in line["peak"]} == {"VmHWM)"}
 
 
+def test_a_lead_needs_one_run_and_one_scheme(tmp_path: Path) -> None:
+    rows = pair()
+    other = replace(rows[1], engine="llama_cpp", schedule="library", samples_ns=[2 * ns for ns in rows[1].samples_ns])
+    elsewhere = replace(other, run_id="another", model="llama-7b")
+    report = write(tmp_path, [*rows, other, elsewhere, replace(other, scheme="Q4_0")])
+    leads = {(line["model"], line["scheme"]): line["tuned over it"] for line in table(report, "engines")}
+    assert leads.pop(("tinyllama-1.1b", "q4f16_1")).startswith("2.00x (")
+    assert set(leads.values()) == {"-"}
+    (said,) = [finding for finding in report.findings if finding.startswith("Against")]
+    assert "llama_cpp: tinyllama-1.1b q4f16_1 tg128 2.00x (" in said
+    assert "llama-7b" not in said
+
+
 def test_the_headline_says_what_tuning_gained(report: Report) -> None:
     assert report.findings[0].startswith("Decode: 4 of 4 are faster with tuning over default, at the median 1.")
     assert any("kept default" in finding for finding in report.findings)

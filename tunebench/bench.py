@@ -15,21 +15,23 @@ import tvm
 from tunebench import environment, lowering, results, stats, weights, workload
 from tunebench.compile import Compiled, compile_model
 from tunebench.database import Database, Entry, folder_name, provenance
-from tunebench.engines import Engine
-from tunebench.engines.tvm import TvmEngine, load, pieces
+from tunebench.engines import Engine, peers
 from tunebench.errors import TuneBenchError
 from tunebench.measure import Protocol, Samples, interleave
+from tunebench.probe import PROTOCOL as PROBE
 from tunebench.probe import Probe
 from tunebench.results import Result, TuneResult
 from tunebench.spec import Count, TargetPreset, Test, Workload
+from tunebench.targets import cpu_device
 from tunebench.tasks import Task, extract, piece_ns
 from tunebench.tune import Options, Progress, Watcher, kernels, tune
+from tunebench.tvm_engine import TvmEngine, load, pieces
 from tunebench.workload import Model
 
 AGAIN = "again"  # a second arm of the same engine, which shows the noise
 PROTOCOL = Protocol(warmups=1, samples=10, least_samples=5, budget_s=30.0, patience_s=60.0)
 CACHE_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}  # as llama-bench writes them
-SCRATCH_BYTES = 256 << 20  # of the compiler and the runtime, beyond the model
+SCRATCH_BYTES = 768 << 20  # of the compiler, the runtime and the probe, beyond the model
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class Plan:
     """What to measure of one model. Times in seconds."""
 
     tests: tuple[Test, ...]
-    schedules: tuple[str, ...] = ("default", "tuned")
+    schedules: tuple[str, ...] = ("default", "tuned")  # of the engine tvm
+    engines: tuple[str, ...] = ("tvm",)
     protocol: Protocol = PROTOCOL
     sample_limit_s: float = 300.0  # a test whose one sample would take longer is not run
     weights: Path | None = None
@@ -125,7 +128,7 @@ def _tune_row(session: Session, lowered: Lowered, progress: Progress, database: 
         model=model_name(load),
         scheme=load.scheme.name,
         target=session.target_name,
-        device=environment.cpu_name(),
+        device=cpu_device(),
         batch=load.batch,
         n_threads=session.threads,
         run_id=session.run_id,
@@ -146,42 +149,94 @@ def model_name(load: Workload) -> str:
     return Path(load.model).stem if load.model.endswith(".json") else load.model
 
 
+@dataclass(frozen=True)
+class Arm:
+    """One of the things that are compared: an engine under a schedule; or why there is none."""
+
+    engine: str
+    schedule: str  # default, tuned; library for an engine that brings its own kernels
+    loaded: Engine | None = None
+    compiled: Compiled | None = None
+    reason: str = ""
+
+
 def run_bench(session: Session, lowered: Lowered, plan: Plan, say: Callable[[str], None]) -> Iterator[Result]:
     """Measure every test; each row is on disk before it is yielded. A test that fails is a row too."""
-    device = tvm.device(session.preset.device)
-    model, database = lowered.model, session.database()
-    say("compile")
-    compiled = _compile(session, lowered, database, plan.schedules)
-    say("load weights")
-    source = weights.read(model, plan.weights) if plan.weights else workload.random_weights(model, plan.seed)
-    loaded = load(model, source, device)
-    engines = {name: TvmEngine(model, each.executable, loaded, device) for name, each in compiled.items()}
+    database = session.database()
     probe = Probe(session.target, session.threads)
+    arms = _load_arms(session, lowered, database, plan, say)
     noise: float | None = None
     for number, test in enumerate(plan.tests, 1):
         say(f"{test.name} ({number} of {len(plan.tests)})")
-        base = _base_row(session, lowered, test, probe())
+        base = _base_row(session, lowered, test)
         peak = environment.PeakRss()
-        skipped, arms = _arms(lowered, database, engines, test, plan)
+        skipped, calls = _calls(lowered, database, arms, test, plan)
         try:
-            measured = _measure(arms, noise is None, plan.protocol)
+            measured = _measure(calls, probe, noise is None, plan.protocol)
         except Exception as error:  # whatever the runtime raises is this test's row, and the sweep goes on
-            measured, skipped = {}, {**dict.fromkeys(arms, ("failed", f"{type(error).__name__}: {error}")), **skipped}
+            measured = interleave(probe.arms, PROBE)
+            skipped = {**dict.fromkeys(calls, ("failed", f"{type(error).__name__}: {error}")), **skipped}
+        base = replace(base, probe=probe.rates(measured))
+        top = _peak(peak, probe) if len(plan.engines) == 1 else Count(None, "several engines in one process")
         if AGAIN in measured:
-            first = next(name for name in reversed(list(arms)) if name in measured)
-            noise = stats.noise_floor(measured[first].samples_ns, measured.pop(AGAIN).samples_ns)
-        memory = _memory(model, peak)
-        for name in engines:
-            row = replace(base, schedule=name, memory=memory, noise=noise)
-            row = replace(row, **_coverage(lowered, database, compiled[name], test))  # type: ignore[arg-type]
-            if name in measured:
-                taken = measured[name]
-                row = replace(row, samples_ns=taken.samples_ns, warmup_ns=taken.warmup_ns)
+            noise = stats.noise_floor(measured[_twin(calls)].samples_ns, measured[AGAIN].samples_ns)
+        for name, arm in arms.items():
+            row = replace(base, engine=arm.engine, schedule=arm.schedule, noise=noise)
+            row = replace(row, memory={**_memory(lowered.model, arm), "peak": top})
+            if arm.compiled:
+                covered = _coverage(lowered, database, arm.compiled, test)
+                row = replace(row, **covered)  # type: ignore[arg-type]
+            if name in skipped:
+                row = replace(row, status=skipped[name][0], reason=skipped[name][1])
             else:
-                status, reason = skipped[name]
-                row = replace(row, status=status, reason=reason)
+                row = replace(row, samples_ns=measured[name].samples_ns, warmup_ns=measured[name].warmup_ns)
             results.append(session.results_path, row)
             yield row
+
+
+def _twin(calls: Mapping[str, object]) -> str:
+    """The arm that runs a second time, to show the noise: tuned, or else the last."""
+    return "tuned" if "tuned" in calls else list(calls)[-1]
+
+
+def _load_arms(
+    session: Session, lowered: Lowered, database: Database, plan: Plan, say: Callable[[str], None]
+) -> dict[str, Arm]:
+    """Every arm by name, its weights loaded."""
+    model = lowered.model
+    arms: dict[str, Arm] = {}
+    for name in plan.engines:
+        if name == "tvm":
+            say("compile")
+            compiled = _compile(session, lowered, database, plan.schedules)
+            say("load weights")
+            device = tvm.device(session.preset.device)
+            loaded = load(model, _weights(model, plan), device)
+            for schedule, each in compiled.items():
+                arms[schedule] = Arm(name, schedule, TvmEngine(model, each.executable, loaded, device), each)
+            continue
+        peer = peers()[name]
+        reason = peer.refuses(model) or _no_room(model)
+        if not reason:
+            say(f"load weights into {name}")
+            session.work_dir.mkdir(parents=True, exist_ok=True)
+            engine = peer.load(model, _weights(model, plan), session.threads, session.work_dir)
+            arms[name] = Arm(name, "library", engine)
+        else:
+            arms[name] = Arm(name, "library", reason=reason)
+    return arms
+
+
+def _no_room(model: Model) -> str:
+    """Why another copy of the weights and the cache will not fit, or an empty string."""
+    needed, free = model.weight_bytes + model.cache_bytes + SCRATCH_BYTES, environment.available_memory_bytes()
+    if needed <= free:
+        return ""
+    return f"a second copy of the model needs about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+
+
+def _weights(model: Model, plan: Plan) -> Iterable[tuple[str, np.ndarray]]:
+    return weights.read(model, plan.weights) if plan.weights else workload.random_weights(model, plan.seed)
 
 
 def _compile(session: Session, lowered: Lowered, database: Database, schedules: Iterable[str]) -> dict[str, Compiled]:
@@ -194,26 +249,33 @@ def _compile(session: Session, lowered: Lowered, database: Database, schedules: 
     return {name: compile_model(lowered.mod, session.target, records if name == "tuned" else {}) for name in schedules}
 
 
-def _arms(
-    lowered: Lowered, database: Database, engines: Mapping[str, Engine], test: Test, plan: Plan
+def _calls(
+    lowered: Lowered, database: Database, arms: Mapping[str, Arm], test: Test, plan: Plan
 ) -> tuple[dict[str, tuple[str, str]], dict[str, Callable[[], object]]]:
-    """What to time, and what not and why: a sample that is known to take too long."""
+    """What to time, and what not and why: what cannot run, or a sample that is known to take too long."""
     skipped: dict[str, tuple[str, str]] = {}
-    arms: dict[str, Callable[[], object]] = {}
-    for name, engine in engines.items():
-        expected_s = expected_ns(lowered, database, name, test) / 1e9
-        if expected_s > plan.sample_limit_s:
+    calls: dict[str, Callable[[], object]] = {}
+    for name, arm in arms.items():
+        expected_s = expected_ns(lowered, database, arm.schedule, test) / 1e9 if arm.compiled else 0.0
+        if arm.loaded is None:
+            skipped[name] = ("not_run", arm.reason)
+        elif expected_s > plan.sample_limit_s:
             reason = f"one sample would take about {expected_s:.0f} s by its kernels' times, and the limit is "
             skipped[name] = ("not_run", f"{reason}{plan.sample_limit_s:.0f} s (--sample-limit)")
         else:
-            arms[name] = functools.partial(run_test, engine, lowered.model, test, plan.seed)
-    return skipped, arms
+            calls[name] = functools.partial(run_test, arm.loaded, lowered.model, test, plan.seed)
+    return skipped, calls
 
 
-def _measure(arms: dict[str, Callable[[], object]], with_noise: bool, protocol: Protocol) -> dict[str, Samples]:
-    if with_noise and arms:
-        arms = {**arms, AGAIN: list(arms.values())[-1]}
-    return interleave(arms, protocol)
+def _measure(
+    arms: dict[str, Callable[[], object]], probe: Probe, with_noise: bool, protocol: Protocol
+) -> dict[str, Samples]:
+    """Every arm in turn with what the machine can do at that moment."""
+    if not arms:
+        return interleave(probe.arms, PROBE)
+    if with_noise:
+        arms = {**arms, AGAIN: arms[_twin(arms)]}
+    return interleave({**arms, **probe.arms}, protocol)
 
 
 def run_test(engine: Engine, model: Model, test: Test, seed: int) -> None:
@@ -253,16 +315,16 @@ def _coverage(lowered: Lowered, database: Database, compiled: Compiled, test: Te
     return {"kernels": rows, "coverage": share}
 
 
-def _base_row(session: Session, lowered: Lowered, test: Test, limits: dict[str, float]) -> Result:
+def _base_row(session: Session, lowered: Lowered, test: Test) -> Result:
     model, load = lowered.model, lowered.model.workload
     mean_depth = test.n_depth + test.n_prompt + test.n_gen / 2
     return Result(
         model=model_name(load),
         scheme=load.scheme.name,
         schedule="",
-        engine="tvm",
+        engine="",
         target=session.target_name,
-        device=environment.cpu_name(),
+        device=cpu_device(),
         test=test.name,
         n_prompt=test.n_prompt,
         n_gen=test.n_gen,
@@ -279,18 +341,25 @@ def _base_row(session: Session, lowered: Lowered, test: Test, limits: dict[str, 
         type_v=CACHE_TYPES[load.scheme.dtype],
         chunks=list(load.chunks),
         flops_per_token=model.flops_per_token,
+        multiplies="int8" if load.scheme.activations == "int8" else "float32",
         bytes_per_token=round(model.read_bytes + model.cache_bytes_per_token * mean_depth * load.batch),
-        probe=limits,
         environment=environment.describe(),
     )
 
 
-def _memory(model: Model, peak: environment.PeakRss) -> dict[str, Count]:
-    return {
-        "weights": Count(model.weight_bytes, "sum of the parameters' sizes"),
-        "kv_cache": Count(model.cache_bytes, "sum of the cache tensors' sizes"),
-        "peak": peak.read(),
-    }
+def _memory(model: Model, arm: Arm) -> dict[str, Count]:
+    if arm.engine == "tvm":
+        return {
+            "weights": Count(model.weight_bytes, "sum of the parameters' sizes"),
+            "kv_cache": Count(model.cache_bytes, "sum of the cache tensors' sizes"),
+        }
+    return {"weights": Count(arm.loaded.weight_bytes, f"as {arm.engine} counts them")} if arm.loaded else {}
+
+
+def _peak(peak: environment.PeakRss, probe: Probe) -> Count:
+    most = peak.read()
+    rest = None if most.bytes is None else most.bytes - probe.held_bytes
+    return Count(rest, f"{most.counter}, less the probe's {probe.held_bytes >> 20} MiB")
 
 
 def _now() -> str:

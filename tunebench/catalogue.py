@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tunebench import charts, metrics, quantization, spaces, targets
+from tunebench import charts, engines, metrics, quantization, spaces, targets
 
 Listing = tuple[list[str], list[list[str]]]
 
@@ -26,10 +26,11 @@ def schemes() -> Listing:
         bits = scheme.weight_bits + (
             8 * (4 if scheme.dtype == "float32" else 2) / scheme.group_size if scheme.group_size else 0
         )
-        layout = {"NK": "N-major", "KN": "K-major"}[scheme.layout]
+        layout = {"NK": "N-major", "KN": "K-major", "N16": "tiles of 16"}[scheme.layout]
+        products = scheme.activations if scheme.activations != "float" else "float32"
         group = str(scheme.group_size) if scheme.group_size else "-"
-        rows.append([scheme.name, scheme.family, f"{bits:g}", group, layout, scheme.dtype])
-    return ["scheme", "family", "bits a weight", "group", "layout", "activations"], rows
+        rows.append([scheme.name, scheme.family, f"{bits:g}", group, layout, scheme.dtype, products])
+    return ["scheme", "family", "bits a weight", "group", "layout", "activations", "multiplied as"], rows
 
 
 def targets_() -> Listing:
@@ -40,6 +41,12 @@ def targets_() -> Listing:
 def spaces_() -> Listing:
     """The search spaces."""
     return ["space", "device", "what varies"], [[s.name, s.device, s.summary] for s in spaces.spaces().values()]
+
+
+def engines_() -> Listing:
+    """The engines that `bench` measures."""
+    rows = [[peer.name, peer.summary, ", ".join(peer.packages)] for peer in engines.peers().values()]
+    return ["engine", "what", "packages"], [["tvm", "TuneBench's own, default or tuned", ""], *rows]
 
 
 def metrics_() -> Listing:
@@ -58,6 +65,7 @@ LISTINGS = {
     "schemes": schemes,
     "targets": targets_,
     "spaces": spaces_,
+    "engines": engines_,
     "metrics": metrics_,
     "charts": charts_,
 }

@@ -112,6 +112,7 @@ def bench_command(
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Numbers of generated tokens; 0 for none.")] = "128",
     n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Positions already in the cache.")] = "0",
     schedule: Annotated[list[str], typer.Option(help="default, tuned; repeat for both.")] = ["default", "tuned"],  # noqa: B006
+    engine: Annotated[list[str], typer.Option(help="tvm, or a peer of `list engines`; repeat for several.")] = ["tvm"],  # noqa: B006
     prompt: Chunks = "128",
     batch: Batch = 1,
     context: Context = 2048,
@@ -129,6 +130,7 @@ def bench_command(
     for each in schedule:
         if each not in ("default", "tuned"):
             raise registry.unknown(each, ("default", "tuned"), "schedule")
+    _check_engines(engine)
     tests = _tests(n_prompt, n_gen, n_depth, context)
     limit_s = _seconds(sample_limit)
     session = _session(target, threads, work_dir, name)
@@ -138,6 +140,7 @@ def bench_command(
     from tunebench.bench import Plan
 
     plan = Plan(tests, tuple(dict.fromkeys(schedule)), sample_limit_s=limit_s, weights=weights, seed=seed)
+    plan = replace(plan, engines=tuple(dict.fromkeys(engine)))
     plan = replace(plan, protocol=replace(plan.protocol, samples=reps, least_samples=min(reps, 5)))
     lowered = [_lower(session, load) for load in _workloads(model, scheme, batch, prompt, context)]
     _bench_all(session, lowered, plan)
@@ -163,9 +166,27 @@ def report_command(
     console.print(f"Written: {report.out / 'report.html'}, report.md, summary.csv, charts/", soft_wrap=True)
 
 
+@app.command(name="import")
+def import_command(
+    file: Annotated[Path, typer.Argument(help="What llama-bench wrote with -o json or -o jsonl.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The model's name here; its file's name without.")] = "",
+    work_dir: WorkDir = Path("tunebench-work"),
+    name: Name = "local",
+) -> None:
+    """Add llama-bench's rows to a report's results."""
+    from tunebench import llama_bench, results
+
+    rows = llama_bench.read(file, model)
+    path = work_dir / "reports" / name / "results.jsonl"
+    _make_folder(path.parent)
+    for row in rows:
+        results.append(path, row)
+    console.print(f"{len(rows)} rows from {file} added to {path}", soft_wrap=True)
+
+
 @app.command(name="list")
 def list_command(
-    what: Annotated[str, typer.Argument(help="models, schemes, targets, spaces, metrics or charts")],
+    what: Annotated[str, typer.Argument(help="models, schemes, targets, spaces, engines, metrics or charts")],
 ) -> None:
     """List what there is to choose from."""
     from tunebench import registry
@@ -206,6 +227,8 @@ def devices_command(
         table.add_row("threads", str(session.threads))
         table.add_row("read bandwidth", f"{limits['read_bytes_per_s'] / 1e9:.1f} GB/s measured")
         table.add_row("multiply-add rate", f"{limits['flops_per_s'] / 1e9:.0f} GFLOP/s in float32 measured")
+        if "int8_ops_per_s" in limits:
+            table.add_row("", f"{limits['int8_ops_per_s'] / 1e9:.0f} GOP/s in int8 measured")
     console.print(table)
 
 
@@ -217,7 +240,7 @@ def demo_command(
     """Tune, bench and report a small model in three schemes on this machine's CPU, in minutes."""
     from tunebench.spec import Test
 
-    schemes = ["q0f32", "q4f16_1", "q8f16_1"]
+    schemes = ["q0f32", "q4f16_1", "q4i8f16_0"]
     tune_command(["demo"], schemes, time_limit=time_limit, context=1024, work_dir=work_dir, name="demo", bench=False)
     session = _session("llvm", 0, work_dir, "demo")
     from dataclasses import replace
@@ -229,6 +252,18 @@ def demo_command(
     plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
     _bench_all(session, [_lower(session, load) for load in _workloads(["demo"], schemes, 1, "128", 1024)], plan)
     report_command(work_dir=work_dir, name="demo")
+
+
+def _check_engines(names: list[str]) -> None:
+    """Raise a TuneBenchError for an engine that there is not, or whose packages are missing."""
+    from tunebench import engines, registry
+
+    known = engines.peers()
+    for name in names:
+        if name not in ("tvm", *known):
+            raise registry.unknown(name, ("tvm", *known), "engine")
+        if name in known:
+            engines.check_installed(known[name])
 
 
 def _session(target: str, threads: int, work_dir: Path, name: str) -> Session:
@@ -288,7 +323,8 @@ def _bench_all(session: Session, lowered: list[Lowered], plan: Plan) -> None:
 
             for row in run_bench(session, each, plan, say):
                 statuses.append(row.status)
-                label = f"{row.model} {row.scheme} {row.test} {row.schedule}"
+                arm = row.schedule if row.engine == "tvm" else row.engine
+                label = f"{row.model} {row.scheme} {row.test} {arm}"
                 console.print(f"{label:44s} {_figure(row)}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"Rows are in {session.results_path}; `tunebench report` shows them.", soft_wrap=True)
     if "failed" in statuses:

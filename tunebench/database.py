@@ -21,8 +21,9 @@ import tvm_ffi
 from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import environment
+from tunebench import dot, environment  # noqa: F401
 from tunebench.errors import TuneBenchError
+from tunebench.targets import cpu_device
 
 FILES = ("database_workload.json", "database_tuning_record.json")
 LOCKED = ("target", "device", "tvm", "protocol", "threads")
@@ -50,13 +51,13 @@ class Entry:
     decision: str = ""  # promoted, kept default, inconclusive; empty: not judged yet
     reason: str = ""
     trial: str = ""  # key of the record that was judged
-    exhausted: bool = False  # the space has no more candidates
+    exhausted: str = ""  # revision of the spaces in which no candidate is left
 
 
 def provenance(target: tvm.target.Target, threads: int) -> Provenance:
     """For this machine and this TVM."""
     mcpu = str(target.attrs["mcpu"]) if "mcpu" in target.attrs else ""
-    return Provenance(f"{target.kind.name} {mcpu}".strip(), environment.cpu_name(), threads, tvm.__version__)
+    return Provenance(f"{target.kind.name} {mcpu}".strip(), cpu_device(), threads, tvm.__version__)
 
 
 def folder_name(target_name: str, made: Provenance) -> str:
@@ -70,7 +71,7 @@ def task_key(mod: tvm.IRModule) -> str:
 
 
 def replay(mod: tvm.IRModule, record: ms.database.TuningRecord) -> tvm.IRModule:
-    """A task's module under a record's schedule."""
+    """A task's module under a record's schedule, which may name the intrinsics of `dot`."""
     sch = s_tir.Schedule(mod)
     record.trace.apply_to_schedule(sch, remove_postproc=False)
     return sch.mod

@@ -53,10 +53,13 @@ def task_module(func: tirx.PrimFunc) -> tvm.IRModule:
 
 
 def default_schedule(mod: tvm.IRModule) -> tvm.IRModule:
-    """What TVM's CPU pipeline does with a kernel, which is nothing, but never a dequantized matrix in memory."""
+    """What TVM's CPU pipeline does with a kernel, which is nothing, but never an unpacked matrix in memory."""
     sch = s_tir.Schedule(mod)
-    if has_block(sch, "dequantize"):
-        sch.compute_inline(sch.get_sblock("dequantize"))
+    for name in ("dequantize", "unpack"):
+        if has_block(sch, name):
+            sch.compute_inline(sch.get_sblock(name))
+    if has_block(sch, "dot"):  # nor a sum for each of its groups
+        sch.compute_at(sch.get_sblock("dot"), sch.get_loops(sch.get_sblock("matmul"))[-1])
     return sch.mod
 
 

@@ -3,6 +3,8 @@
 Shapes: b sequences, m tokens of a piece, H query heads over G key/value heads of D elements, a cache of C
 positions. Everything but the number of positions in use is static; that number comes from `position`,
 one int32 in device memory, so no length needs a kernel of its own and a recorded launch can be replayed.
+Vectors of a loop's own values are buffers used in several vectorized loops: in one alone, TVM would shrink them
+to the one element that the loop sees, and then vectorize around it.
 Keys lie in blocks of LANES positions, [b, G, C / LANES, D, LANES], so that a vector of scores reads one
 contiguous vector of keys for each d; values lie as [b, G, C, D]. Arithmetic is in float32 throughout.
 """
@@ -10,18 +12,39 @@ contiguous vector of keys for each d; values lie as [b, G, C, D]. Arithmetic is 
 import functools
 
 from tvm.script import tirx as T
-from tvm.tirx import PrimFunc
+from tvm.tirx import Expr, FloatImm, PrimFunc, reinterpret
 
 LANES = 16
 MASKED = -1e30
+ATTENTION_TILE = 16  # tokens at most that share a pass over the cache
+LOG2_E = 1.4426950408889634
+POWERS = (0.00133908634, 0.00967603192, 0.0555035711, 0.240221075, 0.693147188, 1.00000008)
+"""2^x on [-1/2, 1/2] as a polynomial, the highest power first: interpolated at Chebyshev's points."""
+
+
+def exp2(whole: Expr, part: Expr) -> Expr:
+    """2^(whole + part), float32, for a whole number from -126 to 127 and |part| <= 1/2; relative error 2e-7.
+
+    A polynomial for 2^part, and the exponent's bits for 2^whole: arithmetic that vectorizes, where LLVM would call
+    the C library for each element. Both arguments appear several times.
+    """
+    series = FloatImm("float32", POWERS[0])
+    for factor in POWERS[1:]:
+        series = series * part + FloatImm("float32", factor)
+    return series * reinterpret("float32", (whole.astype("int32") + 127) << 23)
 
 
 @functools.cache
 def attention(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dtype: str) -> PrimFunc:
-    """Causal attention of m new tokens at `position` over the cache: (q, keys, values, position) -> out."""
+    """Causal attention of m new tokens at `position` over the cache: (q, keys, values, position) -> out.
+
+    A row takes the tokens of a tile of one head: their scores with every key up to the last one's, the softmax,
+    and the sum of values. The products are blocks of their own, which a schedule arranges.
+    """
     share = heads // kv_heads
     scale = dim**-0.5
     blocks = context // LANES
+    tile = max(size for size in range(1, ATTENTION_TILE + 1) if m % size == 0)
 
     @T.prim_func(private=True, s_tir=True)
     def attention(
@@ -32,59 +55,69 @@ def attention(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int,
         out: T.Buffer((b, m, heads, dim), dtype),
     ):
         T.func_attr({"op_pattern": 8, "tirx.noalias": True})
-        for ib, ih, im in T.grid(b, heads, m):
+        for ib, ih, it in T.grid(b, heads, m // tile):
             with T.sblock("row"):
-                vb, vh, vm = T.axis.remap("SSS", [ib, ih, im])
+                vb, vh, vt = T.axis.remap("SSS", [ib, ih, it])
                 T.reads(
-                    q[vb, vm, vh, 0:dim],
+                    q[vb, vt * tile : vt * tile + tile, vh, 0:dim],
                     keys[vb, vh // share, 0:blocks, 0:dim, 0:LANES],
                     values[vb, vh // share, 0:context, 0:dim],
                     position[0],
                 )
-                T.writes(out[vb, vm, vh, 0:dim])
-                scores = T.sblock_alloc_buffer((blocks, LANES), "float32")
-                total = T.sblock_alloc_buffer((dim,), "float32")
+                T.writes(out[vb, vt * tile : vt * tile + tile, vh, 0:dim])
+                query = T.sblock_alloc_buffer((tile, dim), "float32")
+                score = T.sblock_alloc_buffer((blocks, tile, LANES), "float32")
+                total = T.sblock_alloc_buffer((tile, dim), "float32")
                 tops = T.sblock_alloc_buffer((LANES,), "float32")
                 sums = T.sblock_alloc_buffer((LANES,), "float32")
-                top = T.sblock_alloc_buffer((1,), "float32")
-                norm = T.sblock_alloc_buffer((1,), "float32")
-                for lane in range(LANES):
-                    tops[lane] = T.float32(MASKED)
-                    sums[lane] = T.float32(0)
-                for block in T.serial((position[0] + vm) // LANES + 1):
-                    for lane in range(LANES):
-                        scores[block, lane] = T.float32(0)
-                    for d in range(dim):
-                        for lane in range(LANES):
-                            scores[block, lane] = scores[block, lane] + T.Cast("float32", q[vb, vm, vh, d]) * T.Cast(
-                                "float32", keys[vb, vh // share, block, d, lane]
+                norms = T.sblock_alloc_buffer((tile,), "float32")
+                for r, d in T.grid(tile, dim):
+                    query[r, d] = T.Cast("float32", q[vb, vt * tile + r, vh, d]) * T.float32(scale)
+                for k, r, lane, d in T.grid((position[0] + vt * tile + tile - 1) // LANES + 1, tile, LANES, dim):
+                    with T.sblock("scores"):
+                        vk, vr, vl, vd = T.axis.remap("SSSR", [k, r, lane, d])
+                        with T.init():
+                            score[vk, vr, vl] = T.float32(0)
+                        score[vk, vr, vl] = score[vk, vr, vl] + query[vr, vd] * T.Cast(
+                            "float32", keys[vb, vh // share, vk, vd, vl]
+                        )
+                wholes = T.sblock_alloc_buffer((LANES,), "float32")
+                parts = T.sblock_alloc_buffer((LANES,), "float32")
+                for r in range(tile):
+                    for lane in T.vectorized(LANES):
+                        tops[lane] = T.float32(MASKED)
+                        sums[lane] = T.float32(0)
+                    for k in T.serial((position[0] + vt * tile + tile - 1) // LANES + 1):
+                        for lane in T.vectorized(LANES):
+                            score[k, r, lane] = T.Select(
+                                k * LANES + lane <= position[0] + vt * tile + r, score[k, r, lane], T.float32(MASKED)
                             )
-                    for lane in range(LANES):
-                        scores[block, lane] = T.Select(
-                            block * LANES + lane <= position[0] + vm,
-                            scores[block, lane] * T.float32(scale),
-                            T.float32(MASKED),
+                            tops[lane] = T.max(tops[lane], score[k, r, lane])
+                    norms[r] = T.float32(MASKED)
+                    for lane in T.unroll(LANES):
+                        norms[r] = T.max(norms[r], tops[lane])
+                    for k in T.serial((position[0] + vt * tile + tile - 1) // LANES + 1):
+                        for lane in T.vectorized(LANES):
+                            parts[lane] = T.max((score[k, r, lane] - norms[r]) * T.float32(LOG2_E), T.float32(-126))
+                        for lane in T.vectorized(LANES):
+                            wholes[lane] = T.floor(parts[lane] + T.float32(0.5))
+                        for lane in T.vectorized(LANES):
+                            score[k, r, lane] = exp2(wholes[lane], parts[lane] - wholes[lane])
+                        for lane in T.vectorized(LANES):
+                            sums[lane] = sums[lane] + score[k, r, lane]
+                    norms[r] = T.float32(0)
+                    for lane in T.unroll(LANES):
+                        norms[r] = norms[r] + sums[lane]
+                for k, lane, r, d in T.grid((position[0] + vt * tile + tile - 1) // LANES + 1, LANES, tile, dim):
+                    with T.sblock("mix"):
+                        vk, vl, vr, vd = T.axis.remap("RRSS", [k, lane, r, d])
+                        with T.init():
+                            total[vr, vd] = T.float32(0)
+                        total[vr, vd] = total[vr, vd] + score[vk, vr, vl] * T.Cast(
+                            "float32", values[vb, vh // share, vk * LANES + vl, vd]
                         )
-                        tops[lane] = T.max(tops[lane], scores[block, lane])
-                top[0] = T.float32(MASKED)
-                for lane in range(LANES):
-                    top[0] = T.max(top[0], tops[lane])
-                for block in T.serial((position[0] + vm) // LANES + 1):
-                    for lane in range(LANES):
-                        scores[block, lane] = T.exp(scores[block, lane] - top[0])
-                        sums[lane] = sums[lane] + scores[block, lane]
-                norm[0] = T.float32(0)
-                for lane in range(LANES):
-                    norm[0] = norm[0] + sums[lane]
-                for d in range(dim):
-                    total[d] = T.float32(0)
-                for t in T.serial(position[0] + vm + 1):
-                    for d in range(dim):
-                        total[d] = total[d] + scores[t // LANES, t % LANES] * T.Cast(
-                            "float32", values[vb, vh // share, t, d]
-                        )
-                for d in range(dim):
-                    out[vb, vm, vh, d] = T.Cast(dtype, total[d] / norm[0])
+                for r, d in T.grid(tile, dim):
+                    out[vb, vt * tile + r, vh, d] = T.Cast(dtype, total[r, d] / norms[r])
 
     return attention
 
@@ -179,6 +212,42 @@ def rms_norm(rows: int, width: int, epsilon: float, dtype: str) -> PrimFunc:
 
 
 @functools.cache
+def silu_mul(rows: int, width: int, dtype: str) -> PrimFunc:
+    """x [rows, 2 width] -> silu(first half) * second half, [rows, width]."""
+    lanes = max(size for size in range(1, LANES + 1) if width % size == 0)
+
+    @T.prim_func(private=True, s_tir=True)
+    def silu_mul(x: T.Buffer((rows, 2 * width), dtype), out: T.Buffer((rows, width), dtype)):
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True})
+        for i, j in T.grid(rows, width // lanes):
+            with T.sblock("row"):
+                row, part = T.axis.remap("SS", [i, j])
+                T.reads(
+                    x[row, part * lanes : part * lanes + lanes],
+                    x[row, width + part * lanes : width + part * lanes + lanes],
+                )
+                T.writes(out[row, part * lanes : part * lanes + lanes])
+                gate = T.sblock_alloc_buffer((lanes,), "float32")
+                wholes = T.sblock_alloc_buffer((lanes,), "float32")
+                parts = T.sblock_alloc_buffer((lanes,), "float32")
+                for lane in T.vectorized(lanes):
+                    gate[lane] = T.Cast("float32", x[row, part * lanes + lane])
+                for lane in T.vectorized(lanes):
+                    parts[lane] = T.max(T.min(gate[lane] * T.float32(-LOG2_E), T.float32(126)), T.float32(-126))
+                for lane in T.vectorized(lanes):
+                    wholes[lane] = T.floor(parts[lane] + T.float32(0.5))
+                for lane in T.vectorized(lanes):
+                    out[row, part * lanes + lane] = T.Cast(
+                        dtype,
+                        gate[lane]
+                        / (T.float32(1) + exp2(wholes[lane], parts[lane] - wholes[lane]))
+                        * T.Cast("float32", x[row, width + part * lanes + lane]),
+                    )
+
+    return silu_mul
+
+
+@functools.cache
 def last_row(b: int, m: int, width: int, dtype: str) -> PrimFunc:
     """(x [b, m, width], last: one int32) -> x[:, last, :]."""
 
@@ -194,3 +263,63 @@ def last_row(b: int, m: int, width: int, dtype: str) -> PrimFunc:
                     out[row, j] = x[row, last[0], j]
 
     return last_row
+
+
+@functools.cache
+def quantize_rows(rows: int, width: int, group: int, zero: int, dtype: str) -> PrimFunc:
+    """x [rows, width] -> int8 [rows, width], float32 scales and int32 offsets, both [rows, width / group].
+
+    A group's scale is its largest magnitude / 127; its offset is -zero times the sum of its integers, what a
+    product with unsigned weights of that zero point must add.
+    """
+    vectors = group // LANES
+
+    @T.prim_func(private=True, s_tir=True)
+    def quantize_rows(
+        x: T.Buffer((rows, width), dtype),
+        integers: T.Buffer((rows, width), "int8"),
+        scales: T.Buffer((rows, width // group), "float32"),
+        offsets: T.Buffer((rows, width // group), "int32"),
+    ):
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True})
+        for i, g in T.grid(rows, width // group):
+            with T.sblock("row"):
+                row, part = T.axis.remap("SS", [i, g])
+                T.reads(x[row, part * group : part * group + group])
+                T.writes(integers[row, part * group : part * group + group], scales[row, part], offsets[row, part])
+                tops = T.sblock_alloc_buffer((LANES,), "float32")
+                sums = T.sblock_alloc_buffer((LANES,), "int32")
+                steps = T.sblock_alloc_buffer((LANES,), "int32")
+                top = T.sblock_alloc_buffer((2,), "float32")
+                total = T.sblock_alloc_buffer((1,), "int32")
+                for lane in T.vectorized(LANES):
+                    tops[lane] = T.float32(0)
+                    sums[lane] = 0
+                for v in T.unroll(vectors):
+                    for lane in T.vectorized(LANES):
+                        tops[lane] = T.max(
+                            tops[lane], T.fabs(T.Cast("float32", x[row, part * group + v * LANES + lane]))
+                        )
+                top[0] = T.float32(0)
+                for lane in T.unroll(LANES):
+                    top[0] = T.max(top[0], tops[lane])
+                top[1] = T.Select(top[0] > T.float32(0), T.float32(127) / top[0], T.float32(0))
+                for v in T.unroll(vectors):
+                    for lane in T.vectorized(LANES):
+                        steps[lane] = T.Cast(
+                            "int32",
+                            T.floor(
+                                T.Cast("float32", x[row, part * group + v * LANES + lane]) * top[1] + T.float32(0.5)
+                            ),
+                        )
+                    for lane in T.vectorized(LANES):
+                        sums[lane] = sums[lane] + steps[lane]
+                    for lane in T.vectorized(LANES):
+                        integers[row, part * group + v * LANES + lane] = T.Cast("int8", steps[lane])
+                total[0] = 0
+                for lane in T.unroll(LANES):
+                    total[0] = total[0] + sums[lane]
+                scales[row, part] = top[0] / T.float32(127)
+                offsets[row, part] = T.int32(-zero) * total[0]
+
+    return quantize_rows

@@ -1,47 +1,77 @@
-"""What this machine can do at most: read bandwidth and multiply-add rate, measured with kernels of our own."""
+"""What this machine can do at most: read bandwidth and rates of products, measured with kernels of our own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tvm
 from tvm.script import tirx as T
 from tvm.target import codegen
 
-from tunebench import stats
-from tunebench.measure import Protocol, interleave
+from tunebench import dot, stats
+from tunebench.measure import Protocol, Samples, interleave
 from tunebench.tvmscript import quick_parsing
 
 READ_BYTES = 512 << 20  # larger than any last-level cache
 ROUNDS = 1 << 20
 UNROLL = 4  # vectors of a step of the read
 CHAINS = 12  # independent accumulators of a thread, to hide a multiply-add's latency
+REPEATS = 16  # calls of a kernel in one sample
+READ, FLOPS, INT8 = "read_bytes_per_s", "flops_per_s", "int8_ops_per_s"
 PROTOCOL = Protocol(warmups=1, samples=7, least_samples=5, budget_s=2.0)
 
 
 class Probe:
-    """The two kernels, compiled once; every call measures anew, as a shared machine changes from minute to minute."""
+    """The kernels and their buffers, `READ_BYTES` and little more.
+
+    A shared machine changes from minute to minute, so the kernels are arms of a measurement, in turn with what is
+    measured.
+    """
 
     def __init__(self, target: tvm.target.Target, threads: int) -> None:
         lanes = int(codegen.llvm_get_vector_width(target)) // 32
-        self._shape = (threads, READ_BYTES // (4 * UNROLL * lanes) // threads, UNROLL * lanes)
-        self._chains = (threads, CHAINS, lanes)
+        shape = (threads, READ_BYTES // (4 * UNROLL * lanes) // threads, UNROLL * lanes)
+        chains = (threads, CHAINS, lanes)
+        self.held_bytes = 4 * int(np.prod(shape))
+        data, sums = _tensor(np.ones(shape, np.float32)), _tensor(np.zeros((threads, shape[2]), np.float32))
+        floats = _tensor(np.ones(chains, np.float32))
+        instruction = dot.instruction(target, 8)
         with quick_parsing():
-            read, flops = _read_kernel(*self._shape), _flops_kernel(threads, lanes)
-        self._read, self._flops = _compile(read, target), _compile(flops, target)
+            read, flops = _compile(_read_kernel(*shape), target), _compile(_flops_kernel(threads, lanes), target)
+            self.arms = {READ: _repeat(lambda: read(data, sums)), FLOPS: _repeat(lambda: flops(floats))}
+            self._amounts = {READ: float(self.held_bytes), FLOPS: 2.0 * ROUNDS * np.prod(chains)}
+            if instruction:
+                lines = (threads, CHAINS, dot.LANES)
+                integers = _tensor(np.zeros(lines, np.int32))
+                products = _compile(_dot_kernel(threads, instruction), target)
+                self.arms[INT8] = _repeat(lambda: products(integers))
+                self._amounts[INT8] = 2.0 * ROUNDS * dot.PER_BYTES * np.prod(lines)
+
+    def rates(self, taken: Mapping[str, Samples]) -> dict[str, float]:
+        """Bytes read, and operations on float32 and int8, per second; a multiply-add counts as two."""
+        return {
+            name: 1e9 * REPEATS * amount / stats.median(taken[name].samples_ns)
+            for name, amount in self._amounts.items()
+        }
 
     def __call__(self) -> dict[str, float]:
-        """Bytes read per second from memory, and float32 operations per second (a multiply-add counts as two)."""
-        data = tvm.runtime.tensor(np.ones(self._shape, np.float32))
-        sums = tvm.runtime.tensor(np.zeros((self._shape[0], self._shape[2]), np.float32))
-        out = tvm.runtime.tensor(np.ones(self._chains, np.float32))
-        arms = {"read": lambda: self._read(data, sums), "flops": lambda: self._flops(out)}
-        times = {name: stats.median(taken.samples_ns) for name, taken in interleave(arms, PROTOCOL).items()}
-        return {
-            "read_bytes_per_s": 4e9 * float(np.prod(self._shape)) / times["read"],
-            "flops_per_s": 2e9 * ROUNDS * float(np.prod(self._chains)) / times["flops"],
-        }
+        """The rates, measured now."""
+        return self.rates(interleave(self.arms, PROTOCOL))
+
+
+def _repeat(call: Callable[[], object]) -> Callable[[], object]:
+    """A sample long enough to see what a test sees of a machine that others use too."""
+
+    def calls() -> None:
+        for _ in range(REPEATS):
+            call()
+
+    return calls
+
+
+def _tensor(array: np.ndarray) -> tvm.runtime.Tensor:
+    return tvm.runtime.tensor(array)
 
 
 def _compile(func: tvm.tirx.PrimFunc, target: tvm.target.Target) -> Callable[..., object]:
@@ -92,3 +122,30 @@ def _flops_kernel(threads: int, lanes: int) -> tvm.tirx.PrimFunc:
                         out[thread, c, i] = chain[c, i]
 
     return flops
+
+
+def _dot_kernel(threads: int, instruction: str) -> tvm.tirx.PrimFunc:
+    step = next(each.body for each in dot.INSTRUCTIONS if each.name == instruction)
+
+    @T.prim_func(s_tir=True)
+    def products(out: T.Buffer((threads, CHAINS, dot.LANES), "int32")):
+        T.func_attr({"tirx.noalias": True})
+        for t in T.parallel(threads):
+            with T.sblock("products"):
+                thread = T.axis.spatial(threads, t)
+                T.reads(out[thread, 0:CHAINS, 0 : dot.LANES])
+                T.writes(out[thread, 0:CHAINS, 0 : dot.LANES])
+                chain = T.sblock_alloc_buffer((CHAINS, dot.LANES), "int32")
+                for c in T.unroll(CHAINS):
+                    for i in T.vectorized(dot.LANES):
+                        chain[c, i] = out[thread, c, i]
+                for r in range(ROUNDS):
+                    for c in T.unroll(CHAINS):
+                        chain[c, T.ramp(0, 1, dot.LANES)] = step(
+                            chain[c, T.ramp(0, 1, dot.LANES)], T.broadcast(T.uint32(0x07050301), dot.LANES), r
+                        )
+                for c in T.unroll(CHAINS):
+                    for i in T.vectorized(dot.LANES):
+                        out[thread, c, i] = chain[c, i]
+
+    return products

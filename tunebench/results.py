@@ -51,10 +51,11 @@ class Result:
     chunks: list[int] = field(default_factory=list)  # lengths that prompts were cut into
     flops_per_token: int = 0  # multiply-adds count as two, matrix products only
     bytes_per_token: int = 0  # weights + KV cache read for one decoded token at the test's mean depth, one step
+    multiplies: str = "float32"  # what matrix products multiply: float32, or int8
     memory: dict[str, Count] = field(default_factory=dict)  # weights, kv_cache, peak
     coverage: float | None = None  # share of the phase's time under tuned kernels
     kernels: list[Kernel] = field(default_factory=list)
-    probe: dict[str, float] = field(default_factory=dict)  # read_bytes_per_s, flops_per_s, measured in this run
+    probe: dict[str, float] = field(default_factory=dict)  # read_bytes_per_s, flops_per_s, int8_ops_per_s, of this run
     noise: float | None = None  # largest effect, as a ratio - 1, that an A/A comparison in this run still allows
     environment: dict[str, Any] = field(default_factory=dict)
     kind: str = "case"

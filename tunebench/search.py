@@ -13,8 +13,9 @@ import tvm
 import tvm_ffi
 from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
+from tvm.target import codegen
 
-from tunebench import cost_model, lowering, spaces, stats
+from tunebench import cost_model, dot, lowering, spaces, stats
 from tunebench.database import Entry, task_key
 from tunebench.measure import Protocol
 from tunebench.runners.local import LOST, Job, LocalRunner
@@ -101,7 +102,7 @@ class TaskSearch:
     @property
     def is_open(self) -> bool:
         """Whether the search may go on."""
-        return not (self.reason or self.entry.exhausted)
+        return not self.reason and self.entry.exhausted != spaces.revision()
 
     @property
     def job(self) -> Job:
@@ -110,10 +111,16 @@ class TaskSearch:
 
 
 def begin(
-    task: Task, entry: Entry, target: tvm.target.Target, kernel: spaces.Kernel, depth: int, cold_bytes: int, seed: int
+    task: Task, entry: Entry, target: tvm.target.Target, threads: int, depth: int, cold_bytes: int, seed: int
 ) -> TaskSearch:
     """Choose the task's space: the first that matches, else MetaSchedule's own rules."""
     sch = s_tir.Schedule(task.mod)
+    kernel = spaces.Kernel(
+        blocks=tuple(lowering.block_names(sch)),
+        lanes=int(codegen.llvm_get_vector_width(target)) // 32,
+        cores=threads,
+        dots={bits: dot.instruction(target, bits) for bits in (4, 8)},
+    )
     space = next((s for s in spaces.spaces().values() if s.device == "cpu" and s.matches(sch, kernel)), None)
     generator: object = "post-order-apply"
     if space:
@@ -129,7 +136,7 @@ def begin(
             population_size=64, init_min_unmeasured=32, genetic_num_iters=3
         ),
         task_name=task.name,
-        num_threads=kernel.cores,
+        num_threads=threads,
         rand_state=seed + 1,
     )
     name = space.name if space else "metaschedule"
@@ -143,7 +150,7 @@ def one_round(
     with costs.of("search"):
         candidates = _propose(search, trials, model)[:most]
     if not candidates:
-        search.entry.exhausted = not search.reason
+        search.entry.exhausted = "" if search.reason else spaces.revision()
         return 0
     with costs.of("model"):
         predicted = cost_model.scores(model, search.context, candidates)

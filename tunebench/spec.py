@@ -3,13 +3,18 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-Layout = Literal["NK", "KN"]
-"""How a weight of N outputs and K inputs is stored: N-major [N, K] or K-major [K, N]."""
+Layout = Literal["NK", "KN", "N16"]
+"""How a weight of N outputs and K inputs is stored: N-major [N, K], K-major [K, N], or [N / 16, K, 16]."""
+Activations = Literal["float", "int8"]
+"""What a matrix product multiplies weights with: activations as they are, or quantized, a scale a group."""
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """A quantization scheme, named as MLC LLM names it: `q<weight bits>f<activation bits>_<variant>`."""
+    """A quantization scheme, named as MLC LLM names it: `q<weight bits>f<activation bits>_<variant>`.
+
+    `i8` before the `f` says that matrix products quantize their activations to int8; all else stays float.
+    """
 
     name: str
     family: str  # the module in `tunebench.quantization` that implements it
@@ -17,6 +22,7 @@ class Scheme:
     weight_bits: int
     group_size: int = 0  # weights that share one scale; 0 where there is no scale
     layout: Layout = "NK"
+    activations: Activations = "float"
 
 
 @dataclass(frozen=True)

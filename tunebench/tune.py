@@ -13,11 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol as Interface
 
 import tvm
-from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
-from tvm.target import codegen
 
-from tunebench import cost_model, environment, lowering, spaces, stats
+from tunebench import cost_model, environment, stats
 from tunebench.database import Database, Entry, replay
 from tunebench.measure import Protocol
 from tunebench.runners.local import LocalRunner, Outcome
@@ -135,17 +133,15 @@ class _Run:
         self.options, self.watch = options, watch
         self.trials = Trials(database.open_search())
         self.model = cost_model.load(database.cost_model_path)
-        self.lanes = int(codegen.llvm_get_vector_width(target)) // 32
         self.progress = Progress([self._begin(task) for task in tasks], options.time_limit_s)
         self.progress.costs.seconds.update(dict.fromkeys(("search", "build", "run", "model", "verify"), 0.0))
         self.runner = LocalRunner(target, options.threads, min(MOST_WORKERS, environment.usable_cores()))
 
     def _begin(self, task: Task) -> TaskSearch:
         entry = self.database.entries.setdefault(task.key, Entry(task.name))
-        blocks = tuple(lowering.block_names(s_tir.Schedule(task.mod)))
-        kernel = spaces.Kernel(blocks, self.lanes, self.options.threads)
         cold_bytes = 2 * environment.last_level_cache_bytes()
-        return begin(task, entry, self.target, kernel, self.options.depth, cold_bytes, self.options.seed)
+        options = self.options
+        return begin(task, entry, self.target, options.threads, options.depth, cold_bytes, options.seed)
 
     def close(self) -> None:
         """Keep what was learned and end the workers."""

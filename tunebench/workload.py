@@ -109,7 +109,7 @@ def load(workload: Workload) -> Model:
     architecture = registry.pick(models.architectures(), str(data.get("model_type")), "model_type")
     model = Model(workload, config, architecture)
     for name, matrix in model.matrices.items():
-        quantization.check(workload.scheme, matrix.n, matrix.k, name)
+        quantization.check(stored_scheme(workload.scheme, matrix), matrix.n, matrix.k, name)
     _check_shape(workload, config)
     return model
 
@@ -212,7 +212,7 @@ class _Stored(nn.Module):
 
 def stored_scheme(scheme: Scheme, matrix: Matrix) -> Scheme:
     """The scheme with the layout that this matrix has."""
-    return replace(scheme, layout="NK") if matrix.is_table else scheme
+    return replace(scheme, layout="NK", activations="float") if matrix.is_table else scheme
 
 
 def angles(model: Model) -> Array:

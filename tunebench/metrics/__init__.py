@@ -29,6 +29,11 @@ def phase(row: Result) -> str:
     return Test(row.n_prompt, row.n_gen, row.n_depth).phase
 
 
+def matrix_probe(row: Result) -> float | None:
+    """Operations/s that the machine was measured to do of the kind that the row's matrix products are."""
+    return row.probe.get({"int8": "int8_ops_per_s"}.get(row.multiplies, "flops_per_s"))
+
+
 def evaluate(row: Result) -> dict[str, float | None]:
     """Every metric of one row, by name."""
     return {name: metric.compute(row) for name, metric in load().items()}

@@ -1,7 +1,7 @@
 """How near a case comes to what the machine was measured to do in the same run."""
 
 from tunebench import results, stats
-from tunebench.metrics import Metric, phase
+from tunebench.metrics import Metric, matrix_probe, phase
 from tunebench.results import Result
 
 
@@ -18,15 +18,15 @@ def read_share(row: Result) -> float | None:
 
 
 def matrix_flops_per_s(row: Result) -> float | None:
-    """Floating-point operations/s in matrix products of a prefill test."""
+    """Operations/s in matrix products of a prefill test, two for a multiply-add."""
     if not row.samples_ns or phase(row) != "prefill" or not row.flops_per_token:
         return None
     return row.flops_per_token * stats.median(results.tokens_per_s(row))
 
 
 def matrix_share(row: Result) -> float | None:
-    """Share (0..1) of the measured matrix rate that a prefill test reaches."""
-    return _share(matrix_flops_per_s(row), row.probe.get("flops_per_s"))
+    """Share (0..1) of the measured matrix rate, of float32 or of int8 products, that a prefill test reaches."""
+    return _share(matrix_flops_per_s(row), matrix_probe(row))
 
 
 def _share(achieved: float | None, measured: float | None) -> float | None:

@@ -6,7 +6,6 @@ q, k, v and gate, up are stacked, as MLC LLM stacks them; everything else has Hu
 from collections.abc import Callable
 from typing import Any
 
-from tvm import te, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
@@ -129,19 +128,9 @@ class LlamaForCausalLM(nn.Module):
 
 def _gate(x: Tensor) -> Tensor:
     """[rows, 2 I] -> silu(first half) * second half, [rows, I]."""
-
-    def silu_mul(gate_up: te.Tensor) -> te.Tensor:
-        rows, double = gate_up.shape
-        half = double // 2
-
-        def gated(i: tirx.Var, j: tirx.Var) -> tirx.Expr:
-            gate = gate_up[i, j].astype("float32")
-            up = gate_up[i, j + half].astype("float32")
-            return (gate / (1.0 + tirx.exp(-gate)) * up).astype(gate_up.dtype)
-
-        return te.compute((rows, half), gated, name="silu_mul")
-
-    return op.tensor_expr_op(silu_mul, "silu_mul", [x])
+    rows, width = int(x.shape[0]), int(x.shape[1]) // 2
+    body = ops.silu_mul(rows, width, x.dtype)
+    return op.tensor_ir_op(body, "silu_mul", [x], Tensor.placeholder((rows, width), x.dtype, "gated"))
 
 
 def _matrices(config: ModelConfig) -> dict[str, Matrix]:

@@ -62,6 +62,10 @@ def check(scheme: Scheme, n: int, k: int, name: str) -> None:
             f"{name} has {k} inputs, which {scheme.name}'s groups of {scheme.group_size} do not divide.",
             "Choose q0f16 or q0f32 for this model.",
         )
+    if scheme.layout == "N16" and n % 16:
+        raise TuneBenchError(
+            f"{name} has {n} outputs, which {scheme.name}'s tiles of 16 do not divide.", "Choose q4f16_1 or q8f16_1."
+        )
 
 
 def float_product(x: te.Tensor, weight: te.Tensor, out_dtype: str) -> te.Tensor:

@@ -1,13 +1,14 @@
 """Symmetric integers in groups along K that share one float scale, as MLC LLM's group quantization.
 
-A word of 32 bits holds 32 / bits weights, the first in the lowest bits. A weight is
-(integer - zero) * scale with zero = 2^(bits - 1) - 1 and scale = max|w of the group| / zero.
-Layout NK stores [N, K / per word] and [N, K / group], layout KN the transposes.
+A word of 32 bits holds 32 / bits weights. A weight is (integer - zero) * scale with zero = 2^(bits - 1) - 1 and
+scale = max|w of the group| / zero. Layout NK stores [N, K / per word] and [N, K / group], the first weight of a
+word in its lowest bits; layout KN stores the transposes. Layout N16 stores [N / 16, K / per word, 16] and
+[N / 16, K / group, 16], weight p of a word at bit 8 (p mod 4) + bits (p div 4), as `dot` multiplies them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
 
 WORD_BITS = 32
+BYTES = 4  # of a word
+TILE = 16  # outputs side by side in layout N16
 
 
 def per_word(scheme: Scheme) -> int:
@@ -31,32 +34,48 @@ def zero_point(scheme: Scheme) -> int:
     return (1 << (scheme.weight_bits - 1)) - 1
 
 
+def _shift(scheme: Scheme, place: Any) -> Any:
+    """The lowest bit of a weight by its place in the word, both arrays or expressions."""
+    if scheme.layout == "N16":
+        return place % BYTES * 8 + place // BYTES * scheme.weight_bits
+    return place * scheme.weight_bits
+
+
 def pack(scheme: Scheme, integers: Array) -> Array:
     """Unsigned integers [N, K] -> words [N, K / per word]."""
     count = per_word(scheme)
     lanes = integers.astype(np.uint32).reshape(integers.shape[0], -1, count)
-    shifts = np.arange(count, dtype=np.uint32) * np.uint32(scheme.weight_bits)
+    shifts = _shift(scheme, np.arange(count, dtype=np.uint32))
     return np.asarray(np.bitwise_or.reduce(lanes << shifts, axis=-1), np.uint32)
 
 
 def unpack(scheme: Scheme, words: Array) -> Array:
     """Words [N, K / per word] -> unsigned integers [N, K]."""
-    shifts = np.arange(per_word(scheme), dtype=np.uint32) * np.uint32(scheme.weight_bits)
+    shifts = _shift(scheme, np.arange(per_word(scheme), dtype=np.uint32))
     mask = np.uint32((1 << scheme.weight_bits) - 1)
     return np.asarray((words[..., None] >> shifts) & mask).reshape(words.shape[0], -1)
 
 
 def _shapes(scheme: Scheme, n: int, k: int) -> Shapes:
-    words, groups = (n, k // per_word(scheme)), (n, k // scheme.group_size)
-    if scheme.layout == "KN":
-        words, groups = words[::-1], groups[::-1]
+    def laid_out(columns: int) -> tuple[int, ...]:
+        return {"NK": (n, columns), "KN": (columns, n), "N16": (n // TILE, columns, TILE)}[scheme.layout]
+
+    words, groups = laid_out(k // per_word(scheme)), laid_out(k // scheme.group_size)
     return {"q_weight": (words, "uint32"), "q_scale": (groups, scheme.dtype)}
 
 
-def _stored(scheme: Scheme, words: Array, scales: Array) -> Arrays:
-    if scheme.layout == "KN":
-        words, scales = words.T, scales.T
-    return {"q_weight": np.ascontiguousarray(words), "q_scale": np.ascontiguousarray(scales.astype(scheme.dtype))}
+def _lay_out(scheme: Scheme, rows: Array) -> Array:
+    """[N, columns] -> as the layout stores it."""
+    if scheme.layout == "N16":
+        rows = rows.reshape(-1, TILE, rows.shape[1]).swapaxes(1, 2)
+    return np.ascontiguousarray(rows.T if scheme.layout == "KN" else rows)
+
+
+def by_row(scheme: Scheme, stored: Array) -> Array:
+    """As the layout stores it -> [N, columns]."""
+    if scheme.layout == "N16":
+        return stored.swapaxes(1, 2).reshape(-1, stored.shape[1])
+    return stored.T if scheme.layout == "KN" else stored
 
 
 def _quantize(scheme: Scheme, matrix: Array) -> Arrays:
@@ -67,13 +86,14 @@ def _quantize(scheme: Scheme, matrix: Array) -> Arrays:
     stored = scales.astype(scheme.dtype).astype(np.float32)[..., None]
     steps = np.divide(groups, stored, out=np.zeros_like(groups), where=stored > 0)
     integers = np.clip(np.rint(steps + zero), 0, 2 * zero).reshape(n, k)
-    return _stored(scheme, pack(scheme, integers), scales)
+    return {
+        "q_weight": _lay_out(scheme, pack(scheme, integers)),
+        "q_scale": _lay_out(scheme, scales.astype(scheme.dtype)),
+    }
 
 
 def _dequantize(scheme: Scheme, parts: Arrays) -> Array:
-    words, scales = parts["q_weight"], parts["q_scale"]
-    if scheme.layout == "KN":
-        words, scales = words.T, scales.T
+    words, scales = (by_row(scheme, parts[name]) for name in ("q_weight", "q_scale"))
     steps = unpack(scheme, words).astype(np.float32) - zero_point(scheme)
     return np.asarray(steps * np.repeat(scales.astype(np.float32), scheme.group_size, axis=1), np.float32)
 
@@ -93,9 +113,34 @@ def _random(scheme: Scheme, n: int, k: int, rng: np.random.Generator) -> Arrays:
 def _matmul(scheme: Scheme, x: Tensor, parts: dict[str, Tensor], out_dtype: str) -> Tensor:
     from tvm.relax.frontend.nn import op
 
+    if scheme.activations == "int8":
+        return _int8_product(scheme, x, parts, out_dtype)
     one_row = int(x.shape[0]) == 1
     body = _vector_product(scheme, out_dtype) if one_row else _matrix_product(scheme, out_dtype)
     return op.tensor_expr_op(body, f"{scheme.name}_matmul", [x, parts["q_weight"], parts["q_scale"]])
+
+
+def _int8_product(scheme: Scheme, x: Tensor, parts: dict[str, Tensor], out_dtype: str) -> Tensor:
+    """Quantize the activations, a scale a group, then multiply integers."""
+    from tvm.relax.frontend.nn import Tensor as Placeholder
+    from tvm.relax.frontend.nn import op
+
+    from tunebench import dot, ops
+
+    m, k = (int(extent) for extent in x.shape)
+    groups = (m, k // scheme.group_size)
+    quantized = op.tensor_ir_op(
+        ops.quantize_rows(m, k, scheme.group_size, zero_point(scheme), x.dtype),
+        "quantize_rows",
+        [x],
+        [
+            Placeholder.placeholder((m, k), "int8", "integers"),
+            Placeholder.placeholder(groups, "float32", "scales"),
+            Placeholder.placeholder(groups, "int32", "offsets"),
+        ],
+    )
+    body = dot.product(scheme.weight_bits, scheme.group_size, out_dtype)
+    return op.tensor_expr_op(body, f"{scheme.name}_matmul", [*quantized, parts["q_weight"], parts["q_scale"]])
 
 
 def _at(scheme: Scheme, tensor: te.Tensor, n: tirx.Expr, k: tirx.Expr) -> tirx.Expr:
@@ -165,9 +210,8 @@ def _weight(scheme: Scheme, weight: te.Tensor, scale: te.Tensor, n: tirx.Expr, k
 
     count = per_word(scheme)
     word = _at(scheme, weight, n, k // count)
-    integer = (word >> ((k % count) * scheme.weight_bits).astype("uint32")) & tirx.const(
-        (1 << scheme.weight_bits) - 1, "uint32"
-    )
+    mask = tirx.const((1 << scheme.weight_bits) - 1, "uint32")
+    integer = (word >> _shift(scheme, k % count).astype("uint32")) & mask
     step = integer.astype("int32") - zero_point(scheme)
     return step.astype("float32") * _at(scheme, scale, n, k // scheme.group_size).astype("float32")
 
@@ -195,6 +239,8 @@ FAMILIES = (
             Scheme("q4f16_1", "group", "float16", 4, 32, "NK"),
             Scheme("q4f32_1", "group", "float32", 4, 32, "NK"),
             Scheme("q8f16_1", "group", "float16", 8, 32, "NK"),
+            Scheme("q4i8f16_0", "group", "float16", 4, 32, "N16", "int8"),
+            Scheme("q8i8f16_0", "group", "float16", 8, 32, "N16", "int8"),
         ),
         shapes=_shapes,
         quantize=_quantize,

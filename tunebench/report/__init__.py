@@ -62,7 +62,7 @@ def summary_table(report: Report) -> rich.table.Table:
 
 def _short(cell: str) -> str:
     """A cell for the terminal: without its interval, what its share is of, and the unit that the heading has."""
-    return cell.partition(" of ")[0].partition(" (")[0].removesuffix(RATE)
+    return cell.partition(" of ")[0].partition(" (")[0].removesuffix(RATE).removesuffix(" figure in this run")
 
 
 def _read(paths: list[Path]) -> tuple[list[Result | TuneResult], list[str]]:

@@ -19,11 +19,12 @@ def headline(frame: pd.DataFrame, tunes: Sequence[TuneResult]) -> list[str]:
     """One or two sentences per question: does tuning pay, what did it decide, what did it cost."""
     rows = [row for row in records(frame) if row["reference"] is not None]
     if not rows:
-        return [
+        return _leads(frame) or [
             "No speed-up is reported: no tuned case was measured in the same run as its default one. "
             "Bench both schedules in one run to compare them."
         ]
     found = [_phase(rows, phase) for phase in ("decode", "prefill", "both")]
+    found += _leads(frame)
     return [sentence for sentence in (*found, _kernels(tunes), _cost(tunes)) if sentence]
 
 
@@ -51,6 +52,20 @@ def _phase(rows: list[dict[str, Any]], phase: str) -> str:
         f"{name}: {len(faster)} of {len(rows)} {_is(len(faster))} faster with tuning over default, "
         f"at the median {middle}; the best is {what}, {gain}.{also}"
     )
+
+
+def _leads(frame: pd.DataFrame) -> list[str]:
+    """How the tuned cases stand against each other engine."""
+    rows = [row for row in records(frame) if row["lead"] is not None]
+    return [
+        f"Against {engine}: " + "; ".join(_lead(row) for row in rows if row["engine"] == engine) + "."
+        for engine in dict.fromkeys(row["engine"] for row in rows)
+    ]
+
+
+def _lead(row: dict[str, Any]) -> str:
+    figure = words.ratio(row["lead"], row["lead_low"], row["lead_high"])
+    return f"{row['model_label']} {row['scheme']} {row['test_label']} {figure}"
 
 
 def _kernels(tunes: Sequence[TuneResult]) -> str:
@@ -87,7 +102,9 @@ def _measured(rows: Sequence[Result]) -> list[tuple[str, str]]:
     reads = [words.per_s(row.probe.get("read_bytes_per_s"), "B") for row in rows]
     flops = [words.per_s(row.probe.get("flops_per_s"), "flop") for row in rows]
     noise = [words.percent(row.noise) if row.noise is not None else words.MISSING for row in rows]
-    lines = [("read bandwidth, measured", reads), ("matrix rate, measured", flops), ("noise floor (A/A)", noise)]
+    ints = [words.per_s(row.probe.get("int8_ops_per_s"), "op") for row in rows]
+    lines = [("read bandwidth, measured", reads), ("float32 matrix rate, measured", flops)]
+    lines += [("int8 matrix rate, measured", ints), ("noise floor (A/A)", noise)]
     lines += [("targets", [f"{row.target} on {row.device}" for row in rows])]
     lines += [("threads", [f"{row.n_threads} threads" for row in rows]), ("runs", [row.run_id for row in rows])]
     return [(name, _values([value for value in values if value not in ("", words.MISSING)])) for name, values in lines]

@@ -1,7 +1,8 @@
 """Rows -> DataFrame: a line per case with its metrics, and its speed-up over the named reference.
 
 A case may have been measured several times; `latest` marks the newest row of each. A speed-up is computed only
-between rows of one run, which were interleaved on one machine, and always over the `default` schedule.
+between rows of one run, which were interleaved on one machine, and always over the `default` schedule. What the
+tuned case leads another engine by stands in that engine's line, as `lead`.
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,9 @@ def build(rows: Sequence[Result]) -> pd.DataFrame:
     references = {(row.run_id, case_key(row)): row for row in ordered if row.status == "ok" and row.run_id}
     several = _varying(ordered)
     lines = [
-        _line(row, references.get((row.run_id, _reference_key(row))), several) | {"latest": id(row) in newest}
+        _line(row, references.get((row.run_id, _reference_key(row))), several)
+        | _lead(row, references.get((row.run_id, _tuned_key(row))))
+        | {"latest": id(row) in newest}
         for row in ordered
     ]
     return pd.DataFrame(lines, columns=None if lines else [*PLAIN, "latest"]).astype({"latest": bool})
@@ -59,7 +62,8 @@ def _line(row: Result, reference: Result | None, several: list[str]) -> dict[str
     line |= {"place": _place(row, several), "test_label": _test_label(row)}
     line |= {"model_label": short_name(row.model)}
     line |= {"n_samples": len(row.samples_ns), "noise": nan if row.noise is None else row.noise}
-    line |= {"read_probe": row.probe.get("read_bytes_per_s"), "flops_probe": row.probe.get("flops_per_s")}
+    line |= {"read_probe": row.probe.get("read_bytes_per_s"), "matrix_probe": metrics.matrix_probe(row)}
+    line |= {"matrix_unit": "op" if row.multiplies == "int8" else "flop"}
     line |= {f"{name}_counter": row.memory[name].counter if name in row.memory else None for name in COUNTERS}
     usable = row.status == "ok"
     line |= metrics.evaluate(row) if usable else dict.fromkeys(metrics.load())
@@ -84,6 +88,19 @@ def _reference_key(row: Result) -> tuple[Any, ...]:
     """The case that a tuned row is compared with: the same in all but the schedule. Other rows have none."""
     named = row.engine == "tvm" and row.schedule != "default"
     return tuple("default" if name == "schedule" else getattr(row, name) for name in CASE) if named else ()
+
+
+def _tuned_key(row: Result) -> tuple[Any, ...]:
+    """Our tuned case beside a row of another engine. Other rows have none."""
+    ours = {"engine": "tvm", "schedule": "tuned"}
+    return tuple(ours.get(name, getattr(row, name)) for name in CASE) if row.engine != "tvm" else ()
+
+
+def _lead(row: Result, tuned: Result | None) -> dict[str, float]:
+    if tuned is None or row.status != "ok":
+        return dict.fromkeys(("lead", "lead_low", "lead_high"), nan)
+    interval = stats.ratio_interval(row.samples_ns, tuned.samples_ns)
+    return {"lead": interval.ratio, "lead_low": interval.low, "lead_high": interval.high}
 
 
 def _speedup(row: Result, reference: Result | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from tunebench import metrics, stats
-from tunebench.charts import records
+from tunebench.charts import digits, records
 from tunebench.report import words
 from tunebench.report.frame import COUNTERS, short_name
 from tunebench.results import Result, TuneResult
@@ -29,10 +29,15 @@ class Table:
 
 def build(frame: pd.DataFrame, latest: Sequence[Result], tunes: Sequence[TuneResult]) -> list[Table]:
     """Every table that has a row, in the order of the report. `frame` holds the latest row of each case."""
-    rows = records(frame)
+    rows = sorted(records(frame), key=_order)
     tables = [summary(rows), engines(rows), memory(rows), tuning_cost(rows, tunes), kernels(tunes)]
     tables += [coverage(latest), left_out(rows)]
     return [table for table in tables if table.rows]
+
+
+def _order(row: dict[str, Any]) -> tuple[Any, ...]:
+    lengths = (row["n_prompt"], row["n_gen"], row["n_depth"])
+    return (row["model_label"], row["place"], row["scheme"], row["phase"] != "prefill", *lengths)
 
 
 def summary(rows: list[dict[str, Any]]) -> Table:
@@ -80,12 +85,12 @@ def _share(row: dict[str, Any]) -> str:
     if row["read_share"] is not None:
         return f"{words.percent(row['read_share'])} of {words.per_s(row['read_probe'], 'B')}"
     if row["matrix_share"] is not None:
-        return f"{words.percent(row['matrix_share'])} of {words.per_s(row['flops_probe'], 'flop')}"
+        return f"{words.percent(row['matrix_share'])} of {words.per_s(row['matrix_probe'], row['matrix_unit'])}"
     return words.MISSING
 
 
 def engines(rows: list[dict[str, Any]]) -> Table:
-    """The rows of other engines, with what tuned TVM reached in the same run, whatever its scheme."""
+    """The rows of other engines, and by how much the tuned case leads each of them."""
     lines = [
         (
             *_who(row),
@@ -93,8 +98,8 @@ def engines(rows: list[dict[str, Any]]) -> Table:
             row["arm"],
             words.rate(row["tokens_per_s"], row["tokens_per_s_spread"]),
             _share(row),
-            words.size(row["peak_bytes"]),
             _beside(row, rows),
+            words.ratio(row["lead"], row["lead_low"], row["lead_high"]),
         )
         for row in rows
         if row["engine"] != "tvm" and row["status"] == "ok"
@@ -106,10 +111,13 @@ def engines(rows: list[dict[str, Any]]) -> Table:
         "engine",
         "throughput",
         "share of machine",
-        "peak memory",
-        "tvm tuned beside it",
+        "tuned beside it",
+        "tuned over it",
     )
-    note = "Another engine has other schemes, so no speed-up is computed; the last column is from the same run."
+    note = (
+        "The same weights at the same precision in every engine, measured interleaved in one run, where the last "
+        "column has a ratio; its interval is 95 %. Rows of other runs, or with another scheme, are not compared."
+    )
     return Table("engines", "Other engines", columns, lines, note)
 
 
@@ -136,7 +144,7 @@ def memory(rows: list[dict[str, Any]]) -> Table:
 def _count(row: dict[str, Any], name: str) -> str:
     counter = row[f"{name}_counter"]
     if row[f"{name}_bytes"] is None:
-        return "no counter"
+        return f"none ({counter})" if counter else "no counter"
     return f"{words.size(row[f'{name}_bytes'])} ({counter})"
 
 
@@ -168,13 +176,18 @@ def _cost_line(tune: TuneResult, rows: list[dict[str, Any]]) -> tuple[str, ...]:
         short_name(tune.model),
         tune.scheme,
         tune.target,
-        f"{tune.trials} trials ({tune.valid_trials} valid)",
+        f"{tune.trials} trials ({tune.valid_trials} valid{_pace(tune)})",
         words.seconds(total),
         ", ".join(parts) or words.MISSING,
         _course(tune, "decode_ns"),
         _course(tune, "prefill_ns"),
         _payback(tune, rows, total),
     )
+
+
+def _pace(tune: TuneResult) -> str:
+    total = tune.cost_s.get("total")
+    return f", {digits(tune.valid_trials / total)} a second" if total else ""
 
 
 def _course(tune: TuneResult, name: str) -> str:

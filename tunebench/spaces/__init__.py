@@ -7,8 +7,11 @@ space matches gets MetaSchedule's own rules. TVM is imported only inside the fun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunebench import registry
@@ -24,6 +27,7 @@ class Kernel:
     blocks: tuple[str, ...]  # the outermost blocks' names, in order
     lanes: int  # float32 elements in a vector register
     cores: int
+    dots: Mapping[int, str] = field(default_factory=dict)  # weight bits -> the TensorIntrin for products of bytes
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,13 @@ class Space:
 def spaces() -> dict[str, Space]:
     """Every space by name."""
     return registry.load("tunebench.spaces", "SPACES", Space)
+
+
+@functools.cache
+def revision() -> str:
+    """A digest of the spaces' source: when they change, what was searched through may be searched again."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha1(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
 
 def dividing(extent: int, choices: Sequence[int]) -> list[int]:

@@ -1,0 +1,90 @@
+"""Other engines compute what ours does, on the same weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+from conftest import THREADS, load_model, lower, relative_error, write_config
+
+from tunebench import engines, workload
+from tunebench.compile import compile_model
+from tunebench.engines import Engine, llama_cpp
+from tunebench.errors import TuneBenchError
+from tunebench.quantization import group
+from tunebench.tvm_engine import TvmEngine
+from tunebench.tvm_engine import load as load_tvm
+from tunebench.workload import Model
+
+LOGITS = {"q0f32": 2e-3, "q0f16": 2e-2, "q0bf16": 5e-2, "q4f16_1": 5e-2, "q4i8f16_0": 3e-2, "q8i8f16_0": 3e-2}
+"""How far the logits may be off, of the largest: llama.cpp quantizes activations and keeps a cache in float16."""
+CASES = [("llama_cpp", name) for name in LOGITS] + [("torch", name) for name in LOGITS if name.startswith("q0")]
+
+
+def open_peer(peer: str, model: Model, folder: Path) -> Engine:
+    known = engines.peers()[peer]
+    missing = [name for name in known.packages if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed")
+    return known.load(model, workload.random_weights(model, 0), THREADS, folder)
+
+
+def own_engine(model: Model, target: tvm.target.Target) -> TvmEngine:
+    mod, _ = lower(model, target)
+    loaded = load_tvm(model, workload.random_weights(model, 0), tvm.cpu())
+    return TvmEngine(model, compile_model(mod, target, {}).executable, loaded, tvm.cpu())
+
+
+def steps(engine: Engine, model: Model) -> list[np.ndarray]:
+    """Logits of a prompt, two decode steps, and a second prompt further back, over what is there."""
+    load = model.workload
+    tokens = np.random.default_rng(1).integers(0, model.config.vocab_size, (load.batch, 30), np.int32)
+    found = []
+    engine.prefill(tokens[:, :21], 0)
+    found.append(engine.logits())
+    for i in (21, 22):
+        engine.decode(tokens[:, i : i + 1], i)
+        found.append(engine.logits())
+    engine.prefill(tokens[:, 23:], 11)
+    return [*found, engine.logits()]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("peer", "scheme"), CASES)
+def test_a_peer_computes_the_same(
+    peer: str, scheme: str, batch: int, tmp_path: Path, target: tvm.target.Target
+) -> None:
+    model = load_model(write_config(tmp_path, head_dim=32), scheme, batch)
+    engine = open_peer(peer, model, tmp_path)
+    for found, expected in zip(steps(engine, model), steps(own_engine(model, target), model), strict=True):
+        assert found.shape == expected.shape
+        assert relative_error(found, expected) < LOGITS[scheme]
+    assert engine.weight_bytes > 0
+    assert not list(tmp_path.glob("gguf-*"))
+
+
+def test_blocks_of_gguf_hold_the_weights_exactly() -> None:
+    gguf = pytest.importorskip("gguf")
+    from tunebench import quantization
+
+    for name, kind in (("q4f16_1", "Q4_0"), ("q8f16_1", "Q8_0"), ("q4i8f16_0", "Q4_0")):
+        scheme = quantization.schemes()[name]
+        parts = quantization.families()["group"].random(scheme, 32, 128, np.random.default_rng(2))
+        expected = quantization.families()["group"].dequantize(scheme, parts)
+        rows = {suffix: group.by_row(scheme, array) for suffix, array in parts.items()}
+        blocks = llama_cpp._blocks(scheme, rows["q_weight"], rows["q_scale"])
+        found = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[kind])
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_missing_package_says_what_to_install() -> None:
+    peer = engines.Peer("other", "", ("no_such_package",), lambda model: "", llama_cpp.load)
+    with pytest.raises(TuneBenchError, match=r"other needs no_such_package.*tunebench\[peers\]"):
+        engines.check_installed(peer)
+
+
+def test_torch_says_which_schemes_it_has(config: Path) -> None:
+    assert "q0bf16" in engines.peers()["torch"].refuses(load_model(config, "q4f16_1"))
