@@ -22,7 +22,7 @@ from tunebench.probe import PROTOCOL as PROBE
 from tunebench.probe import Probe
 from tunebench.results import Result, TuneResult
 from tunebench.spec import Count, TargetPreset, Test, Workload
-from tunebench.targets import cpu_device
+from tunebench.targets import device_name
 from tunebench.tasks import Task, extract, piece_ns
 from tunebench.tune import Options, Progress, Watcher, kernels, tune
 from tunebench.tvm_engine import TvmEngine, load, pieces
@@ -40,19 +40,24 @@ class Session:
 
     target_name: str
     preset: TargetPreset
-    threads: int
+    threads: int  # of a CPU; 0 on a GPU
     work_dir: Path
     results_path: Path
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
-    @property
+    @functools.cached_property
+    def device(self) -> str:
+        """What runs the kernels, by its maker's name."""
+        return device_name(self.preset)
+
+    @functools.cached_property
     def target(self) -> tvm.target.Target:
         """TVM's target."""
         return lowering.tvm_target(self.preset, self.threads)
 
     def database(self) -> Database:
         """The tuning database of this target and device; TuneBenchError where it was made for another."""
-        made = provenance(self.target, self.threads)
+        made = provenance(self.target, self.device, self.threads)
         return Database(self.work_dir / "tuning_logs" / folder_name(self.target_name, made), made)
 
 
@@ -128,7 +133,7 @@ def _tune_row(session: Session, lowered: Lowered, progress: Progress, database: 
         model=model_name(load),
         scheme=load.scheme.name,
         target=session.target_name,
-        device=cpu_device(),
+        device=session.device,
         batch=load.batch,
         n_threads=session.threads,
         run_id=session.run_id,
@@ -324,7 +329,7 @@ def _base_row(session: Session, lowered: Lowered, test: Test) -> Result:
         schedule="",
         engine="",
         target=session.target_name,
-        device=cpu_device(),
+        device=session.device,
         test=test.name,
         n_prompt=test.n_prompt,
         n_gen=test.n_gen,

@@ -267,18 +267,21 @@ def _check_engines(names: list[str]) -> None:
 
 
 def _session(target: str, threads: int, work_dir: Path, name: str) -> Session:
-    from tunebench import environment, registry
-    from tunebench.targets import presets
+    from tunebench import environment, targets
 
-    preset = registry.pick(presets(), target, "target")
-    threads = threads or environment.usable_cores()
-    environment.set_threads(threads)
-    from tunebench.bench import Session
-
+    preset = targets.find(target)
     if not preset.runs_here:
         raise TuneBenchError(
-            f"target {target!r} can be compiled for here, but not run.", "See `tunebench list targets`."
+            f"target {target!r} can be compiled for here, but not measured.",
+            "Use `tunebench compile` with it, and `tune` and `bench` where the device is.",
         )
+    if preset.device == "cpu":
+        threads = threads or environment.usable_cores()
+        environment.set_threads(threads)
+    else:
+        threads = 0
+    from tunebench.bench import Session
+
     return Session(target, preset, threads, work_dir, work_dir / "reports" / name / "results.jsonl")
 
 

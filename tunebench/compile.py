@@ -34,9 +34,9 @@ def compile_model(
         key = task_key(kernel)
         if key in records:
             tuned.add(key)
-            new = replay(kernel, records[key])
+            new = lowering.realize(replay(kernel, records[key]))
         else:
-            new = lowering.default_schedule(kernel)
+            new = lowering.default_schedule(kernel, target)
         scheduled.update_func(gv, new["main"].with_attr("global_symbol", gv.name_hint))
     lowered = lowering.tail(scheduled, target)
     return Compiled(tvm.compile(lowered, target=target, relax_pipeline=None), frozenset(tuned))

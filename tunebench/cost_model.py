@@ -1,13 +1,20 @@
 """MetaSchedule's XGBoost cost model: made, kept on disk, and asked how well it ranked."""
 
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import tvm
+from tvm import s_tir
+from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
+from tunebench import gpu_ops, templates
+
+FEATURES = 64  # of a schedule's decisions
 WARMUP_SAMPLES = 32  # measured candidates before its predictions count
 
 
@@ -19,9 +26,35 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def load(path: Path) -> ms.cost_model.XGBModel:
-    """The model kept at `path`, or a new one."""
-    model = ms.cost_model.XGBModel(num_warmup_samples=WARMUP_SAMPLES, verbose_eval=10**9)
+@derived_object
+class DecisionFeatures(ms.feature_extractor.PyFeatureExtractor):
+    """A template's kernel by its operation's numbers and its decisions, as the schedule itself has no loops to see."""
+
+    def extract_from(self, context: ms.TuneContext, candidates: list[ms.MeasureCandidate]) -> list[tvm.runtime.Tensor]:
+        """One row of features for each candidate."""
+        return [tvm.runtime.tensor(decision_features(candidate.sch)[None]) for candidate in candidates]
+
+
+def decision_features(sch: s_tir.Schedule) -> np.ndarray:
+    """Logarithms of an operation's numbers and of a schedule's decisions, each at a place that its name gives."""
+    func = sch.mod["main"]
+    numbers = {key: value for key, value in gpu_ops.operation(func).items() if isinstance(value, int)}
+    choice = templates.chosen(func)
+    if choice:
+        numbers |= {f"decision {key}": value for key, value in choice[1].items()} | {choice[0].name: 1}
+    else:
+        places = enumerate(sch.trace.decisions.values())
+        numbers |= {f"place {i}": int(value) for i, value in places if isinstance(value, int | tvm.tirx.IntImm)}
+    features = np.zeros(FEATURES, np.float32)
+    for name, value in numbers.items():
+        features[zlib.crc32(name.encode()) % FEATURES] += np.log2(value + 1)
+    return features
+
+
+def load(path: Path, of_decisions: bool = False) -> ms.cost_model.XGBModel:
+    """The model kept at `path`, or a new one, which sees a candidate's loops or, for templates, its decisions."""
+    extractor = DecisionFeatures() if of_decisions else "per-store-feature"
+    model = ms.cost_model.XGBModel(extractor=extractor, num_warmup_samples=WARMUP_SAMPLES, verbose_eval=10**9)
     if path.exists():
         with _quiet():
             model.load(str(path))

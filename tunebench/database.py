@@ -23,7 +23,6 @@ from tvm.s_tir import meta_schedule as ms
 
 from tunebench import dot, environment  # noqa: F401
 from tunebench.errors import TuneBenchError
-from tunebench.targets import cpu_device
 
 FILES = ("database_workload.json", "database_tuning_record.json")
 LOCKED = ("target", "device", "tvm", "protocol", "threads")
@@ -54,15 +53,16 @@ class Entry:
     exhausted: str = ""  # revision of the spaces in which no candidate is left
 
 
-def provenance(target: tvm.target.Target, threads: int) -> Provenance:
-    """For this machine and this TVM."""
-    mcpu = str(target.attrs["mcpu"]) if "mcpu" in target.attrs else ""
-    return Provenance(f"{target.kind.name} {mcpu}".strip(), cpu_device(), threads, tvm.__version__)
+def provenance(target: tvm.target.Target, device: str, threads: int) -> Provenance:
+    """For this device and this TVM."""
+    model = next((str(target.attrs[name]) for name in ("mcpu", "arch") if name in target.attrs), "")
+    return Provenance(f"{target.kind.name} {model}".strip(), device, threads, tvm.__version__)
 
 
 def folder_name(target_name: str, made: Provenance) -> str:
-    """`<target>-<device>`, as one folder name."""
-    return f"{target_name}-{environment.device_slug(made.device)}-{made.threads}t"
+    """`<target>-<device>`, as one folder name, with the threads of a CPU."""
+    threads = f"-{made.threads}t" if made.threads else ""
+    return f"{target_name}-{environment.device_slug(made.device)}{threads}"
 
 
 def task_key(mod: tvm.IRModule) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from tunebench import __version__
+from tunebench.errors import TuneBenchError
 from tunebench.spec import Count
 
 ASSUMED_CACHE_BYTES = 32 << 20  # the last-level cache of a machine that does not tell
@@ -236,6 +237,16 @@ def gpus() -> list[dict[str, Any]]:
     rows = _output("nvidia-smi", query, "--format=csv,noheader,nounits").splitlines()
     fields = [[field.strip() for field in row.split(",")] for row in rows]
     return [_gpu(*row) for row in fields if len(row) == 4]
+
+
+def cuda_arch() -> str:
+    """The first GPU's architecture as CUDA names it, e.g. sm_90; a TuneBenchError where there is none."""
+    found = _output("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader").splitlines()
+    if not found:
+        raise TuneBenchError(
+            "there is no NVIDIA GPU here to run on.", "Name one to compile for, e.g. --target nvidia/nvidia-h100."
+        )
+    return "sm_" + found[0].strip().replace(".", "")
 
 
 def _gpu(name: str, driver: str, memory_mib: str, clock_mhz: str) -> dict[str, Any]:

@@ -4,17 +4,38 @@ Records match kernels by their structure after the prefix, so nothing but `prefi
 it is looked up (apache/tvm #19385 shows what happens otherwise).
 """
 
+from types import ModuleType
+
 import tvm
 from tvm import relax, s_tir, tirx
-from tvm.relax.backend.cpu_generic import pipeline
+from tvm.relax.backend.cpu_generic import pipeline as cpu_pipeline
+from tvm.relax.backend.cuda import pipeline as cuda_pipeline
+from tvm.s_tir import dlight
 from tvm.target import codegen
 
+from tunebench import environment, gpu_ops, templates
 from tunebench.spec import TargetPreset
+from tunebench.tvmscript import quick_parsing
+
+DLIGHT = (
+    dlight.gpu.Matmul,
+    dlight.gpu.GEMV,
+    dlight.gpu.Reduction,
+    dlight.gpu.GeneralReduction,
+    dlight.gpu.Fallback,
+)
+"""Its rules for GPUs, in the order that TVM's own pipeline tries them."""
 
 
 def tvm_target(preset: TargetPreset, threads: int) -> tvm.target.Target:
     """TVM's target for a preset, on a CPU with the number of threads that kernels may use."""
     attrs: dict[str, str | int] = {"kind": preset.kind, **dict(preset.attrs)}
+    if preset.tag:
+        attrs |= dict(tvm.target.Target(preset.tag).attrs)
+    if preset.kind == "cuda" and "arch" not in attrs:
+        attrs["arch"] = environment.cuda_arch()
+    if "arch" in attrs:  # DLight sees no tensor cores in an sm_90a
+        attrs["arch"] = str(attrs["arch"]).rstrip("af")
     if preset.device == "cpu":
         attrs["num-cores"] = threads
         attrs.setdefault("mcpu", codegen.llvm_get_system_cpu())
@@ -37,7 +58,8 @@ def prefix(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
 
 
 def tail(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
-    """From scheduled kernels to what the virtual machine runs, as TVM's own CPU pipeline ends."""
+    """From scheduled kernels to what the virtual machine runs, as TVM's own pipeline for the target ends."""
+    pipeline: ModuleType = cpu_pipeline if is_cpu(target) else cuda_pipeline
     passes = pipeline.dataflow_lower_passes(target)
     passes += pipeline.finalize_passes(target)
     with target:
@@ -52,8 +74,21 @@ def task_module(func: tirx.PrimFunc) -> tvm.IRModule:
     return tvm.IRModule({"main": plain.with_attr("global_symbol", "main")})
 
 
-def default_schedule(mod: tvm.IRModule) -> tvm.IRModule:
-    """What TVM's CPU pipeline does with a kernel, which is nothing, but never an unpacked matrix in memory."""
+def is_cpu(target: tvm.target.Target) -> bool:
+    """Whether a target's kernels run on a CPU."""
+    return "cpu" in target.keys
+
+
+def default_schedule(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
+    """What TVM's pipeline for the target does with a kernel.
+
+    On a GPU that is DLight; on a CPU it is nothing, but never an unpacked matrix in memory.
+    """
+    if not is_cpu(target):
+        with quick_parsing():
+            import tvm.s_tir.tensor_intrin  # DLight's tensor-core rule needs it
+        with target:
+            return dlight.ApplyDefaultSchedule(*(rule() for rule in DLIGHT))(tvm.IRModule(dict(mod.functions_items())))
     sch = s_tir.Schedule(mod)
     for name in ("dequantize", "unpack"):
         if has_block(sch, name):
@@ -61,6 +96,11 @@ def default_schedule(mod: tvm.IRModule) -> tvm.IRModule:
     if has_block(sch, "dot"):  # nor a sum for each of its groups
         sch.compute_at(sch.get_sblock("dot"), sch.get_loops(sch.get_sblock("matmul"))[-1])
     return sch.mod
+
+
+def realize(mod: tvm.IRModule) -> tvm.IRModule:
+    """A scheduled kernel as it is compiled: where its schedule chose a template, that template's kernel."""
+    return templates.realize(mod, gpu_ops.operation(mod["main"]))
 
 
 def has_block(sch: s_tir.Schedule, name: str) -> bool:

@@ -4,12 +4,16 @@ Arms of a comparison are interleaved in random order, warm-ups are kept apart, a
 samples rather than a longer wait.
 """
 
+import functools
 import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 Clock = Callable[[], int]
+Take = Callable[[Callable[[], Any], int], int]
+"""Runs a call so many times; nanoseconds of one."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +43,26 @@ class Samples:
 
 
 def interleave(
-    arms: Mapping[str, Callable[[], object]],
+    arms: Mapping[str, Callable[[], Any]],
     protocol: Protocol,
     clock: Clock = time.perf_counter_ns,
     seed: int = 0,
+    take: Take | None = None,
 ) -> dict[str, Samples]:
-    """Time every arm in turn, in a new random order each round. Each call must return when its work is done."""
+    """Time every arm in turn, in a new random order each round.
+
+    Each call must return when its work is done, unless `take` knows another way to time it.
+    """
     order = list(arms)
     rng = random.Random(seed)
-    taken = {name: _warm_up(arms[name], protocol, clock) for name in order}
+    take = take or functools.partial(_one, clock)
+    taken = {name: _warm_up(arms[name], protocol, take) for name in order}
     for _ in range(protocol.samples):
         rng.shuffle(order)
         for name in order:
             samples = taken[name]
             if _goes_on(samples, protocol):
-                samples.samples_ns.append(_one(arms[name], samples.calls, clock))
+                samples.samples_ns.append(take(arms[name], samples.calls))
     return taken
 
 
@@ -62,13 +71,13 @@ def _goes_on(samples: Samples, protocol: Protocol) -> bool:
     return len(samples.samples_ns) < least or samples.spent_s <= min(protocol.budget_s, protocol.patience_s)
 
 
-def _warm_up(call: Callable[[], object], protocol: Protocol, clock: Clock) -> Samples:
-    warmup = [_one(call, 1, clock) for _ in range(protocol.warmups)]
+def _warm_up(call: Callable[[], Any], protocol: Protocol, take: Take) -> Samples:
+    warmup = [take(call, 1) for _ in range(protocol.warmups)]
     calls = round(protocol.sample_s * 1e9 / max(1, min(warmup))) if warmup else 1
     return Samples(warmup_ns=warmup, calls=max(1, calls))
 
 
-def _one(call: Callable[[], object], calls: int, clock: Clock) -> int:
+def _one(clock: Clock, call: Callable[[], Any], calls: int) -> int:
     start = clock()
     for _ in range(calls):
         call()

@@ -34,6 +34,11 @@ def exp2(whole: Expr, part: Expr) -> Expr:
     return series * reinterpret("float32", (whole.astype("int32") + 127) << 23)
 
 
+def cache_shapes(b: int, kv_heads: int, context: int, dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """One layer's keys, in blocks of LANES positions side by side, and values."""
+    return (b, kv_heads, context // LANES, dim, LANES), (b, kv_heads, context, dim)
+
+
 @functools.cache
 def attention(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dtype: str) -> PrimFunc:
     """Causal attention of m new tokens at `position` over the cache: (q, keys, values, position) -> out.

@@ -15,17 +15,18 @@ from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import codegen
 
-from tunebench import cost_model, dot, lowering, spaces, stats
+from tunebench import cost_model, dot, environment, gpu_ops, lowering, spaces, stats, templates
 from tunebench.database import Entry, task_key
 from tunebench.measure import Protocol
-from tunebench.runners.local import LOST, Job, LocalRunner
+from tunebench.runners import LOST, Job, Runner
 from tunebench.tasks import Task
 from tunebench.tvmscript import quick_parsing
 
 with quick_parsing():  # every TuneContext imports them
     import tvm.s_tir.tensor_intrin
 
-BATCH = 16  # candidates of one round
+BATCH = 16  # candidates of one round on a CPU, which builds or measures
+GPU_BATCH = 48  # and on a GPU, which measures while the CPU builds
 FAILED_S = 1e10  # MetaSchedule's run time of a candidate that did not run
 GIVE_UP = 4.0  # a candidate this much slower than the best is timed once
 TRIAL = Protocol(warmups=1, samples=5, least_samples=2, budget_s=0.2, sample_s=0.0005)
@@ -115,13 +116,9 @@ def begin(
 ) -> TaskSearch:
     """Choose the task's space: the first that matches, else MetaSchedule's own rules."""
     sch = s_tir.Schedule(task.mod)
-    kernel = spaces.Kernel(
-        blocks=tuple(lowering.block_names(sch)),
-        lanes=int(codegen.llvm_get_vector_width(target)) // 32,
-        cores=threads,
-        dots={bits: dot.instruction(target, bits) for bits in (4, 8)},
-    )
-    space = next((s for s in spaces.spaces().values() if s.device == "cpu" and s.matches(sch, kernel)), None)
+    kernel = _described(sch, target, threads)
+    device = "gpu" if kernel.gpu else "cpu"
+    space = next((s for s in spaces.spaces().values() if s.device == device and s.matches(sch, kernel)), None)
     generator: object = "post-order-apply"
     if space:
         generate = space.generate
@@ -136,15 +133,30 @@ def begin(
             population_size=64, init_min_unmeasured=32, genetic_num_iters=3
         ),
         task_name=task.name,
-        num_threads=threads,
+        num_threads=threads or environment.usable_cores(),
         rand_state=seed + 1,
     )
     name = space.name if space else "metaschedule"
-    return TaskSearch(task, entry, name, context, lowering.default_schedule(task.mod), depth, cold_bytes)
+    if kernel.gpu and not space:  # MetaSchedule's own rules lose to DLight by far, and most do not build
+        name = ""
+    default_mod = lowering.default_schedule(task.mod, target)
+    found = TaskSearch(task, entry, name, context, default_mod, depth, cold_bytes)
+    found.reason = "" if name else "no space is for it"
+    return found
+
+
+def _described(sch: s_tir.Schedule, target: tvm.target.Target, threads: int) -> spaces.Kernel:
+    """The kernel being scheduled, as spaces ask about it."""
+    blocks = tuple(lowering.block_names(sch))
+    if lowering.is_cpu(target):
+        lanes = int(codegen.llvm_get_vector_width(target)) // 32
+        return spaces.Kernel(blocks, lanes, threads, {bits: dot.instruction(target, bits) for bits in (4, 8)})
+    operation = gpu_ops.operation(sch.mod["main"])
+    return spaces.Kernel(blocks, lanes=4, cores=0, operation=operation, gpu=templates.gpu_of(target))
 
 
 def one_round(
-    search: TaskSearch, trials: Trials, model: ms.cost_model.XGBModel, runner: LocalRunner, costs: Costs, most: int
+    search: TaskSearch, trials: Trials, model: ms.cost_model.XGBModel, runner: Runner, costs: Costs, most: int
 ) -> int:
     """Propose, measure and learn from at most `most` candidates; how many there were, 0 where none is left."""
     with costs.of("search"):
@@ -170,7 +182,8 @@ def _propose(search: TaskSearch, trials: Trials, model: ms.cost_model.XGBModel) 
     try:
         if not search.begun:
             search.begun = True
-            context.pre_tuning(10**6, BATCH, context.generate_design_space(), trials.records, model)
+            batch = BATCH if lowering.is_cpu(context.target) else GPU_BATCH
+            context.pre_tuning(10**6, batch, context.generate_design_space(), trials.records, model)
         return list(context.generate_measure_candidates() or [])
     except Exception as error:  # a rule that cannot handle this kernel, in whatever way it says so
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -182,7 +195,7 @@ def _measure(
     search: TaskSearch,
     candidates: list[ms.MeasureCandidate],
     trials: Trials,
-    runner: LocalRunner,
+    runner: Runner,
     costs: Costs,
 ) -> list[float]:
     """Seconds of each candidate; one that was measured before, or is the same program as one that was, is not again."""
@@ -196,7 +209,7 @@ def _measure(
         errors = runner.build([(str(program), candidate.sch.mod) for program, candidate in fresh.items()])
     for program, candidate in fresh.items():
         with costs.of("run"):
-            seconds = FAILED_S if errors[str(program)] else _time(search, str(program), candidate, runner)
+            seconds = FAILED_S if errors.get(str(program)) else _time(search, str(program), candidate, runner)
         search.programs[program] = seconds
         search.trials += 1
         search.valid += search.programs[program] < FAILED_S
@@ -205,7 +218,7 @@ def _measure(
     return [search.programs[program] for program in programs]
 
 
-def _time(search: TaskSearch, name: str, candidate: ms.MeasureCandidate, runner: LocalRunner) -> float:
+def _time(search: TaskSearch, name: str, candidate: ms.MeasureCandidate, runner: Runner) -> float:
     best = search.best_ns
     outcome = runner.time(search.job, name, TRIAL, round(GIVE_UP * best))
     if outcome.error == LOST:  # another candidate took the worker down: build this one again

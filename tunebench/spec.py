@@ -35,6 +35,7 @@ class TargetPreset:
     attrs: tuple[tuple[str, str | int], ...] = ()
     device: str = "cpu"  # the TVM device that runs it
     runs_here: bool = True  # False: code generation only
+    tag: str = ""  # of TVM, in place of `attrs`
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Workload:
     batch: int = 1
     chunks: tuple[int, ...] = (16, 128)
     context: int = 2048
+    device: str = "cpu"  # or gpu: which of the two ways to write its kernels
 
     @property
     def buckets(self) -> tuple[int, ...]:

@@ -15,10 +15,12 @@ from typing import Protocol as Interface
 import tvm
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import cost_model, environment, stats
+from tunebench import cost_model, cuda_runtime, environment, lowering, stats
 from tunebench.database import Database, Entry, replay
 from tunebench.measure import Protocol
-from tunebench.runners.local import LocalRunner, Outcome
+from tunebench.runners import Outcome, Runner
+from tunebench.runners.cuda import CudaRunner
+from tunebench.runners.local import LocalRunner
 from tunebench.search import Costs, TaskSearch, Trials, begin, one_round, record_key
 from tunebench.spec import Kernel
 from tunebench.tasks import Task, phase, piece_ns, shares
@@ -39,7 +41,7 @@ class Options:
 
     trials: int = 64
     time_limit_s: float = 600.0
-    threads: int = 1
+    threads: int = 1  # of a CPU's kernels; 0 on a GPU
     seed: int = 0
     depth: int = 256  # positions in the cache when attention is measured
 
@@ -123,6 +125,13 @@ def kernels(tasks: list[Task], entries: Mapping[str, Entry], tuned: frozenset[st
     return rows
 
 
+def _runner(target: tvm.target.Target, threads: int) -> Runner:
+    cores = environment.usable_cores()
+    if lowering.is_cpu(target):
+        return LocalRunner(target, threads, min(MOST_WORKERS, cores))
+    return CudaRunner(target, max(1, cores - 2))  # one core for the search, one for the process on the GPU
+
+
 class _Run:
     """One tuning run."""
 
@@ -132,15 +141,15 @@ class _Run:
         self.tasks, self.database, self.target = tasks, database, target
         self.options, self.watch = options, watch
         self.trials = Trials(database.open_search())
-        self.model = cost_model.load(database.cost_model_path)
+        self.model = cost_model.load(database.cost_model_path, of_decisions=not lowering.is_cpu(target))
         self.progress = Progress([self._begin(task) for task in tasks], options.time_limit_s)
         self.progress.costs.seconds.update(dict.fromkeys(("search", "build", "run", "model", "verify"), 0.0))
-        self.runner = LocalRunner(target, options.threads, min(MOST_WORKERS, environment.usable_cores()))
+        self.runner = _runner(target, options.threads)
 
     def _begin(self, task: Task) -> TaskSearch:
         entry = self.database.entries.setdefault(task.key, Entry(task.name))
-        cold_bytes = 2 * environment.last_level_cache_bytes()
         options = self.options
+        cold_bytes = 2 * (environment.last_level_cache_bytes() if options.threads else cuda_runtime.l2_bytes())
         return begin(task, entry, self.target, options.threads, options.depth, cold_bytes, options.seed)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import tvm
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, spec
 
-from tunebench import models, ops, quantization, registry
+from tunebench import gpu_ops, models, ops, quantization, registry
 from tunebench.errors import TuneBenchError
 from tunebench.models import Matrix, ModelConfig
 from tunebench.quantization import Array, Arrays
@@ -41,9 +42,8 @@ class Model:
     def cache_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """One layer's keys and values."""
         config, load = self.config, self.workload
-        blocks = load.context // ops.LANES
-        heads = (load.batch, config.num_key_value_heads)
-        return (*heads, blocks, config.head_dim, ops.LANES), (*heads, load.context, config.head_dim)
+        shapes = gpu_ops.cache_shapes if load.device == "gpu" else ops.cache_shapes
+        return shapes(load.batch, config.num_key_value_heads, load.context, config.head_dim)
 
     @property
     def cache_bytes(self) -> int:
@@ -111,6 +111,8 @@ def load(workload: Workload) -> Model:
     for name, matrix in model.matrices.items():
         quantization.check(stored_scheme(workload.scheme, matrix), matrix.n, matrix.k, name)
     _check_shape(workload, config)
+    if workload.device == "gpu" and workload.scheme.activations == "int8":
+        raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q4f16_1 or q8f16_1 on a GPU.")
     return model
 
 
@@ -192,7 +194,7 @@ class _Stored(nn.Module):
     """A weight matrix in the scheme's form. A table is N-major in every scheme, as its rows are looked up."""
 
     def __init__(self, model: Model, name: str) -> None:
-        self.matrix = model.matrices[name]
+        self.matrix, self.device = model.matrices[name], model.workload.device
         self.scheme = stored_scheme(model.workload.scheme, self.matrix)
         self.family = quantization.families()[self.scheme.family]
         shapes = self.family.shapes(self.scheme, self.matrix.n, self.matrix.k)
@@ -200,8 +202,14 @@ class _Stored(nn.Module):
         for suffix, (shape, dtype) in shapes.items():
             setattr(self, suffix, nn.Parameter(shape, dtype))
 
-    def matmul(self, x: Tensor, out_dtype: str) -> Tensor:
-        return self.family.matmul(self.scheme, x, self._parts(), out_dtype)
+    def matmul(self, x: Tensor, out_dtype: str, residual: Tensor | None = None) -> Tensor:
+        scheme, parts = self.scheme, self._parts()
+        if self.device == "gpu":
+            stored = {"bits": scheme.weight_bits, "group": scheme.group_size, "layout": scheme.layout}
+            weights = functools.partial(self.family.weights, scheme)
+            return gpu_ops.matmul(x, parts, weights, self.matrix.n, out_dtype, residual, **stored)
+        y = self.family.matmul(scheme, x, parts, out_dtype)
+        return y if residual is None else residual + y
 
     def take(self, tokens: Tensor) -> Tensor:
         return self.family.take(self.scheme, tokens, self._parts())

@@ -72,8 +72,8 @@ class Matrix:
 class Stored(Protocol):
     """A weight matrix [n, k] in a scheme's form, a `Module` of the frontend."""
 
-    def matmul(self, x: Tensor, out_dtype: str) -> Tensor:
-        """x [rows, k] -> [rows, n]."""
+    def matmul(self, x: Tensor, out_dtype: str, residual: Tensor | None = None) -> Tensor:
+        """x [rows, k] -> [rows, n], added to `residual` where there is one."""
         ...
 
     def take(self, tokens: Tensor) -> Tensor:

@@ -4,16 +4,22 @@ q, k, v and gate, up are stacked, as MLC LLM stacks them; everything else has Hu
 """
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
-from tunebench import ops
+from tunebench import gpu_ops, ops
 from tunebench.models import Architecture, Matrix, ModelConfig
 from tunebench.spec import Workload
 
 Store = Callable[[str], Any]
+
+
+def kernels(workload: Workload) -> ModuleType:
+    """The module that writes kernels for the workload's kind of device."""
+    return gpu_ops if workload.device == "gpu" else ops
 
 
 class Attention(nn.Module):
@@ -25,6 +31,8 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, position: Tensor, angles: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the normed x; the mixed values before their projection, and the cache."""
+        ops = kernels(self.workload)
         b, dtype, config = self.workload.batch, self.workload.scheme.dtype, self.config
         m = int(x.shape[0]) // b
         heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -47,27 +55,34 @@ class Attention(nn.Module):
             [q, keys, values, position],
             Tensor.placeholder((b, m, heads, dim), dtype, "mixed"),
         )
-        return self.o_proj.matmul(op.reshape(mixed, (b * m, heads * dim)), dtype), keys, values
+        return op.reshape(mixed, (b * m, heads * dim)), keys, values
 
 
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig, workload: Workload, store: Store, name: str) -> None:
-        self.dtype = workload.scheme.dtype
+        self.workload = workload
         self.gate_up_proj = store(f"{name}.gate_up_proj")
         self.down_proj = store(f"{name}.down_proj")
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj.matmul(_gate(self.gate_up_proj.matmul(x, self.dtype)), self.dtype)
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        dtype = self.workload.scheme.dtype
+        return self.down_proj.matmul(self._gate(self.gate_up_proj.matmul(x, dtype)), dtype, residual)
+
+    def _gate(self, x: Tensor) -> Tensor:
+        """[rows, 2 I] -> silu(first half) * second half, [rows, I]."""
+        rows, width = int(x.shape[0]), int(x.shape[1]) // 2
+        body = kernels(self.workload).silu_mul(rows, width, x.dtype)
+        return op.tensor_ir_op(body, "silu_mul", [x], Tensor.placeholder((rows, width), x.dtype, "gated"))
 
 
 class Norm(nn.Module):
     def __init__(self, config: ModelConfig, workload: Workload) -> None:
-        self.epsilon, self.dtype = config.rms_norm_eps, workload.scheme.dtype
+        self.epsilon, self.dtype, self.workload = config.rms_norm_eps, workload.scheme.dtype, workload
         self.weight = nn.Parameter((config.hidden_size,), self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, width = (int(extent) for extent in x.shape)
-        body = ops.rms_norm(rows, width, self.epsilon, self.dtype)
+        body = kernels(self.workload).rms_norm(rows, width, self.epsilon, self.dtype)
         return op.tensor_ir_op(body, "rms_norm", [x, self.weight], Tensor.placeholder((rows, width), self.dtype, "y"))
 
 
@@ -82,8 +97,8 @@ class Layer(nn.Module):
         self, x: Tensor, position: Tensor, angles: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         mixed, keys, values = self.self_attn(self.input_layernorm(x), position, angles, keys, values)
-        x = x + mixed
-        return x + self.mlp(self.post_attention_layernorm(x)), keys, values
+        x = self.self_attn.o_proj.matmul(mixed, x.dtype, x)
+        return self.mlp(self.post_attention_layernorm(x), x), keys, values
 
 
 class Decoder(nn.Module):
@@ -118,19 +133,12 @@ class LlamaForCausalLM(nn.Module):
             x, keys[i], values[i] = layer(x, position, angles, keys[i], values[i])
         if m > 1:
             x = op.tensor_ir_op(
-                ops.last_row(b, m, hidden, dtype),
+                kernels(self.workload).last_row(b, m, hidden, dtype),
                 "last_row",
                 [op.reshape(x, (b, m, hidden)), last],
                 Tensor.placeholder((b, hidden), dtype, "x"),
             )
         return self.lm_head.matmul(self.model.norm(x), "float32"), keys, values
-
-
-def _gate(x: Tensor) -> Tensor:
-    """[rows, 2 I] -> silu(first half) * second half, [rows, I]."""
-    rows, width = int(x.shape[0]), int(x.shape[1]) // 2
-    body = ops.silu_mul(rows, width, x.dtype)
-    return op.tensor_ir_op(body, "silu_mul", [x], Tensor.placeholder((rows, width), x.dtype, "gated"))
 
 
 def _matrices(config: ModelConfig) -> dict[str, Matrix]:

@@ -43,6 +43,7 @@ class Family:
     random: Callable[[Scheme, int, int, np.random.Generator], Arrays]  # made directly in stored form
     matmul: Callable[[Scheme, Tensor, dict[str, Tensor], str], Tensor]  # (x [M, K], parts, out dtype) -> [M, N]
     take: Callable[[Scheme, Tensor, dict[str, Tensor]], Tensor]  # (int32 [n], parts) -> rows [n, K]
+    weights: Callable[..., te.Tensor]  # (scheme, one te placeholder a part) -> [N, K] in the scheme's dtype
 
 
 def families() -> dict[str, Family]:

@@ -205,7 +205,9 @@ def _matrix_product(scheme: Scheme, out_dtype: str) -> Body:
     return product
 
 
-def _weight(scheme: Scheme, weight: te.Tensor, scale: te.Tensor, n: tirx.Expr, k: tirx.Expr) -> tirx.Expr:
+def _weight(
+    scheme: Scheme, weight: te.Tensor, scale: te.Tensor, n: tirx.Expr, k: tirx.Expr, dtype: str = "float32"
+) -> tirx.Expr:
     from tvm import tirx
 
     count = per_word(scheme)
@@ -213,7 +215,16 @@ def _weight(scheme: Scheme, weight: te.Tensor, scale: te.Tensor, n: tirx.Expr, k
     mask = tirx.const((1 << scheme.weight_bits) - 1, "uint32")
     integer = (word >> _shift(scheme, k % count).astype("uint32")) & mask
     step = integer.astype("int32") - zero_point(scheme)
-    return step.astype("float32") * _at(scheme, scale, n, k // scheme.group_size).astype("float32")
+    return step.astype(dtype) * _at(scheme, scale, n, k // scheme.group_size).astype(dtype)
+
+
+def _weights(scheme: Scheme, weight: te.Tensor, scale: te.Tensor) -> te.Tensor:
+    """[N, K] in the scheme's dtype, as a stage of its own."""
+    from tvm import te
+
+    columns = 0 if scheme.layout == "KN" else 1
+    n, k = weight.shape[1 - columns], weight.shape[columns] * per_word(scheme)
+    return te.compute((n, k), lambda b, c: _weight(scheme, weight, scale, b, c, scheme.dtype), name="dequantize")
 
 
 def _take(scheme: Scheme, tokens: Tensor, parts: dict[str, Tensor]) -> Tensor:
@@ -248,5 +259,6 @@ FAMILIES = (
         random=_random,
         matmul=_matmul,
         take=_take,
+        weights=_weights,
     ),
 )

@@ -11,6 +11,7 @@ from tunebench.quantization import RANDOM_STD, Array, Arrays, Family, Shapes, fl
 from tunebench.spec import Scheme
 
 if TYPE_CHECKING:
+    from tvm import te
     from tvm.relax.frontend.nn import Tensor
 
 
@@ -60,6 +61,10 @@ def _take(scheme: Scheme, tokens: Tensor, parts: dict[str, Tensor]) -> Tensor:
     return op.tensor_expr_op(rows, "take", [tokens, parts["weight"]])
 
 
+def _weights(scheme: Scheme, weight: te.Tensor) -> te.Tensor:
+    return weight
+
+
 FAMILIES = (
     Family(
         name="none",
@@ -74,5 +79,6 @@ FAMILIES = (
         random=_random,
         matmul=_matmul,
         take=_take,
+        weights=_weights,
     ),
 )

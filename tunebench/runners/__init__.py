@@ -1,1 +1,114 @@
-"""Where candidate kernels are built, checked and timed, one module each."""
+"""Where a candidate kernel is built, checked and timed, one module for each way; what all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol as Interface
+
+import numpy as np
+import tvm
+
+from tunebench.measure import Protocol
+
+BUILD_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
+LOST = "lost when its worker stopped"
+REFERENCE_ONLY = Protocol(warmups=0, samples=1, least_samples=1)
+MAX_SETS = 32
+TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2, "int8": 1e-2, "int32": 1e-2}
+"""Of the largest reference value; quantized activations may differ by one step."""
+SMALL = np.float32(2.0**-15)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A kernel to compare candidates of: its module with the default schedule, and what its inputs are."""
+
+    name: str
+    reference: str  # the module with its default schedule, as JSON
+    depth: int  # value of a `position` input
+    cold_bytes: int  # input sets are rotated until they add up to this
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one candidate. `samples_ns` is empty where `error` says why."""
+
+    samples_ns: tuple[int, ...] = ()
+    error: str = ""
+
+
+class Runner(Interface):
+    """Builds, checks and times candidates of kernels. Close it when done."""
+
+    def close(self) -> None: ...
+
+    def prepare(self, job: Job, protocol: Protocol) -> Outcome:
+        """Run the default schedule: its times, and the outputs that candidates are compared with."""
+        ...
+
+    def build(self, candidates: Sequence[tuple[str, tvm.IRModule]]) -> dict[str, str]:
+        """Compile candidates, or begin to; the errors that are known already, by name."""
+        ...
+
+    def time(self, job: Job, name: str, protocol: Protocol, limit_ns: int) -> Outcome:
+        """Check a built candidate against the reference, then time it; one call only if that takes over `limit_ns`."""
+        ...
+
+    def duel(
+        self, job: Job, candidates: Sequence[tuple[str, tvm.IRModule]], protocol: Protocol, with_default: bool = True
+    ) -> dict[str, Outcome]:
+        """Check and time several candidates, interleaved with each other and the default (named `default`)."""
+        ...
+
+    def forget(self) -> None:
+        """Drop compiled candidates."""
+        ...
+
+
+def brief(error: BaseException) -> str:
+    """An error in one line."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip()[:200]}" if lines else type(error).__name__
+
+
+def inputs(mod: tvm.IRModule, depth: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random arguments of a kernel."""
+    arrays = [_input(param, depth, rng) for param in mod["main"].params]
+    if any(array.dtype == np.int8 for array in arrays):  # products of integers are large, their scales small
+        arrays = [array * SMALL if array.dtype == np.float32 else array for array in arrays]
+    return arrays
+
+
+def mismatch(array: np.ndarray, expected: np.ndarray) -> str:
+    """Why an output is wrong, or an empty string. `expected` has the same bits per element."""
+    want = expected.view(array.dtype).astype(np.float32)
+    worst = np.abs(array.astype(np.float32) - want).max()
+    bound = TOLERANCE[str(array.dtype)] * max(float(np.abs(want).max()), 1e-6)
+    if not worst <= bound:  # also for NaN
+        return f"wrong output: off by {worst:.3g} where {bound:.3g} is allowed"
+    return ""
+
+
+def bits(array: np.ndarray) -> np.dtype:
+    """The unsigned type of an array's elements' size, which every file format knows."""
+    return np.dtype(f"u{array.dtype.itemsize}")
+
+
+def _input(param: tvm.tirx.Buffer, depth: int, rng: np.random.Generator) -> np.ndarray:
+    """Random values; a vector of int32 is an index, which must be in range: the depth, or 0."""
+    shape = tuple(int(extent) for extent in param.shape)
+    dtype = str(param.dtype)
+    if dtype == "int8" or (dtype == "int32" and len(shape) > 1):
+        return rng.integers(-127, 127, shape, dtype, endpoint=True)
+    if dtype == "int32":
+        return np.full(shape, depth if param.name == "position" else 0, np.int32)
+    if dtype.startswith("uint"):
+        return rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    values = rng.uniform(-1, 1, shape).astype(np.float32)
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return values.astype(ml_dtypes.bfloat16)
+    return values.astype(dtype)

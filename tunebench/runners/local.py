@@ -12,7 +12,6 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,34 +19,21 @@ import tvm
 from tvm.support.popen_pool import PopenWorker
 
 from tunebench.measure import Protocol, Samples, interleave
+from tunebench.runners import (
+    BUILD_TIMEOUT_S,
+    LOST,
+    MAX_SETS,
+    REFERENCE_ONLY,
+    START_TIMEOUT_S,
+    Job,
+    Outcome,
+    bits,
+    brief,
+    inputs,
+    mismatch,
+)
 
-BUILD_TIMEOUT_S = 30.0
-START_TIMEOUT_S = 120.0
 LONG_TIMEOUT_S = 3600.0  # of what runs a default schedule, which nothing bounds
-LOST = "lost when its worker stopped"
-REFERENCE_ONLY = Protocol(warmups=0, samples=1, least_samples=1)
-MAX_SETS = 32
-SMALL = np.float32(2.0**-15)
-TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2, "int8": 1e-2, "int32": 1e-2}
-"""Of the largest reference value; quantized activations may differ by one step."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A kernel to compare candidates of: its module with the default schedule, and what its inputs are."""
-
-    name: str
-    reference: str  # the module with its default schedule, as JSON
-    depth: int  # value of a `position` input
-    cold_bytes: int  # input sets are rotated until they add up to this
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one candidate. `samples_ns` is empty where `error` says why."""
-
-    samples_ns: tuple[int, ...] = ()
-    error: str = ""
 
 
 class LocalRunner:
@@ -117,7 +103,7 @@ class LocalRunner:
             outcomes: dict[str, Outcome] = self._workers[0].recv()
         except (TimeoutError, ChildProcessError, RuntimeError, OSError) as error:
             self._workers[0].kill()
-            outcomes = {name: Outcome(error=_brief(error)) for name, _ in candidates}
+            outcomes = {name: Outcome(error=brief(error)) for name, _ in candidates}
         return outcomes
 
     def forget(self) -> None:
@@ -144,13 +130,8 @@ class LocalRunner:
             return Outcome(error="timed out")
         except (ChildProcessError, RuntimeError, OSError) as error:
             self._workers[index].kill()
-            return Outcome(error=_brief(error))
+            return Outcome(error=brief(error))
         return outcome
-
-
-def _brief(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip()[:200]}" if lines else type(error).__name__
 
 
 @contextlib.contextmanager
@@ -187,11 +168,7 @@ class _Bench:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.reference_kernel = _compile(job.reference)
-        params = tvm.ir.load_json(job.reference)["main"].params
-        rng = np.random.default_rng(0)
-        self.inputs = [_input(param, job.depth, rng) for param in params]
-        if any(array.dtype == np.int8 for array in self.inputs):  # products of integers are large, their scales small
-            self.inputs = [array * SMALL if array.dtype == np.float32 else array for array in self.inputs]
+        self.inputs = inputs(tvm.ir.load_json(job.reference), job.depth, np.random.default_rng(0))
         size = sum(array.nbytes for array in self.inputs)
         count = max(1, min(MAX_SETS, -(-job.cold_bytes // size)))
         self.sets = [[tvm.runtime.tensor(array) for array in self.inputs] for _ in range(count)]
@@ -207,7 +184,7 @@ class _Bench:
         last = len(self.inputs) - 1
         changed = [i for i, array in outputs.items() if i == last or not np.array_equal(array, self.inputs[i])]
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, **{str(i): outputs[i].view(_bits(outputs[i])) for i in changed})  # type: ignore[arg-type]
+            np.savez(file, **{str(i): outputs[i].view(bits(outputs[i])) for i in changed})  # type: ignore[arg-type]
         os.replace(file.name, path)
 
     def _outputs(self, kernel: _Kernel, wanted: list[int]) -> dict[int, np.ndarray]:
@@ -224,39 +201,15 @@ class _Bench:
     def check(self, kernel: _Kernel) -> str:
         """Why the kernel's outputs are wrong, or an empty string."""
         for i, array in self._outputs(kernel, list(self.expected)).items():
-            want = self.expected[i].view(array.dtype).astype(np.float32)
-            worst = np.abs(array.astype(np.float32) - want).max()
-            bound = TOLERANCE[str(array.dtype)] * max(float(np.abs(want).max()), 1e-6)
-            if not worst <= bound:  # also for NaN
-                return f"wrong output: off by {worst:.3g} where {bound:.3g} is allowed"
+            wrong = mismatch(array, self.expected[i])
+            if wrong:
+                return wrong
         return ""
 
     def call(self, kernel: _Kernel) -> None:
         """One call on the next input set."""
         self.turn = (self.turn + 1) % len(self.sets)
         kernel(*self.sets[self.turn])
-
-
-def _bits(array: np.ndarray) -> np.dtype:
-    return np.dtype(f"u{array.dtype.itemsize}")
-
-
-def _input(param: tvm.tirx.Buffer, depth: int, rng: np.random.Generator) -> np.ndarray:
-    """Random values; a vector of int32 is an index, which must be in range: the depth, or 0."""
-    shape = tuple(int(extent) for extent in param.shape)
-    dtype = str(param.dtype)
-    if dtype == "int8" or (dtype == "int32" and len(shape) > 1):
-        return rng.integers(-127, 127, shape, dtype, endpoint=True)
-    if dtype == "int32":
-        return np.full(shape, depth if param.name == "position" else 0, np.int32)
-    if dtype.startswith("uint"):
-        return rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
-    values = rng.uniform(-1, 1, shape).astype(np.float32)
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return values.astype(ml_dtypes.bfloat16)
-    return values.astype(dtype)
 
 
 def _initialize(target: str, folder: str) -> None:
@@ -291,7 +244,7 @@ def _build(name: str, mod_json: str) -> Outcome:
     try:
         _worker.kernels[name] = _compile(mod_json)
     except Exception as error:  # whatever code generation raises is the candidate's fault
-        return Outcome(error=_brief(error))
+        return Outcome(error=brief(error))
     return Outcome()
 
 
@@ -318,7 +271,7 @@ def _duel(job: Job, mods: list[tuple[str, str]], protocol: Protocol, with_defaul
             kernel = _compile(mod_json)
             wrong = bench.check(kernel)
         except Exception as error:  # whatever code generation raises is the candidate's fault
-            wrong = _brief(error)
+            wrong = brief(error)
         if wrong:
             outcomes[name] = Outcome(error=wrong)
         else:

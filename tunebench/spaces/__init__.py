@@ -12,12 +12,14 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunebench import registry
 
 if TYPE_CHECKING:
     from tvm import s_tir
+
+    from tunebench.templates import Gpu
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Kernel:
     lanes: int  # float32 elements in a vector register
     cores: int
     dots: Mapping[int, str] = field(default_factory=dict)  # weight bits -> the TensorIntrin for products of bytes
+    operation: Mapping[str, Any] = field(default_factory=dict)  # what it computes, where it says so
+    gpu: Gpu | None = None  # None on a CPU
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,12 @@ def spaces() -> dict[str, Space]:
 @functools.cache
 def revision() -> str:
     """A digest of the spaces' source: when they change, what was searched through may be searched again."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    here = Path(__file__).parent
+    sources = [
+        *sorted(here.glob("*.py")),
+        *sorted(here.parent.glob("templates/*.py")),
+        *sorted(here.parent.glob("cuda/*")),
+    ]
     return hashlib.sha1(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
 

@@ -9,6 +9,25 @@ def presets() -> dict[str, TargetPreset]:
     return registry.load("tunebench.targets", "TARGETS", TargetPreset)
 
 
+def find(name: str) -> TargetPreset:
+    """The preset of that name, or one for a GPU of TVM's list, `nvidia/...`; a TuneBenchError for any other."""
+    if name.startswith("nvidia/"):
+        from tvm.target import tag
+
+        tags = [each for each in tag.list_tags() if each.startswith("nvidia/")]
+        if name not in tags:
+            raise registry.unknown(name, tags, "target")
+        return TargetPreset(name, "cuda", f"{name.partition('/')[2]}, compiled for only", (), "cuda", False, name)
+    return registry.pick(presets(), name, "target")
+
+
+def device_name(preset: TargetPreset) -> str:
+    """What runs a preset's kernels on this machine."""
+    if preset.device == "cpu":
+        return cpu_device()
+    return str(environment.gpus()[0]["name"])
+
+
 def cpu_device() -> str:
     """This machine's CPU by its maker's name and LLVM's for its kind, as one name may stand for several kinds."""
     from tvm.target import codegen

@@ -1,0 +1,137 @@
+"""What TVM's runtime leaves out on CUDA: graphs, events, copies that do not wait, and the device's memory."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import tvm_ffi
+from tvm.runtime import Tensor, device
+
+from tunebench.errors import TuneBenchError
+
+DEVICE = device("cuda", 0)
+
+
+def _runtime() -> Any:
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        raise TuneBenchError(
+            "the CUDA target needs cuda-bindings.", "Install it: pip install 'tunebench[cuda]'."
+        ) from None
+    return runtime
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    error, *values = result
+    if int(error):
+        raise RuntimeError(f"CUDA: {error.name}")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+class Graph:
+    """Work recorded once and replayed as one launch."""
+
+    def __init__(self, stream: Stream, work: Callable[[], object]) -> None:
+        rt = stream.rt
+        gc.disable()  # a module that is collected while recording would end the recording
+        try:
+            with stream.current():
+                _checked(
+                    rt.cudaStreamBeginCapture(stream.handle, rt.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed)
+                )
+                try:
+                    work()
+                finally:
+                    graph = _checked(rt.cudaStreamEndCapture(stream.handle))
+        finally:
+            gc.enable()
+        self._stream = stream
+        self._executable = _checked(rt.cudaGraphInstantiate(graph, 0))
+        _checked(rt.cudaGraphDestroy(graph))
+        _checked(rt.cudaGraphUpload(self._executable, stream.handle))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_executable"):
+            self._stream.rt.cudaGraphExecDestroy(self._executable)
+
+    def launch(self) -> None:
+        """Replay; returns at once."""
+        _checked(self._stream.rt.cudaGraphLaunch(self._executable, self._stream.handle))
+
+
+class Stream:
+    """A stream of the first device, on which TVM's kernels can be made to run, with two events to time it."""
+
+    def __init__(self) -> None:
+        self.rt = _runtime()
+        _checked(self.rt.cudaSetDevice(0))
+        self.handle = _checked(self.rt.cudaStreamCreateWithFlags(self.rt.cudaStreamNonBlocking))
+        self._start, self._end = _checked(self.rt.cudaEventCreate()), _checked(self.rt.cudaEventCreate())
+
+    def current(self) -> Any:
+        """A context in which TVM launches on this stream."""
+        return tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), int(self.handle))
+
+    def record(self, work: Callable[[], object]) -> Graph:
+        """The work as a graph; it must have run once before, so that nothing is allocated while recording."""
+        return Graph(self, work)
+
+    def run(self, work: Callable[[], object]) -> None:
+        """Run work on this stream and wait for it."""
+        with self.current():
+            work()
+        self.wait()
+
+    def wait(self) -> None:
+        """Until everything on the stream is done."""
+        _checked(self.rt.cudaStreamSynchronize(self.handle))
+
+    def elapsed_ns(self, work: Callable[[], object]) -> float:
+        """Device time from before to after work, which is waited for."""
+        with self.current():
+            _checked(self.rt.cudaEventRecord(self._start, self.handle))
+            work()
+            _checked(self.rt.cudaEventRecord(self._end, self.handle))
+        _checked(self.rt.cudaEventSynchronize(self._end))
+        return float(_checked(self.rt.cudaEventElapsedTime(self._start, self._end))) * 1e6
+
+    def upload(self, to: Tensor, array: Any) -> None:
+        """Copy a small array to the device, in order with the stream; the host goes on at once."""
+        kind = self.rt.cudaMemcpyKind.cudaMemcpyHostToDevice
+        _checked(self.rt.cudaMemcpyAsync(address(to), array.ctypes.data, array.nbytes, kind, self.handle))
+
+    def copy(self, to: Tensor, source: Tensor, size_bytes: int) -> None:
+        """Copy within the device, in order with the stream."""
+        kind = self.rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        _checked(self.rt.cudaMemcpyAsync(address(to), address(source), size_bytes, kind, self.handle))
+
+
+def address(tensor: Tensor) -> int:
+    """Where a tensor lies in device memory."""
+    return int(tensor.data_ptr())
+
+
+def l2_bytes() -> int:
+    """The device's last-level cache."""
+    return int(DEVICE.l2_cache_size_bytes or 0)
+
+
+def free_bytes() -> int:
+    """Of device memory."""
+    rt = _runtime()
+    _checked(rt.cudaSetDevice(0))
+    return int(_checked(rt.cudaMemGetInfo())[0])
+
+
+def used_bytes() -> int | None:
+    """All device memory in use by anybody, as NVML counts it; None without NVML."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+    except Exception:  # whatever NVML misses here
+        return None

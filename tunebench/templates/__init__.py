@@ -1,0 +1,161 @@
+"""Kernel templates: whole kernels for an operation, written by hand but for what the search decides.
+
+A template builds the operation that a kernel's attribute names (`gpu_ops.operation`) from a few decisions. In a
+schedule's trace it is an annotation of the root block: `TEMPLATE` with its name, and each decision under its
+own. So a tuning record stays an ordinary trace on the ordinary workload, and `realize` makes the kernel of it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import s_tir
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tunebench import registry
+
+TEMPLATE = "tunebench.template"
+DECISION = "tunebench.decision."
+CUDA_SOURCES = Path(__file__).parent.parent / "cuda"
+
+Operation = Mapping[str, Any]
+"""What a kernel computes, as `gpu_ops.operation` says."""
+Decisions = Mapping[str, int]
+Choices = Mapping[str, Sequence[int]]
+"""What there is to decide, and between which values."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a template may ask about its target."""
+
+    kind: str  # TVM's target kind
+    arch: int  # compute capability times ten; 0 where it is not CUDA
+
+
+@dataclass(frozen=True)
+class Template:
+    """One way to compute one kind of operation."""
+
+    name: str
+    operation: str
+    summary: str
+    choices: Callable[[Operation, Gpu], Choices]  # empty where it cannot serve
+    build: Callable[[Operation, Decisions], tvm.tirx.PrimFunc]
+    source: str = "tuned"  # or library: somebody else's kernel
+
+
+@dataclass(frozen=True)
+class Param:
+    """A buffer argument of a kernel."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def templates() -> dict[str, Template]:
+    """Every template by name."""
+    return registry.load("tunebench.templates", "TEMPLATES", Template)
+
+
+def gpu_of(target: tvm.target.Target) -> Gpu:
+    """What templates may ask about a target."""
+    arch = str(target.attrs.get("arch", "")).removeprefix("sm_").rstrip("af")
+    return Gpu(str(target.kind.name), int(arch) if arch.isdigit() else 0)
+
+
+def serving(operation: Operation, gpu: Gpu) -> dict[Template, Choices]:
+    """The templates that can build an operation on a GPU, each with what there is to decide."""
+    fitting = [template for template in templates().values() if template.operation == operation.get("op")]
+    choices = {template: template.choices(operation, gpu) for template in fitting}
+    return {template: given for template, given in choices.items() if given}
+
+
+def chosen(func: tvm.tirx.PrimFunc) -> tuple[Template, Decisions] | None:
+    """The template that a schedule chose and its decisions; None where it chose none."""
+    notes = func.body.block.annotations if isinstance(func.body, s_tir.SBlockRealize) else {}
+    if TEMPLATE not in notes:
+        return None
+    decisions = {key.removeprefix(DECISION): int(notes[key]) for key in notes if key.startswith(DECISION)}
+    return registry.pick(templates(), str(notes[TEMPLATE]), "template"), decisions
+
+
+def realize(mod: tvm.IRModule, operation: Operation) -> tvm.IRModule:
+    """A scheduled kernel as it is compiled: the chosen template's, or as it was."""
+    choice = chosen(mod["main"])
+    if choice is None:
+        return mod
+    template, decisions = choice
+    return tvm.IRModule({"main": template.build(operation, decisions)})
+
+
+def arguments(params: Sequence[Param]) -> dict[str, tvm.tirx.Buffer]:
+    """The buffers of a kernel that is being built, by name."""
+    T.func_name("main")
+    T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
+    return {p.name: T.arg(p.name, T.buffer(p.shape, p.dtype)) for p in params}
+
+
+def extern_kernel(
+    params: Sequence[Param],
+    grid: Sequence[int],
+    threads: int,
+    function: str,
+    args: Sequence[str | tvm.tirx.Expr],
+    cluster: int = 1,
+) -> tvm.tirx.PrimFunc:
+    """A kernel whose threads all call one function of `cuda/`.
+
+    `args` are names of `params`, passed as pointers, or values. `cluster` blocks that are neighbours along the
+    grid's first axis share a cluster.
+    """
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        buffers = arguments(params)
+        with ExitStack() as frames:
+            frames.enter_context(T.sblock("root"))
+            T.reads([])
+            T.writes([])
+            if cluster > 1:
+                frames.enter_context(T.thread_binding(0, cluster, "clusterCtaIdx.x"))
+            for axis, extent in zip("xyz", grid, strict=False):
+                frames.enter_context(T.launch_thread(f"blockIdx.{axis}", extent))
+            frames.enter_context(T.launch_thread("threadIdx.x", threads))
+            values = [buffers[arg].data if isinstance(arg, str) else arg for arg in args]
+            T.evaluate(T.call_extern("int32", function, *values))
+    return builder.get()
+
+
+@functools.cache
+def cuda_source() -> str:
+    """Every device function that templates call."""
+    files = [CUDA_SOURCES / "common.cuh", *sorted(CUDA_SOURCES.glob("*.cuh"))]
+    return "\n".join(path.read_text() for path in dict.fromkeys(files))
+
+
+def weight_params(op: Operation) -> list[Param]:
+    """A matrix product's stored weights, as the operation takes them."""
+    n, k, bits = op["n"], op["k"], op["bits"]
+    if bits == 16:
+        return [Param("w", (n, k), "float16")]
+    return [Param("w", (n, k * bits // 32), "uint32"), Param("scale", (n, k // op["group"]), "float16")]
+
+
+def product_params(op: Operation) -> list[Param]:
+    """All arguments of a matrix product."""
+    residual = [Param("residual", (op["m"], op["n"]), "float16")] if op["residual"] else []
+    x, y = Param("x", (op["m"], op["k"]), "float16"), Param("y", (op["m"], op["n"]), op["out"])
+    return [x, *weight_params(op), *residual, y]
+
+
+def serves(op: Operation, gpu: Gpu) -> bool:
+    """Whether weights and activations are of the kinds that the tensor-core kernels read."""
+    stored = op["bits"] == 16 or (op["bits"] in (4, 8) and op["group"] == 32)
+    return gpu.kind == "cuda" and gpu.arch >= 80 and stored and op["layout"] == "NK" and op["dtype"] == "float16"
