@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import tvm
 
-from tunebench import environment, lowering, results, stats, weights, workload
+from tunebench import cuda_compiler, cuda_runtime, environment, lowering, results, stats, weights, workload
 from tunebench.compile import Compiled, compile_model
+from tunebench.cuda_engine import CudaEngine
+from tunebench.cuda_probe import CudaProbe
+from tunebench.cuda_runtime import DeviceMemory
 from tunebench.database import Database, Entry, folder_name, provenance
 from tunebench.engines import Engine, peers
 from tunebench.errors import TuneBenchError
@@ -44,6 +47,11 @@ class Session:
     work_dir: Path
     results_path: Path
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether kernels run on a GPU."""
+        return self.preset.device != "cpu"
 
     @functools.cached_property
     def device(self) -> str:
@@ -97,7 +105,7 @@ def check_memory(model: Model) -> None:
     rows = max(load.buckets) * load.batch
     scratch = rows * (4 * config.intermediate_size + 8 * config.hidden_size) * 4 + SCRATCH_BYTES
     needed = model.weight_bytes + model.cache_bytes + scratch
-    free = environment.available_memory_bytes()
+    free = cuda_runtime.free_bytes() if load.device == "gpu" else environment.available_memory_bytes()
     if needed > free:
         raise TuneBenchError(
             f"{load.model} in {load.scheme.name} needs about {needed / 2**30:.1f} GiB "
@@ -168,7 +176,8 @@ class Arm:
 def run_bench(session: Session, lowered: Lowered, plan: Plan, say: Callable[[str], None]) -> Iterator[Result]:
     """Measure every test; each row is on disk before it is yielded. A test that fails is a row too."""
     database = session.database()
-    probe = Probe(session.target, session.threads)
+    probe = CudaProbe() if session.on_gpu else Probe(session.target, session.threads)
+    memory = DeviceMemory() if session.on_gpu else None
     arms = _load_arms(session, lowered, database, plan, say)
     noise: float | None = None
     for number, test in enumerate(plan.tests, 1):
@@ -182,12 +191,17 @@ def run_bench(session: Session, lowered: Lowered, plan: Plan, say: Callable[[str
             measured = interleave(probe.arms, PROBE)
             skipped = {**dict.fromkeys(calls, ("failed", f"{type(error).__name__}: {error}")), **skipped}
         base = replace(base, probe=probe.rates(measured))
-        top = _peak(peak, probe) if len(plan.engines) == 1 else Count(None, "several engines in one process")
+        alone = len(arms) == 1 or (len(plan.engines) == 1 and not memory)
+        top = memory.taken() if memory else _peak(peak, probe)
+        top = top if alone else Count(None, "several engines in one process")
         if AGAIN in measured:
             noise = stats.noise_floor(measured[_twin(calls)].samples_ns, measured[AGAIN].samples_ns)
         for name, arm in arms.items():
             row = replace(base, engine=arm.engine, schedule=arm.schedule, noise=noise)
             row = replace(row, memory={**_memory(lowered.model, arm), "peak": top})
+            if arm.loaded:  # a peer may hold the weights in another form, and then reads as much more or less
+                read = lowered.model.read_bytes * (arm.loaded.weight_bytes / lowered.model.weight_bytes - 1)
+                row = replace(row, bytes_per_token=base.bytes_per_token + round(read))
             if arm.compiled:
                 covered = _coverage(lowered, database, arm.compiled, test)
                 row = replace(row, **covered)  # type: ignore[arg-type]
@@ -215,10 +229,10 @@ def _load_arms(
             say("compile")
             compiled = _compile(session, lowered, database, plan.schedules)
             say("load weights")
-            device = tvm.device(session.preset.device)
+            device, kind = tvm.device(session.preset.device), CudaEngine if session.on_gpu else TvmEngine
             loaded = load(model, _weights(model, plan), device)
             for schedule, each in compiled.items():
-                arms[schedule] = Arm(name, schedule, TvmEngine(model, each.executable, loaded, device), each)
+                arms[schedule] = Arm(name, schedule, kind(model, each.executable, loaded, device), each)
             continue
         peer = peers()[name]
         reason = peer.refuses(model) or _no_room(model)
@@ -234,6 +248,8 @@ def _load_arms(
 
 def _no_room(model: Model) -> str:
     """Why another copy of the weights and the cache will not fit, or an empty string."""
+    if model.workload.device == "gpu":
+        return ""  # a peer says itself what it finds no room for
     needed, free = model.weight_bytes + model.cache_bytes + SCRATCH_BYTES, environment.available_memory_bytes()
     if needed <= free:
         return ""
@@ -246,6 +262,8 @@ def _weights(model: Model, plan: Plan) -> Iterable[tuple[str, np.ndarray]]:
 
 def _compile(session: Session, lowered: Lowered, database: Database, schedules: Iterable[str]) -> dict[str, Compiled]:
     records = database.promoted()
+    if session.on_gpu:
+        cuda_compiler.install(session.work_dir / "cubins")
     if "tuned" in schedules and not any(task.key in records for task in lowered.tasks):
         raise TuneBenchError(
             f"nothing tuned for {model_name(lowered.model.workload)} in {database.folder}.",
@@ -273,7 +291,7 @@ def _calls(
 
 
 def _measure(
-    arms: dict[str, Callable[[], object]], probe: Probe, with_noise: bool, protocol: Protocol
+    arms: dict[str, Callable[[], object]], probe: Probe | CudaProbe, with_noise: bool, protocol: Protocol
 ) -> dict[str, Samples]:
     """Every arm in turn with what the machine can do at that moment."""
     if not arms:
@@ -291,6 +309,7 @@ def run_test(engine: Engine, model: Model, test: Test, seed: int) -> None:
         engine.prefill(tokens[:, : test.n_prompt], test.n_depth)
     for i in range(test.n_prompt, test.n_tokens):
         engine.decode(tokens[:, i : i + 1], test.n_depth + i)
+    engine.wait()
 
 
 def expected_ns(lowered: Lowered, database: Database, schedule: str, test: Test) -> float:
@@ -346,10 +365,17 @@ def _base_row(session: Session, lowered: Lowered, test: Test) -> Result:
         type_v=CACHE_TYPES[load.scheme.dtype],
         chunks=list(load.chunks),
         flops_per_token=model.flops_per_token,
-        multiplies="int8" if load.scheme.activations == "int8" else "float32",
+        multiplies=_multiplies(load),
         bytes_per_token=round(model.read_bytes + model.cache_bytes_per_token * mean_depth * load.batch),
         environment=environment.describe(),
     )
+
+
+def _multiplies(load: Workload) -> str:
+    """What matrix products multiply: on a GPU's tensor cores the activations' type, on a CPU float32 or bytes."""
+    if load.device == "gpu":
+        return load.scheme.dtype
+    return "int8" if load.scheme.activations == "int8" else "float32"
 
 
 def _memory(model: Model, arm: Arm) -> dict[str, Count]:
@@ -361,7 +387,7 @@ def _memory(model: Model, arm: Arm) -> dict[str, Count]:
     return {"weights": Count(arm.loaded.weight_bytes, f"as {arm.engine} counts them")} if arm.loaded else {}
 
 
-def _peak(peak: environment.PeakRss, probe: Probe) -> Count:
+def _peak(peak: environment.PeakRss, probe: Probe | CudaProbe) -> Count:
     most = peak.read()
     rest = None if most.bytes is None else most.bytes - probe.held_bytes
     return Count(rest, f"{most.counter}, less the probe's {probe.held_bytes >> 20} MiB")

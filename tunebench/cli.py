@@ -81,7 +81,7 @@ def tune_command(
 
     options = Options(trials=trials, time_limit_s=limit_s, threads=session.threads, seed=seed)
     tests = _tests(str(max(_numbers(prompt, "--prompt"))), "32", "0", context)
-    lowered = [_lower(session, load) for load in _workloads(model, scheme, batch, prompt, context)]
+    lowered = [_lower(session, load) for load in _workloads(session, model, scheme, batch, prompt, context)]
     changed = []  # models with at least one tuned kernel
     try:
         for each in lowered:
@@ -142,7 +142,7 @@ def bench_command(
     plan = Plan(tests, tuple(dict.fromkeys(schedule)), sample_limit_s=limit_s, weights=weights, seed=seed)
     plan = replace(plan, engines=tuple(dict.fromkeys(engine)))
     plan = replace(plan, protocol=replace(plan.protocol, samples=reps, least_samples=min(reps, 5)))
-    lowered = [_lower(session, load) for load in _workloads(model, scheme, batch, prompt, context)]
+    lowered = [_lower(session, load) for load in _workloads(session, model, scheme, batch, prompt, context)]
     _bench_all(session, lowered, plan)
 
 
@@ -250,7 +250,9 @@ def demo_command(
     tests = (Test(n_prompt=128), Test(n_prompt=100), Test(n_gen=32), Test(n_gen=32, n_depth=512))
     plan = Plan(tests)
     plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
-    _bench_all(session, [_lower(session, load) for load in _workloads(["demo"], schemes, 1, "128", 1024)], plan)
+    _bench_all(
+        session, [_lower(session, load) for load in _workloads(session, ["demo"], schemes, 1, "128", 1024)], plan
+    )
     report_command(work_dir=work_dir, name="demo")
 
 
@@ -296,14 +298,18 @@ def _make_folder(folder: Path) -> None:
         ) from None
 
 
-def _workloads(models: list[str], schemes: list[str], batch: int, chunks: str, context: int) -> list[Workload]:
+def _workloads(
+    session: Session, models: list[str], schemes: list[str], batch: int, chunks: str, context: int
+) -> list[Workload]:
     from tunebench import quantization, registry
     from tunebench.spec import Workload
 
     known = quantization.schemes()
     chosen = [registry.pick(known, scheme, "scheme") for scheme in dict.fromkeys(schemes)]
     lengths = tuple(sorted({SMALLEST_CHUNK, *_numbers(chunks, "--prompt")}))
-    return [Workload(model, scheme, batch, lengths, context) for model in dict.fromkeys(models) for scheme in chosen]
+    device = "cpu" if session.preset.device == "cpu" else "gpu"
+    each = [(model, scheme) for model in dict.fromkeys(models) for scheme in chosen]
+    return [Workload(model, scheme, batch, lengths, context, device) for model, scheme in each]
 
 
 def _lower(session: Session, load: Workload) -> Lowered:

@@ -10,6 +10,7 @@ import tvm_ffi
 from tvm.runtime import Tensor, device
 
 from tunebench.errors import TuneBenchError
+from tunebench.spec import Count
 
 DEVICE = device("cuda", 0)
 
@@ -124,6 +125,21 @@ def free_bytes() -> int:
     rt = _runtime()
     _checked(rt.cudaSetDevice(0))
     return int(_checked(rt.cudaMemGetInfo())[0])
+
+
+class DeviceMemory:
+    """What is taken of the device's memory from now on."""
+
+    def __init__(self) -> None:
+        free_bytes()  # makes the context, which is not a model's
+        self._before = used_bytes()
+
+    def taken(self) -> Count:
+        """Bytes in use now beyond those at the start; TVM's pools give nothing back, so this is the peak."""
+        now = used_bytes()
+        if now is None or self._before is None:
+            return Count(None, "NVML is not installed")
+        return Count(now - self._before, "NVML, beyond the CUDA context and the probe")
 
 
 def used_bytes() -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,6 +107,14 @@ class TvmEngine:
         """Process one token a sequence, int32 [b, 1], at `position`."""
         self._check_room(position + 1)
         self._step(tokens, position, 0)
+
+    def wait(self) -> None:
+        """Nothing: each step waits."""
+
+    def function(self, bucket: int) -> Callable[..., tvm.runtime.Object]:
+        """The compiled function for pieces of `bucket` tokens."""
+        step: Callable[..., tvm.runtime.Object] = self._steps[bucket]
+        return step
 
     def logits(self) -> np.ndarray:
         """Float32 logits [b, vocab] of the last call."""

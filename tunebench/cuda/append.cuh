@@ -14,11 +14,17 @@ __device__ __forceinline__ int append(
   const int at = blockIdx.x * THREADS + threadIdx.x;
   if (at >= PARTS * EVERY * M) return 0;
   const int d = at % PARTS * VEC, h = at / PARTS % EVERY, m = at / PARTS / EVERY;
-  const int batch = blockIdx.y, t = position[0] + m;
+  begin();
+  const int batch = blockIdx.y, t = static_cast<int>(fresh_word(position)) + m;
   const __half* from = qkv + ((static_cast<size_t>(batch) * M + m) * EVERY + h) * D + d;
   __half* to = h < H ? q + ((static_cast<size_t>(batch) * M + m) * H + h) * D + d
                      : (h < H + G ? keys : values) + ((static_cast<size_t>(batch) * G + (h - H) % G) * C + t) * D + d;
-  Halves<VEC> low = *reinterpret_cast<const Halves<VEC>*>(from), high = *reinterpret_cast<const Halves<VEC>*>(from + HALF);
+  Halves<VEC> low, high;
+#pragma unroll
+  for (int i = 0; i < VEC; i += 2) {
+    *reinterpret_cast<u32*>(&low.v[i]) = fresh_word(from + i);
+    *reinterpret_cast<u32*>(&high.v[i]) = fresh_word(from + HALF + i);
+  }
   if (h < H + G) {
     const float* turn = angles + static_cast<size_t>(t) * HALF + d;
 #pragma unroll

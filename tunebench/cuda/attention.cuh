@@ -35,14 +35,15 @@ __device__ __forceinline__ int attend_one(
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int part = lane % LANES, set = warp * PER_WARP + lane / LANES;
-  const int length = position[0] + 1, share = (length + SPLITS - 1) / SPLITS;
+  begin();
+  const int length = static_cast<int>(fresh_word(position)) + 1, share = (length + SPLITS - 1) / SPLITS;
   const int low = blockIdx.x * share, high = min(length, low + share);
   const size_t head = static_cast<size_t>(blockIdx.y) * C * D;
 
   float query[REP][8], acc[REP][8] = {}, top[REP], sum[REP] = {};
 #pragma unroll
   for (int r = 0; r < REP; ++r) {
-    floats(load16(q + (static_cast<size_t>(blockIdx.y) * REP + r) * D + part * 8), query[r]);
+    floats(fresh(q + (static_cast<size_t>(blockIdx.y) * REP + r) * D + part * 8), query[r]);
 #pragma unroll
     for (int i = 0; i < 8; ++i) query[r][i] *= LOG2E * rsqrtf(static_cast<float>(D));
     top[r] = -1e30f;
@@ -52,8 +53,8 @@ __device__ __forceinline__ int attend_one(
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       const int t = min(start + u * STREAMS, high - 1);
-      k[u] = stream(keys + head + static_cast<size_t>(t) * D + part * 8);
-      v[u] = stream(values + head + static_cast<size_t>(t) * D + part * 8);
+      k[u] = fresh_stream(keys + head + static_cast<size_t>(t) * D + part * 8);
+      v[u] = fresh_stream(values + head + static_cast<size_t>(t) * D + part * 8);
     }
     float score[U][REP];
 #pragma unroll
@@ -187,8 +188,9 @@ __device__ __forceinline__ int attend_piece(
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
   const int batch = blockIdx.y / H, h = blockIdx.y % H;
+  begin();
   const int tile = gridDim.x - 1 - blockIdx.x;  // the longest first
-  const int row = tile * 16 * WARPS + warp * 16 + g, at = position[0];
+  const int row = tile * 16 * WARPS + warp * 16 + g, at = static_cast<int>(fresh_word(position));
   const size_t head = (static_cast<size_t>(batch) * G + h / (H / G)) * C * D;
   const int end = min(at + (tile + 1) * 16 * WARPS, C), steps = (end + KEYS - 1) / KEYS;
 
@@ -208,7 +210,7 @@ __device__ __forceinline__ int attend_piece(
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const size_t from = ((static_cast<size_t>(batch) * M + row + j % 2 * 8) * H + h) * D + i * 16 + j / 2 * 8 + c * 2;
-      a[i][j] = *reinterpret_cast<const u32*>(q + from);
+      a[i][j] = fresh_word(q + from);
     }
   const float factor = LOG2E * rsqrtf(static_cast<float>(D));
   float acc[D / 8][4] = {}, top[2] = {-1e30f, -1e30f}, sum[2] = {};

@@ -12,7 +12,45 @@ __device__ __forceinline__ uint4 stream(const void* p) {
   return v;
 }
 
-__device__ __forceinline__ uint4 load16(const void* p) { return *reinterpret_cast<const uint4*>(p); }
+__device__ __forceinline__ __half constant(const __half* p) {
+  unsigned short v;
+  asm("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
+  return __ushort_as_half(v);
+}
+
+// A kernel may be launched before the one ahead of it has ended (programmatic dependent launch). `begin` lets the next
+// one come and waits for the last: what that one wrote must be read after it, by the functions below, which the
+// compiler leaves where they are.
+__device__ __forceinline__ void begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ uint4 fresh(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ uint4 fresh_stream(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ u32 fresh_word(const void* p) {
+  u32 v;
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ __half fresh_half(const __half* p) {
+  unsigned short v;
+  asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(p) : "memory");
+  return __ushort_as_half(v);
+}
 
 // d[16, 8] += a[16, 16] b[16, 8]; lane (g, c) = (lane / 4, lane % 4) holds of a: (g, 2c), (g + 8, 2c), (g, 2c + 8),
 // (g + 8, 2c + 8), of b: (2c, g), (2c + 8, g), two along k each; of d: (g, 2c), (g, 2c + 1), (g + 8, 2c), (g + 8, 2c + 1).

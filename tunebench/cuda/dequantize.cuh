@@ -9,6 +9,7 @@ __device__ __forceinline__ int dequantize(
   constexpr int PER_WORD = 32 / BITS, WORDS = K / PER_WORD;
   const int at = blockIdx.x * THREADS + threadIdx.x;
   if (at >= ROWS * WORDS) return 0;
+  begin();
   const int row = at / WORDS, word = at % WORDS;
   const u32 raw = w[static_cast<size_t>(FIRST + row) * WORDS + word];
   const __half2 s = __half2half2(scale[static_cast<size_t>(FIRST + row) * (K / GROUP) + word * PER_WORD / GROUP]);

@@ -9,13 +9,14 @@ __device__ __forceinline__ int rms_norm(
   constexpr int EACH = (WIDTH / 8 + THREADS - 1) / THREADS;
   __shared__ float sums[THREADS / 32];
   const __half* row = x + static_cast<size_t>(blockIdx.x) * WIDTH;
+  begin();
   float f[EACH][8], scale[EACH][8], sum = 0;
 #pragma unroll
   for (int j = 0; j < EACH; ++j) {
     const int at = (j * THREADS + threadIdx.x) * 8;
     if (at >= WIDTH) break;
-    floats(load16(row + at), f[j]);
-    floats(load16(weight + at), scale[j]);
+    floats(fresh(row + at), f[j]);
+    floats(fresh(weight + at), scale[j]);
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum += f[j][i] * f[j][i];
   }

@@ -24,7 +24,7 @@ Weights = Iterable[tuple[str, np.ndarray]]
 
 
 class Engine(Protocol):
-    """A loaded model. Calls return when the device is done."""
+    """A loaded model. Calls may return before the device is done."""
 
     name: str
 
@@ -39,6 +39,10 @@ class Engine(Protocol):
 
     def decode(self, tokens: np.ndarray, position: int) -> object:
         """Process one token a sequence, int32 [b, 1], at `position`."""
+        ...
+
+    def wait(self) -> None:
+        """Until the device is done with every call so far."""
         ...
 
     def logits(self) -> np.ndarray:

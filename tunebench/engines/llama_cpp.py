@@ -218,6 +218,9 @@ class LlamaCpp:
         self._go_to(position)
         self._decode(tokens)
 
+    def wait(self) -> None:
+        """Nothing: each call waits."""
+
     def logits(self) -> np.ndarray:
         """Float32 logits [b, vocab] of the last call."""
         rows = [self._api.llama_get_logits_ith(self._context, i) for i in self._last]

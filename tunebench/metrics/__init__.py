@@ -31,9 +31,14 @@ def phase(row: Result) -> str:
 
 def matrix_probe(row: Result) -> float | None:
     """Operations/s that the machine was measured to do of the kind that the row's matrix products are."""
-    return row.probe.get({"int8": "int8_ops_per_s"}.get(row.multiplies, "flops_per_s"))
+    return row.probe.get({"int8": "int8_ops_per_s", "float16": "f16_flops_per_s"}.get(row.multiplies, "flops_per_s"))
 
 
 def evaluate(row: Result) -> dict[str, float | None]:
     """Every metric of one row, by name."""
     return {name: metric.compute(row) for name, metric in load().items()}
+
+
+def read_probe(row: Result) -> float | None:
+    """The measured bandwidth: of reading, or on a GPU of a copy."""
+    return row.probe.get("read_bytes_per_s", row.probe.get("copy_bytes_per_s"))

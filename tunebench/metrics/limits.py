@@ -1,7 +1,7 @@
 """How near a case comes to what the machine was measured to do in the same run."""
 
 from tunebench import results, stats
-from tunebench.metrics import Metric, matrix_probe, phase
+from tunebench.metrics import Metric, matrix_probe, phase, read_probe
 from tunebench.results import Result
 
 
@@ -14,7 +14,7 @@ def read_bytes_per_s(row: Result) -> float | None:
 
 def read_share(row: Result) -> float | None:
     """Share (0..1) of the measured read bandwidth that a decode test reaches."""
-    return _share(read_bytes_per_s(row), row.probe.get("read_bytes_per_s"))
+    return _share(read_bytes_per_s(row), read_probe(row))
 
 
 def matrix_flops_per_s(row: Result) -> float | None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from tvm.relax.frontend.nn import Tensor
 
 
+POOL = 1 << 22  # weights
+
+
 def numpy_dtype(name: str) -> np.dtype:
     """The numpy dtype of a TVM dtype name, bfloat16 included."""
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
@@ -33,11 +36,14 @@ def _dequantize(scheme: Scheme, parts: Arrays) -> Array:
 
 
 def _random(scheme: Scheme, n: int, k: int, rng: np.random.Generator) -> Arrays:
-    weight = np.empty((n, k), numpy_dtype(scheme.dtype))
-    for start in range(0, n, 1024):  # float32 noise for a few rows at a time
-        rows = weight[start : start + 1024]
-        rows[...] = rng.standard_normal(rows.shape, np.float32) * RANDOM_STD
-    return {"weight": weight}
+    """Normal noise: rows of a pool, from other places for each block of them, as billions of draws take minutes."""
+    dtype = numpy_dtype(scheme.dtype)
+    pool = (rng.standard_normal(min(n * k, POOL), np.float32) * RANDOM_STD).astype(dtype)
+    weight = np.empty((n, k), dtype).reshape(-1)
+    for start in range(0, weight.size, POOL):
+        part = weight[start : start + POOL]
+        part[...] = np.roll(pool, int(rng.integers(len(pool))))[: part.size]
+    return {"weight": weight.reshape(n, k)}
 
 
 def _matmul(scheme: Scheme, x: Tensor, parts: dict[str, Tensor], out_dtype: str) -> Tensor:

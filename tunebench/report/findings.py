@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from tunebench import stats
+from tunebench import metrics, stats
 from tunebench.charts import records
 from tunebench.report import words
 from tunebench.report.frame import short_name
@@ -99,7 +99,7 @@ def environment(rows: Sequence[Result], tunes: Sequence[TuneResult]) -> Table:
 
 def _measured(rows: Sequence[Result]) -> list[tuple[str, str]]:
     """The machine's own figures, measured beside the cases."""
-    reads = [words.per_s(row.probe.get("read_bytes_per_s"), "B") for row in rows]
+    reads = [words.per_s(metrics.read_probe(row), "B") for row in rows]
     flops = [words.per_s(row.probe.get("flops_per_s"), "flop") for row in rows]
     noise = [words.percent(row.noise) if row.noise is not None else words.MISSING for row in rows]
     ints = [words.per_s(row.probe.get("int8_ops_per_s"), "op") for row in rows]

@@ -62,7 +62,7 @@ def _line(row: Result, reference: Result | None, several: list[str]) -> dict[str
     line |= {"place": _place(row, several), "test_label": _test_label(row)}
     line |= {"model_label": short_name(row.model)}
     line |= {"n_samples": len(row.samples_ns), "noise": nan if row.noise is None else row.noise}
-    line |= {"read_probe": row.probe.get("read_bytes_per_s"), "matrix_probe": metrics.matrix_probe(row)}
+    line |= {"read_probe": metrics.read_probe(row), "matrix_probe": metrics.matrix_probe(row)}
     line |= {"matrix_unit": "op" if row.multiplies == "int8" else "flop"}
     line |= {f"{name}_counter": row.memory[name].counter if name in row.memory else None for name in COUNTERS}
     usable = row.status == "ok"

@@ -20,7 +20,7 @@ import numpy as np
 import tvm
 from tvm.support.popen_pool import PopenPoolExecutor, PopenWorker
 
-from tunebench import cuda_compiler, cuda_runtime, lowering
+from tunebench import cublas, cuda_compiler, cuda_runtime, lowering  # noqa: F401  (cublas: kernels call it)
 from tunebench.measure import Protocol, Samples, interleave
 from tunebench.runners import (
     BUILD_TIMEOUT_S,
@@ -37,6 +37,7 @@ from tunebench.runners import (
 RUN_TIMEOUT_S = 60.0
 GRAPH_NS = 400_000  # at least, of the calls in one graph
 MOST_CALLS = 256
+LAUNCH_NS = 50_000  # what a single call may take beyond its kernel
 
 
 class CudaRunner:
@@ -193,7 +194,8 @@ class _Bench:
     def check(self, kernel: _Kernel) -> str:
         """Why the kernel's outputs are wrong, or an empty string."""
         outputs = self._outputs(kernel, list(self.expected))
-        return next(filter(None, (mismatch(array, self.expected[i]) for i, array in outputs.items())), "")
+        half = any(array.dtype == np.float16 for array in self.inputs)
+        return next(filter(None, (mismatch(array, self.expected[i], half) for i, array in outputs.items())), "")
 
     def call(self, kernel: _Kernel) -> None:
         """One call on the next input set."""
@@ -249,12 +251,16 @@ def _prepare(job: Job, protocol: Protocol) -> Outcome:
 
 def _check_and_time(job: Job, mod_json: str, protocol: Protocol, limit_ns: int) -> Outcome:
     bench = _bench(job)
-    kernel = _compile(mod_json)
-    wrong = bench.check(kernel)
+    try:
+        kernel = _compile(mod_json)
+        wrong = bench.check(kernel)
+    except Exception as error:  # whatever the candidate raises
+        _worker.stream.wait()  # fails, and so ends this process, where the GPU's state is lost
+        wrong = brief(error)
     if wrong:
         return Outcome(error=wrong)
     first = round(_worker.stream.elapsed_ns(lambda: bench.call(kernel)))
-    if first > limit_ns > 0:
+    if first > limit_ns + LAUNCH_NS:
         return Outcome((first,))
     return Outcome(tuple(_time(bench, {"it": kernel}, protocol)["it"].samples_ns))
 

@@ -111,11 +111,12 @@ def extern_kernel(
     function: str,
     args: Sequence[str | tvm.tirx.Expr],
     cluster: int = 1,
+    early: bool = False,
 ) -> tvm.tirx.PrimFunc:
     """A kernel whose threads all call one function of `cuda/`.
 
     `args` are names of `params`, passed as pointers, or values. `cluster` blocks that are neighbours along the
-    grid's first axis share a cluster.
+    grid's first axis share a cluster. `early`: the kernel may be launched before the one ahead of it has ended.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         buffers = arguments(params)
@@ -130,7 +131,13 @@ def extern_kernel(
             frames.enter_context(T.launch_thread("threadIdx.x", threads))
             values = [buffers[arg].data if isinstance(arg, str) else arg for arg in args]
             T.evaluate(T.call_extern("int32", function, *values))
-    return builder.get()
+    func = builder.get()
+    return func.with_attr("tirx.kernel_launch_params", ["tirx.use_programtic_dependent_launch"]) if early else func
+
+
+def overlap(gpu: Gpu) -> Choices:
+    """Whether a kernel is launched early: a decision where the GPU can do it."""
+    return {"overlap": [0, 1] if gpu.arch >= 90 else [0]}
 
 
 @functools.cache

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from tvm.tirx import PrimFunc
 
-from tunebench.templates import Choices, Decisions, Gpu, Operation, Param, Template, extern_kernel
+from tunebench.templates import Choices, Decisions, Gpu, Operation, Param, Template, extern_kernel, overlap
 
 
 def _choices(op: Operation, gpu: Gpu) -> Choices:
     if gpu.kind != "cuda" or op["dtype"] != "float16" or op["dim"] % 16:
         return {}
-    return {"threads": [64, 128, 256], "vector": [2, 4, 8]}
+    return {"threads": [64, 128, 256], "vector": [2, 4, 8], **overlap(gpu)}
 
 
 def _build(op: Operation, decisions: Decisions) -> PrimFunc:
@@ -31,6 +31,7 @@ def _build(op: Operation, decisions: Decisions) -> PrimFunc:
         threads,
         f"tb::append<{', '.join(map(str, numbers))}>",
         ["qkv", "position", "angles", "keys", "values", "q"],
+        early=bool(decisions["overlap"]),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.tirx import PrimFunc
 
-from tunebench.templates import Choices, Decisions, Gpu, Operation, Param, Template, extern_kernel
+from tunebench.templates import Choices, Decisions, Gpu, Operation, Param, Template, extern_kernel, overlap
 
 
 def _params(op: Operation) -> list[Param]:
@@ -26,8 +26,8 @@ def _serves(op: Operation, gpu: Gpu) -> bool:
 def _one_choices(op: Operation, gpu: Gpu) -> Choices:
     if not _serves(op, gpu) or op["m"] != 1 or op["heads"] // op["kv_heads"] > 8:
         return {}
-    splits = [1, 2, 4, 8] if gpu.arch >= 90 else [1]
-    return {"splits": splits, "warps": [4, 8], "positions": [1, 2, 4]}
+    splits = [2, 4, 8, 16] if gpu.arch >= 90 else [1]
+    return {"splits": splits, "warps": [4, 8], "positions": [2, 4], **overlap(gpu)}
 
 
 def _one_build(op: Operation, decisions: Decisions) -> PrimFunc:
@@ -40,13 +40,14 @@ def _one_build(op: Operation, decisions: Decisions) -> PrimFunc:
         f"tb::attend_one<{', '.join(map(str, numbers))}>",
         ["q", "keys", "values", "position", "out"],
         cluster=splits,
+        early=bool(decisions["overlap"]),
     )
 
 
 def _piece_choices(op: Operation, gpu: Gpu) -> Choices:
     if not _serves(op, gpu) or op["m"] % 16:
         return {}
-    return {"warps": [w for w in (1, 2, 4, 8) if op["m"] % (16 * w) == 0], "keys": [32, 64]}
+    return {"warps": [w for w in (1, 2, 4, 8) if op["m"] % (16 * w) == 0], "keys": [32, 64], **overlap(gpu)}
 
 
 def _piece_build(op: Operation, decisions: Decisions) -> PrimFunc:
@@ -58,6 +59,7 @@ def _piece_build(op: Operation, decisions: Decisions) -> PrimFunc:
         32 * warps,
         f"tb::attend_piece<{', '.join(map(str, numbers))}>",
         ["q", "keys", "values", "position", "out"],
+        early=bool(decisions["overlap"]),
     )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.tirx import PrimFunc
 
-from tunebench.templates import Choices, Decisions, Gpu, Operation, Param, Template, extern_kernel
+from tunebench.templates import Choices, Decisions, Gpu, Operation, Param, Template, extern_kernel, overlap
 
 
 def _choices(op: Operation, gpu: Gpu) -> Choices:
     if gpu.kind != "cuda" or op["dtype"] != "float16" or op["width"] % 8:
         return {}
-    return {"threads": [t for t in (128, 256, 512, 1024) if t * 8 <= op["width"] or t == 128]}
+    return {"threads": [t for t in (128, 256, 512, 1024) if t * 8 <= op["width"] or t == 128], **overlap(gpu)}
 
 
 def _build(op: Operation, decisions: Decisions) -> PrimFunc:
@@ -23,6 +23,7 @@ def _build(op: Operation, decisions: Decisions) -> PrimFunc:
         threads,
         f"tb::rms_norm<{width}, {threads}>",
         ["x", "weight", "out", tirx.const(op["epsilon"], "float32")],
+        early=bool(decisions["overlap"]),
     )
 
 
