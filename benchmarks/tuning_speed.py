@@ -95,7 +95,8 @@ def _ours(args: argparse.Namespace, folder: Path, budget_s: float) -> None:
 def _compare(args: argparse.Namespace, folder: Path, took_s: dict[str, float]) -> None:
     from tunebench import lowering
     from tunebench.database import replay
-    from tunebench.runners.local import Job, LocalRunner
+    from tunebench.runners import Job
+    from tunebench.runners.local import LocalRunner
     from tunebench.tune import FINAL
 
     session = _session(args, folder / "ours")
@@ -116,7 +117,7 @@ def _compare(args: argparse.Namespace, folder: Path, took_s: dict[str, float]) -
     for task in tasks:
         best = {side: min(found[side].get(task.key, []), key=lambda run: run[0], default=None) for side in found}
         mods = [(side, replay(task.mod, run[1])) for side, run in best.items() if run and run[0] < 1e9]
-        job = Job(task.key, _json(lowering.default_schedule(task.mod)), 256, cold)
+        job = Job(task.key, _json(lowering.default_schedule(task.mod, session.target)), 256, cold)
         outcomes = runner.duel(job, mods, FINAL)
         medians = {
             side: stats.median(outcomes[side].samples_ns) / 1e3

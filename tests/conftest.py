@@ -16,7 +16,7 @@ from tvm.s_tir import meta_schedule as ms
 
 from tunebench import lowering, quantization, search, tasks, workload
 from tunebench.database import Entry
-from tunebench.runners.local import Job
+from tunebench.runners import Job
 from tunebench.spec import Workload
 from tunebench.targets import presets
 from tunebench.tasks import Task

@@ -15,6 +15,7 @@ from tunebench.compile import compile_model
 from tunebench.database import FILES, LOCKED, Database, Entry, Provenance, folder_name, provenance
 from tunebench.errors import TuneBenchError
 from tunebench.search import Trials, record_key
+from tunebench.targets import cpu_device
 from tunebench.tasks import Task
 
 Records = dict[str, ms.database.TuningRecord]
@@ -28,7 +29,7 @@ def model(target: tvm.target.Target, config: Path) -> tuple[tvm.IRModule, list[T
 
 @pytest.fixture
 def made(target: tvm.target.Target) -> Provenance:
-    return provenance(target, 2)
+    return provenance(target, cpu_device(), 2)
 
 
 def written(folder: Path, made: Provenance, records: Records) -> Database:

@@ -17,6 +17,7 @@ from tunebench import quantization, weights
 from tunebench.compile import compile_model
 from tunebench.database import Database, provenance
 from tunebench.errors import TuneBenchError
+from tunebench.targets import cpu_device
 from tunebench.tasks import Task
 from tunebench.tune import Options, tune
 from tunebench.tvm_engine import TvmEngine, load
@@ -182,7 +183,7 @@ def test_a_real_tuning_run_keeps_the_logits(
     reference, folder, config = saved()
     model = load_model(config, "q0f32")
     mod, found = lower(model, target)
-    database = Database(tmp_path / "db", provenance(target, 2))
+    database = Database(tmp_path / "db", provenance(target, cpu_device(), 2))
     largest = sorted(found, key=lambda task: task.name.startswith(("matmul", "fused_matmul")))[-6:]
     tune(largest, database, target, Options(trials=4, time_limit_s=8, threads=2), lambda progress: None)
     records = database.promoted()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from conftest import CHUNKS, draw_designs, draw_records, load_model, lower, write_config
+from conftest import CHUNKS, cpu_target, draw_designs, draw_records, load_model, lower, write_config
 from tvm import relax, s_tir
 
 from tunebench import lowering, tasks, workload
@@ -77,7 +77,7 @@ def test_no_kernel_holds_a_dequantized_matrix(name: str, target: tvm.target.Targ
     found = wide_tasks(name, target, tmp_path)
     assert len(found) >= 9
     for task in found:
-        assert not materialised(task, lowering.default_schedule(task.mod)), task.name
+        assert not materialised(task, lowering.default_schedule(task.mod, cpu_target())), task.name
 
 
 @pytest.mark.parametrize("name", ["q4f16_0", "q4f16_1", "q4i8f16_0"])

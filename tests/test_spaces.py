@@ -53,7 +53,7 @@ def test_every_decision_computes_the_defaults_result(
         seen.add(kind)
         mods = {str(i): replay_trace(task, trace) for i, trace in enumerate(traces)}
         errors = local.build(list(mods.items()))
-        job = job_of(task.key, lowering.default_schedule(task.mod))
+        job = job_of(task.key, lowering.default_schedule(task.mod, cpu_target()))
         for name, error in errors.items():
             why = error or local.time(job, name, ONCE, limit_ns=10**10).error
             if why:

@@ -13,8 +13,10 @@ from conftest import load_model, lower
 
 from tunebench import stats
 from tunebench.database import Database, provenance
-from tunebench.runners.local import Job, LocalRunner, Outcome
+from tunebench.runners import Job, Outcome
+from tunebench.runners.local import LocalRunner
 from tunebench.search import Trials
+from tunebench.targets import cpu_device
 from tunebench.tasks import Task
 from tunebench.tune import Options, Progress, kernels, tune
 
@@ -72,12 +74,12 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> type[Watched]:
 
 def run(found: list[Task], target: tvm.target.Target, folder: Path, options: Options = OPTIONS) -> Progress:
     """One tuning run."""
-    return tune(found, Database(folder, provenance(target, 2)), target, options, lambda progress: None)
+    return tune(found, Database(folder, provenance(target, cpu_device(), 2)), target, options, lambda progress: None)
 
 
 def reopened(folder: Path, target: tvm.target.Target) -> Database:
     """What a run left."""
-    return Database(folder, provenance(target, 2))
+    return Database(folder, provenance(target, cpu_device(), 2))
 
 
 def test_a_second_run_measures_nothing_twice(

@@ -27,7 +27,7 @@ from tunebench.results import Result, TuneResult
 from tunebench.spec import Count, TargetPreset, Test, Workload
 from tunebench.targets import device_name
 from tunebench.tasks import Task, extract, piece_ns
-from tunebench.tune import Options, Progress, Watcher, kernels, tune
+from tunebench.tune import Options, Progress, Watcher, kernels, sources, tune
 from tunebench.tvm_engine import TvmEngine, load, pieces
 from tunebench.workload import Model
 
@@ -150,7 +150,7 @@ def _tune_row(session: Session, lowered: Lowered, progress: Progress, database: 
         valid_trials=progress.valid,
         cost_s={**progress.costs.seconds, "total": progress.elapsed_s},
         curve=progress.curve,
-        kernels=kernels(lowered.tasks, database.entries, frozenset(database.promoted())),
+        kernels=kernels(lowered.tasks, database.entries, sources(database.promoted())),
         noise=progress.noise,
         ranking={name: float(np.mean(values)) for name, values in ranks.items()},
         environment=environment.describe(),
@@ -335,7 +335,7 @@ def _coverage(lowered: Lowered, database: Database, compiled: Compiled, test: Te
     rows = [row for row in kernels(lowered.tasks, database.entries, compiled.tuned) if row.bucket in used]
     of_largest = [row for row in rows if row.bucket == max(used)]
     known = any(row.share for row in of_largest)
-    share = sum(row.share for row in of_largest if row.schedule == "tuned") if known else None
+    share = sum(row.share for row in of_largest if row.schedule != "default") if known else None
     return {"kernels": rows, "coverage": share}
 
 

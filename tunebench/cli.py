@@ -89,7 +89,7 @@ def tune_command(
             with TuneView(console, f"{bench_module.model_name(load)} {load.scheme.name}") as view:
                 row = bench_module.run_tune(session, each, options, view)
             won = sum(kernel.decision == "promoted" for kernel in row.kernels)
-            changed += [each] if any(kernel.schedule == "tuned" for kernel in row.kernels) else []
+            changed += [each] if any(kernel.schedule != "default" for kernel in row.kernels) else []
             console.print(
                 f"{row.model} {row.scheme}: {row.trials} trials in {row.cost_s['total']:.0f} s, "
                 f"{won} of {len(row.kernels)} kernels promoted; database in {session.database().folder}",
@@ -101,6 +101,43 @@ def tune_command(
     if bench and changed:
         _bench_all(session, changed, bench_module.Plan(tests, seed=seed, sample_limit_s=60.0))
         report_command(work_dir=work_dir, name=name)
+
+
+@app.command(name="compile")
+def compile_command(
+    model: Models,
+    scheme: Schemes = ["q4f16_1"],  # noqa: B006
+    target: TargetName = "llvm",
+    prompt: Chunks = "128",
+    batch: Batch = 1,
+    context: Context = 2048,
+) -> None:
+    """Build every kernel of a model for a target, which need not be this machine's; nothing is measured."""
+    from tunebench import compile_check, lowering, targets, tasks, workload
+
+    preset = targets.find(target)
+    session_target = lowering.tvm_target(preset, 1)
+    failed = 0
+    for load in _loads(preset.device, model, scheme, batch, prompt, context):
+        with console.status(f"building {load.model} {load.scheme.name}"):
+            found = workload.load(load)
+            mod = lowering.prefix(workload.build(found), session_target)
+            built = list(compile_check.build_all(tasks.extract(mod, found), session_target))
+        table = Table(box=None, pad_edge=False)
+        for column in ("kernel", "built as", ""):
+            table.add_column(column)
+        for each in built:
+            table.add_row(each.task, each.how, each.error or "ok")
+        console.print(table)
+        errors = sum(bool(each.error) for each in built)
+        failed += errors
+        console.print(
+            f"{load.model} {load.scheme.name} for {target}: {len(built) - errors} of {len(built)} built. "
+            "Nothing was measured: tune and bench where the device is.",
+            soft_wrap=True,
+        )
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command(name="bench")
@@ -301,15 +338,19 @@ def _make_folder(folder: Path) -> None:
 def _workloads(
     session: Session, models: list[str], schemes: list[str], batch: int, chunks: str, context: int
 ) -> list[Workload]:
+    return _loads(session.preset.device, models, schemes, batch, chunks, context)
+
+
+def _loads(device: str, models: list[str], schemes: list[str], batch: int, chunks: str, context: int) -> list[Workload]:
     from tunebench import quantization, registry
     from tunebench.spec import Workload
 
     known = quantization.schemes()
     chosen = [registry.pick(known, scheme, "scheme") for scheme in dict.fromkeys(schemes)]
     lengths = tuple(sorted({SMALLEST_CHUNK, *_numbers(chunks, "--prompt")}))
-    device = "cpu" if session.preset.device == "cpu" else "gpu"
+    kind = "cpu" if device == "cpu" else "gpu"
     each = [(model, scheme) for model in dict.fromkeys(models) for scheme in chosen]
-    return [Workload(model, scheme, batch, lengths, context, device) for model, scheme in each]
+    return [Workload(model, scheme, batch, lengths, context, kind) for model, scheme in each]
 
 
 def _lower(session: Session, load: Workload) -> Lowered:

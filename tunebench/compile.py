@@ -9,7 +9,7 @@ import tvm
 from tvm import relax
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import lowering
+from tunebench import lowering, templates
 from tunebench.database import replay, task_key
 
 
@@ -18,7 +18,7 @@ class Compiled:
     """An executable and which of its kernels are tuned."""
 
     executable: relax.VMExecutable
-    tuned: frozenset[str]  # task keys
+    tuned: Mapping[str, str]  # task key -> where its kernel comes from, tuned or library
 
 
 def compile_model(
@@ -26,17 +26,17 @@ def compile_model(
 ) -> Compiled:
     """Compile a module after the prefix; kernels without a record get their default schedule."""
     scheduled = tvm.IRModule(dict(mod.functions_items()))
-    tuned: set[str] = set()
+    tuned: dict[str, str] = {}
     for gv, func in mod.functions_items():
         if not isinstance(func, tvm.tirx.PrimFunc):
             continue
         kernel = lowering.task_module(func)
         key = task_key(kernel)
         if key in records:
-            tuned.add(key)
+            tuned[key] = templates.source(records[key].trace)
             new = lowering.realize(replay(kernel, records[key]))
         else:
             new = lowering.default_schedule(kernel, target)
         scheduled.update_func(gv, new["main"].with_attr("global_symbol", gv.name_hint))
     lowered = lowering.tail(scheduled, target)
-    return Compiled(tvm.compile(lowered, target=target, relax_pipeline=None), frozenset(tuned))
+    return Compiled(tvm.compile(lowered, target=target, relax_pipeline=None), tuned)

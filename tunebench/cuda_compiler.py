@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,24 @@ def with_templates(code: str, target: Target) -> str:
 
 def build(mod: tvm.IRModule, target: Target) -> str:
     """Compile a module's kernels without the CUDA runtime; their source. For where TVM makes no CUDA modules."""
-    lib = tvm.compile(mod, target=target)
+    with _as_source():
+        lib = tvm.compile(mod, target=target)
     sources = [str(part.inspect_source("cuda")) for part in lib.mod.imports if part.kind == "cuda"]
     for source in sources:
         tvm_ffi.get_global_func("tvm_callback_cuda_compile")(source)
     return "\n".join(sources)
+
+
+@contextlib.contextmanager
+def _as_source() -> Iterator[None]:
+    """TVM makes no CUDA module, which would compile at once, but keeps the source."""
+    before = os.environ.get("TVM_COMPILE_FORCE_FALLBACK")
+    os.environ["TVM_COMPILE_FORCE_FALLBACK"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("TVM_COMPILE_FORCE_FALLBACK")
+        os.environ.update({} if before is None else {"TVM_COMPILE_FORCE_FALLBACK": before})
 
 
 def _cached(folder: Path, code: str) -> bytes:

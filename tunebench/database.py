@@ -47,6 +47,7 @@ class Entry:
     name: str
     default_ns: list[int] = field(default_factory=list)
     tuned_ns: list[int] = field(default_factory=list)
+    by_source: dict[str, list[int]] = field(default_factory=dict)  # the fastest of each, beside `tuned_ns`
     decision: str = ""  # promoted, kept default, inconclusive; empty: not judged yet
     reason: str = ""
     trial: str = ""  # key of the record that was judged

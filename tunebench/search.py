@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ with quick_parsing():  # every TuneContext imports them
 BATCH = 16  # candidates of one round on a CPU, which builds or measures
 GPU_BATCH = 48  # and on a GPU, which measures while the CPU builds
 FAILED_S = 1e10  # MetaSchedule's run time of a candidate that did not run
+MANY = 1 << 20  # more trials than any task has
 GIVE_UP = 4.0  # a candidate this much slower than the best is timed once
 TRIAL = Protocol(warmups=1, samples=5, least_samples=2, budget_s=0.2, sample_s=0.0005)
 GAIN = 0.99  # of the best time; less is no progress
@@ -65,11 +66,18 @@ class Trials:
         return sum(1 for key in self.measured if key.startswith(task.key + " "))
 
     def best(self, task: Task, most: int) -> list[ms.database.TuningRecord]:
-        """The fastest trials that ran, fastest first."""
+        """The fastest trials that ran, so many of each source, fastest first."""
         if not self.records.has_workload(task.mod):
             return []
-        top = self.records.get_top_k(self.records.commit_workload(task.mod), most)
-        return [record for record in top if _seconds(record.run_secs) < FAILED_S]
+        everything = self.records.get_top_k(self.records.commit_workload(task.mod), MANY)
+        found: Counter[str] = Counter()
+        top = []
+        for record in everything:
+            source = templates.source(record.trace)
+            if _seconds(record.run_secs) < FAILED_S and found[source] < most:
+                found[source] += 1
+                top.append(record)
+        return top
 
     def add(self, task: Task, candidate: ms.MeasureCandidate, seconds: float, target: tvm.target.Target) -> None:
         """Write a trial down."""

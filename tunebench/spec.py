@@ -106,8 +106,9 @@ class Kernel:
     bucket: int  # tokens of the piece it works on
     calls: int  # per piece
     share: float  # of the phase's time under the schedules in use, 0..1
-    schedule: str  # default or tuned
+    schedule: str  # default, tuned or library
     reason: str  # the verdict in words
     decision: str = ""  # promoted, kept default, inconclusive; empty where there is no verdict yet
     default_ns: list[int] = field(default_factory=list)  # fresh samples, cold caches
     tuned_ns: list[int] = field(default_factory=list)
+    by_source: dict[str, list[int]] = field(default_factory=dict)  # the fastest of tuned and library, where both ran

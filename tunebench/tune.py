@@ -15,7 +15,7 @@ from typing import Protocol as Interface
 import tvm
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import cost_model, cuda_runtime, environment, lowering, stats
+from tunebench import cost_model, cuda_runtime, environment, lowering, stats, templates
 from tunebench.database import Database, Entry, replay
 from tunebench.measure import Protocol
 from tunebench.runners import Outcome, Runner
@@ -95,7 +95,12 @@ def tune(
     return run.progress
 
 
-def kernels(tasks: list[Task], entries: Mapping[str, Entry], tuned: frozenset[str]) -> list[Kernel]:
+def sources(records: Mapping[str, ms.database.TuningRecord]) -> dict[str, str]:
+    """Where each promoted kernel comes from: `tuned` or `library`."""
+    return {key: templates.source(record.trace) for key, record in records.items()}
+
+
+def kernels(tasks: list[Task], entries: Mapping[str, Entry], tuned: Mapping[str, str]) -> list[Kernel]:
     """Each kernel of each piece with its share of the time under the schedules in use, and its verdict."""
 
     def time_ns(task: Task) -> float:
@@ -115,11 +120,12 @@ def kernels(tasks: list[Task], entries: Mapping[str, Entry], tuned: frozenset[st
                     bucket=bucket,
                     calls=task.calls[bucket],
                     share=share[task.key],
-                    schedule="tuned" if task.key in tuned else "default",
+                    schedule=tuned.get(task.key, "default"),
                     decision=entry.decision,
                     reason=entry.reason or "not judged yet: the run was stopped",
                     default_ns=entry.default_ns,
                     tuned_ns=entry.tuned_ns,
+                    by_source=entry.by_source,
                 )
             )
     return rows
@@ -260,12 +266,20 @@ class _Run:
             unsearched = "no candidate ran and was correct" if tried else "not searched before the time ran out"
             return replace(entry, decision="kept default", reason=search.reason or unsearched), None
         mods = {str(i): replay(search.task.mod, record) for i, record in enumerate(finalists)}
-        name = self._fastest(search, mods)
-        outcomes = self.runner.duel(search.job, [("tuned", mods[name]), (AGAIN, mods[name])], FINAL)
+        ranked = self._ranked(search, mods)
+        champions: dict[str, str] = {}  # source -> its fastest
+        for name in ranked:
+            champions.setdefault(templates.source(finalists[int(name)].trace), name)
+        best, name = next(iter(champions.items()))
+        arms = [*((source, mods[each]) for source, each in champions.items()), (AGAIN, mods[name])]
+        outcomes = self.runner.duel(search.job, arms, FINAL)
         failed = next((outcome.error for outcome in outcomes.values() if outcome.error), "")
         if failed:
             return replace(entry, decision="inconclusive", reason=f"measured again, it failed: {failed}"), None
-        default_ns, tuned_ns = list(outcomes["default"].samples_ns), list(outcomes["tuned"].samples_ns)
+        default_ns, tuned_ns = list(outcomes["default"].samples_ns), list(outcomes[best].samples_ns)
+        entry.by_source = (
+            {source: list(outcomes[source].samples_ns) for source in champions} if len(champions) > 1 else {}
+        )
         noise = stats.noise_floor(tuned_ns, outcomes[AGAIN].samples_ns) or 0.0
         self.progress.noise = max(self.progress.noise, noise)
         verdict = stats.verdict(default_ns, tuned_ns, noise)
@@ -274,14 +288,14 @@ class _Run:
         )
         return entry, finalists[int(name)] if verdict.decision == "promoted" else None
 
-    def _fastest(self, search: TaskSearch, mods: dict[str, tvm.IRModule]) -> str:
-        """The finalist to judge, on samples that the verdict does not use."""
+    def _ranked(self, search: TaskSearch, mods: dict[str, tvm.IRModule]) -> list[str]:
+        """The finalists, fastest first, on samples that the verdict does not use."""
         if len(mods) == 1:
-            return next(iter(mods))
+            return list(mods)
         outcomes = self.runner.duel(search.job, list(mods.items()), CHOICE, with_default=False)
 
         def median(name: str) -> float:
             outcome = outcomes.get(name, Outcome(error="lost"))
             return float("inf") if outcome.error else stats.median(outcome.samples_ns)
 
-        return min(mods, key=median)
+        return sorted(mods, key=median)

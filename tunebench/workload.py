@@ -144,11 +144,6 @@ def _check_shape(workload: Workload, config: ModelConfig) -> None:
             f"hidden_size {config.hidden_size} and head_dim {config.head_dim} are not supported.",
             f"hidden_size must be divisible by {ops.LANES}, head_dim by 2.",
         )
-    if workload.context > config.max_position_embeddings:
-        raise TuneBenchError(
-            f"a context of {workload.context} is more than the model's {config.max_position_embeddings} positions.",
-            "Lower --context.",
-        )
 
 
 def function_name(bucket: int) -> str:

@@ -13,15 +13,19 @@ struct Ahead {
 
 // y[M, N] = x[M, K] w[N, K]^T (+ residual). BITS of a weight; its scale is one half for each GROUP along k.
 // A thread block has ACROSS x ALONG warps: ACROSS of them side by side, each with 16 R outputs, ALONG sharing k.
-template <int BITS, int GROUP, int M, int N, int K, int R, int ACROSS, int ALONG, int U, bool RESIDUAL, typename Out>
+// STAGED (4 bits only): x lies in shared memory, already in pairs; otherwise each warp reads it when it needs it.
+template <int BITS, int GROUP, int M, int N, int K, int R, int ACROSS, int ALONG, int U, bool STAGED, bool RESIDUAL,
+          typename Out>
 __device__ __forceinline__ int matvec(
     const __half* __restrict__ x, const void* __restrict__ w, const __half* __restrict__ scale,
     const __half* __restrict__ residual, Out* __restrict__ y) {
   constexpr int PER_LANE = 4 * 32 / BITS, STEP = 4 * PER_LANE;  // weights
   constexpr int STEPS = K / STEP, ROW_BYTES = K / 8 * BITS, PAIRS = Word<BITS>::PAIRS;
   constexpr int SHARE = (STEPS + ALONG - 1) / ALONG, TILES = (M + 7) / 8, WIDE = 16 * R * ACROSS;
-  static_assert(K % STEP == 0 && N % WIDE == 0, "shape");
+  constexpr int THREADS = 32 * ACROSS * ALONG;
+  static_assert(K % STEP == 0 && N % WIDE == 0 && (!STAGED || BITS == 4), "shape");
   __shared__ float sums[ALONG][WIDE][M];
+  __shared__ uint4 held[STAGED ? K / 8 * M : 1];  // [step, word of a lane, lane of four, m]
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
   const int across = warp % ACROSS * 16 * R, along = warp / ACROSS;
@@ -45,6 +49,15 @@ __device__ __forceinline__ int matvec(
   Ahead<BITS, R, U> now, next;
   fetch(now, first);
   begin();  // weights do not depend on the kernel before; all else does
+  if constexpr (STAGED) {
+    for (int i = threadIdx.x; i < K / 8 * M; i += THREADS) {
+      const int m = i / (K / 8), word = i % (K / 8);
+      u32 p[4];
+      Word<4>::pair(fresh(x + static_cast<size_t>(m) * K + word * 8), p);
+      held[(word / 16 * 16 + word % 4 * 4 + word / 4 % 4) * M + m] = make_uint4(p[0], p[1], p[2], p[3]);
+    }
+    __syncthreads();
+  }
   float acc[R][TILES][4] = {};
   for (int start = first; start < last; start += U) {
     fetch(next, start + U);
@@ -59,8 +72,9 @@ __device__ __forceinline__ int matvec(
         const __half* from = x + static_cast<size_t>(8 * t + g) * K + k;
 #pragma unroll
         for (int j = 0; j < PAIRS; ++j) {
-          const uint4 v = mine ? fresh(from + 8 * j) : make_uint4(0, 0, 0, 0);
-          if constexpr (BITS == 4) {
+          uint4 v = make_uint4(0, 0, 0, 0);
+          if (mine) v = STAGED ? held[((start + u) * 16 + j * 4 + c) * M + 8 * t + g] : fresh(from + 8 * j);
+          if constexpr (BITS == 4 && !STAGED) {
             Word<4>::pair(v, &b[t][4 * j]);
           } else {
             b[t][4 * j] = v.x; b[t][4 * j + 1] = v.y; b[t][4 * j + 2] = v.z; b[t][4 * j + 3] = v.w;
@@ -105,7 +119,7 @@ __device__ __forceinline__ int matvec(
         if (m < M) sums[along][across + 16 * r + g + i / 2 * 8][m] = acc[r][t][i];
       }
   __syncthreads();
-  for (int i = threadIdx.x; i < WIDE * M; i += 32 * ACROSS * ALONG) {
+  for (int i = threadIdx.x; i < WIDE * M; i += THREADS) {
     const int row = i % WIDE, m = i / WIDE;
     float total = 0;
 #pragma unroll

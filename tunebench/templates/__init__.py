@@ -88,6 +88,12 @@ def chosen(func: tvm.tirx.PrimFunc) -> tuple[Template, Decisions] | None:
     return registry.pick(templates(), str(notes[TEMPLATE]), "template"), decisions
 
 
+def source(trace: s_tir.schedule.Trace) -> str:
+    """Where the kernel of a schedule's trace comes from: `library` or `tuned`."""
+    notes = [inst.inputs[1] for inst in trace.insts if inst.kind.name == "Annotate" and inst.attrs[0] == TEMPLATE]
+    return registry.pick(templates(), str(notes[-1]), "template").source if notes else "tuned"
+
+
 def realize(mod: tvm.IRModule, operation: Operation) -> tvm.IRModule:
     """A scheduled kernel as it is compiled: the chosen template's, or as it was."""
     choice = chosen(mod["main"])

@@ -1,0 +1,324 @@
+"""Kernels for GPUs: their mathematics on the CPU, their CUDA compiled without a GPU, and all of it on one."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from conftest import cpu_target, load_model, write_config
+from tvm import s_tir
+
+from tunebench import compile_check, cuda_compiler, gpu_ops, lowering, spaces, targets, tasks, templates, workload
+from tunebench.errors import TuneBenchError
+from tunebench.templates import Gpu, Template
+from tunebench.tvmscript import quick_parsing
+
+pytest.importorskip("cuda.bindings.nvrtc")
+
+MATMUL = {"op": "matmul", "out": "float16", "residual": 1, "bits": 4, "group": 32, "layout": "NK", "dtype": "float16"}
+HEADS = {"heads": 8, "kv_heads": 2, "dim": 64, "context": 128, "dtype": "float16"}
+OPERATIONS: dict[str, dict[str, Any]] = {
+    "one row": {**MATMUL, "m": 1, "n": 256, "k": 512},
+    "one row in float": {**MATMUL, "m": 1, "n": 256, "k": 512, "bits": 16, "group": 0, "out": "float32", "residual": 0},
+    "one row of bytes": {**MATMUL, "m": 1, "n": 256, "k": 512, "bits": 8},
+    "uneven": {**MATMUL, "m": 1, "n": 256, "k": 1408},
+    "four rows": {**MATMUL, "m": 4, "n": 256, "k": 512},
+    "sixteen rows": {**MATMUL, "m": 16, "n": 256, "k": 512},
+    "one token": {"op": "attention", "b": 2, "m": 1, **HEADS},
+    "a piece": {"op": "attention", "b": 2, "m": 32, **HEADS},
+    "append": {"op": "append", "b": 2, "m": 3, **HEADS},
+    "norm": {"op": "rms_norm", "rows": 3, "width": 4096, "epsilon": 1e-5, "dtype": "float16"},
+}
+
+
+@pytest.fixture(autouse=True)
+def cubins(tmp_path: Path) -> None:
+    cuda_compiler.install(tmp_path)
+
+
+def gpu_target(arch: str = "sm_90") -> tvm.target.Target:
+    limits = {"max_threads_per_block": 1024, "max_shared_memory_per_block": 49152, "thread_warp_size": 32}
+    return tvm.target.Target({"kind": "cuda", "arch": arch, **limits})
+
+
+def has_gpu() -> bool:
+    return bool(tvm.device("cuda", 0).exist)
+
+
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="there is no GPU here")]
+
+
+def drawn(operation: dict[str, Any], arch: int, count: int = 4) -> list[tuple[Template, dict[str, int]]]:
+    """Templates for an operation with decisions: first and last choices and some in between."""
+    rng = random.Random(0)
+    found = []
+    for template, choices in templates.serving(operation, Gpu("cuda", arch)).items():
+        ends = [{name: values[end] for name, values in choices.items()} for end in (0, -1)]
+        between = [{name: rng.choice(values) for name, values in choices.items()} for _ in range(count)]
+        found += [(template, decisions) for decisions in ends + between]
+    return found
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("arch", [80, 90])
+def test_templates_compile(name: str, arch: int, tmp_path: Path) -> None:
+    ways = drawn(OPERATIONS[name], arch)
+    assert ways
+    for template, decisions in ways:
+        func = template.build(OPERATIONS[name], decisions)
+        source = cuda_compiler.build(tvm.IRModule({"main": func}), gpu_target(f"sm_{arch}"))
+        assert "tb::" in source
+    assert len(list(tmp_path.glob("*.cubin"))) >= 2  # other decisions are other kernels
+
+
+def test_what_was_compiled_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    template, decisions = drawn(OPERATIONS["norm"], 90)[0]
+    mod = tvm.IRModule({"main": template.build(OPERATIONS["norm"], decisions)})
+    cuda_compiler.build(mod, gpu_target())
+
+    def again(code: str) -> bytes:
+        raise AssertionError("compiled a second time")
+
+    monkeypatch.setattr(cuda_compiler, "compile_cuda", again)
+    cuda_compiler.build(mod, gpu_target())
+
+
+def test_a_mistake_in_cuda_says_where() -> None:
+    with pytest.raises(RuntimeError, match=r"kernels.cu\(2\).*no_such_name"):
+        cuda_compiler.compile_cuda("// sm_90\n__global__ void f() { no_such_name(); }\n")
+
+
+def test_templates_serve_only_what_they_can() -> None:
+    assert not templates.serving(OPERATIONS["one row"], Gpu("webgpu", 0))
+    assert not templates.serving(OPERATIONS["one row"], Gpu("cuda", 70))
+    assert not templates.serving({**OPERATIONS["one row"], "layout": "KN"}, Gpu("cuda", 90))
+    assert not templates.serving({**OPERATIONS["sixteen rows"], "m": 17}, Gpu("cuda", 90))
+    assert not templates.serving({}, Gpu("cuda", 90))
+
+
+def test_only_hopper_gets_clusters_and_early_launches() -> None:
+    for arch, splits in ((80, {1}), (90, {2, 4, 8, 16})):
+        (choices,) = templates.serving(OPERATIONS["one token"], Gpu("cuda", arch)).values()
+        assert set(choices["splits"]) == splits
+        assert set(choices["overlap"]) == ({0, 1} if arch >= 90 else {0})
+
+
+def run_on_cpu(func: tvm.tirx.PrimFunc, *arrays: np.ndarray) -> None:
+    """Run a kernel's plain loops; the last arrays are outputs."""
+    with quick_parsing():
+        kernel = tvm.compile(lowering.task_module(func), target=cpu_target())["main"]
+    held = [tvm.runtime.tensor(array) for array in arrays]
+    kernel(*held)
+    for array, tensor in zip(arrays, held, strict=True):
+        array[...] = tensor.numpy()
+
+
+def rotated(x: np.ndarray, angles: np.ndarray, position: int) -> np.ndarray:
+    """[b, m, h, d] turned as Hugging Face's llama turns it."""
+    half = x.shape[-1] // 2
+    cos, sin = (np.concatenate([a, a], -1)[position : position + x.shape[1], None, :] for a in angles)
+    return x * cos + np.concatenate([-x[..., half:], x[..., :half]], -1) * sin
+
+
+@pytest.mark.parametrize("m", [1, 5])
+def test_attention_with_its_cache_is_right(m: int) -> None:
+    b, heads, kv_heads, dim, context, position = 2, 4, 2, 16, 32, 7
+    rng = np.random.default_rng(0)
+    qkv = rng.standard_normal((b, m, heads + 2 * kv_heads, dim)).astype(np.float32)
+    keys, values = (rng.standard_normal((b, kv_heads, context, dim)).astype(np.float32) for _ in range(2))
+    angles = np.stack([np.cos(rng.uniform(0, 6, (context, dim // 2))), np.sin(rng.uniform(0, 6, (context, dim // 2)))])
+    angles = angles.astype(np.float32)
+    q, at, before = np.zeros((b, m, heads, dim), np.float32), np.array([position], np.int32), keys.copy()
+    shape = (b, m, heads, kv_heads, dim, context, "float32")
+    run_on_cpu(gpu_ops.append(*shape), qkv, at, angles, keys, values, q)
+    np.testing.assert_allclose(q, rotated(qkv[:, :, :heads], angles, position), rtol=1e-5, atol=1e-5)
+    turned = rotated(qkv[:, :, heads : heads + kv_heads], angles, position)
+    np.testing.assert_allclose(keys[:, :, position : position + m], turned.swapaxes(1, 2), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(values[:, :, position : position + m], qkv[:, :, -kv_heads:].swapaxes(1, 2))
+    np.testing.assert_array_equal(keys[:, :, position + m :], before[:, :, position + m :])
+
+    out = np.zeros((b, m, heads, dim), np.float32)
+    run_on_cpu(gpu_ops.attention(*shape), q, keys, values, at, out)
+    rep = heads // kv_heads
+    scores = np.einsum("bmhd,bhtd->bhmt", q, keys.repeat(rep, 1)) / np.sqrt(dim)
+    scores[:, :, np.arange(context)[None] > position + np.arange(m)[:, None]] = -np.inf
+    weight = np.exp(scores - scores.max(-1, keepdims=True))
+    weight /= weight.sum(-1, keepdims=True)
+    np.testing.assert_allclose(out, np.einsum("bhmt,bhtd->bmhd", weight, values.repeat(rep, 1)), rtol=1e-4, atol=1e-5)
+
+
+def test_norm_and_gate_are_right() -> None:
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((3, 48)).astype(np.float32), rng.standard_normal(48).astype(np.float32)
+    out = np.zeros_like(x)
+    run_on_cpu(gpu_ops.rms_norm(3, 48, 1e-5, "float32"), x, weight, out)
+    np.testing.assert_allclose(out, x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * weight, rtol=1e-5, atol=1e-5)
+    gated = np.zeros((3, 24), np.float32)
+    run_on_cpu(gpu_ops.silu_mul(3, 24, "float32"), x, gated)
+    np.testing.assert_allclose(gated, x[:, :24] / (1 + np.exp(-x[:, :24])) * x[:, 24:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> workload.Model:
+    """A llama of two layers, wide enough for every template."""
+    sizes = {"hidden_size": 512, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 2}
+    sizes |= {"head_dim": 64, "vocab_size": 512}
+    config = write_config(tmp_path_factory.mktemp("wide"), **sizes)
+    return load_model(config, "q4f16_1", chunks=(16, 128), context=256, device="gpu")
+
+
+@pytest.fixture(scope="module")
+def found(wide: workload.Model) -> list[tasks.Task]:
+    return tasks.extract(lowering.prefix(workload.build(wide), gpu_target()), wide)
+
+
+def test_every_kernel_builds_without_a_gpu(found: list[tasks.Task]) -> None:
+    built = list(compile_check.build_all(found, gpu_target()))
+    assert [each for each in built if each.error] == []
+    assert {"cuda-row", "cuda-matvec", "cuda-attend-one", "cuda-attend-piece", "cuda-append", "cuda-rms-norm"} <= {
+        each.how for each in built
+    }
+
+
+def test_the_default_is_dlight_with_tensor_cores(found: list[tasks.Task]) -> None:
+    prompt = next(task for task in found if task.name.startswith("matmul_4bit_128x768"))
+    source = cuda_compiler.build(lowering.default_schedule(prompt.mod, gpu_target()), gpu_target())
+    assert "wmma" in source
+
+
+def test_every_kernel_has_a_space_or_a_reason(found: list[tasks.Task]) -> None:
+    for task in found:
+        sch = s_tir.Schedule(task.mod)
+        operation = gpu_ops.operation(task.mod["main"])
+        kernel = spaces.Kernel(
+            tuple(lowering.block_names(sch)), 4, 0, operation=operation, gpu=templates.gpu_of(gpu_target())
+        )
+        matching = [
+            space.name for space in spaces.spaces().values() if space.device == "gpu" and space.matches(sch, kernel)
+        ]
+        assert len(matching) <= 1
+        if not matching:  # a prompt's products: only a library's, where there is one
+            assert operation["op"] == "matmul"
+            assert operation["m"] > 16
+
+
+def test_a_records_trace_makes_the_templates_kernel(found: list[tasks.Task]) -> None:
+    task = next(task for task in found if gpu_ops.operation(task.mod["main"]).get("op") == "rms_norm")
+    sch = s_tir.Schedule(task.mod)
+    kernel = spaces.Kernel((), 4, 0, operation=gpu_ops.operation(task.mod["main"]), gpu=Gpu("cuda", 90))
+    (drawn_sch,) = spaces.spaces()["gpu-template"].generate(sch, kernel)
+    fresh = s_tir.Schedule(task.mod)
+    drawn_sch.trace.apply_to_schedule(fresh, remove_postproc=False)
+    choice = templates.chosen(fresh.mod["main"])
+    assert choice is not None
+    assert choice[0].name == "cuda-rms-norm"
+    assert choice[1] == dict(templates.chosen(drawn_sch.mod["main"])[1])  # type: ignore[index]
+    assert templates.source(drawn_sch.trace) == "tuned"
+    assert "tb::rms_norm" in lowering.realize(fresh.mod).script()
+    assert lowering.realize(task.mod) is task.mod
+
+
+def test_targets_that_are_not_here_are_named() -> None:
+    preset = targets.find("nvidia/nvidia-h100")
+    assert not preset.runs_here
+    assert templates.gpu_of(lowering.tvm_target(preset, 1)) == Gpu("cuda", 90)
+    with pytest.raises(TuneBenchError, match="nvidia/nvidia-h100"):
+        targets.find("nvidia/nvidia-h101")
+
+
+class TestOnAGpu:
+    pytestmark = gpu
+
+    @pytest.mark.parametrize("name", OPERATIONS)
+    def test_templates_agree_with_the_default(self, name: str, tmp_path: Path) -> None:
+        from tunebench.measure import Protocol
+        from tunebench.runners import Job
+        from tunebench.runners.cuda import CudaRunner
+
+        operation = OPERATIONS[name]
+        func = {
+            "matmul": lambda: _matmul(operation),
+            "attention": lambda: gpu_ops.attention(*_shape(operation)),
+            "append": lambda: gpu_ops.append(*_shape(operation)),
+            "rms_norm": lambda: gpu_ops.rms_norm(3, 4096, 1e-5, "float16"),
+        }[operation["op"]]()
+        target = lowering.tvm_target(targets.find("cuda"), 0)
+        mod = lowering.task_module(func)
+        job = Job(name, tvm.ir.save_json(lowering.default_schedule(mod, target)), 40, 1)
+        runner = CudaRunner(target, 2)
+        try:
+            once = Protocol(warmups=0, samples=1, least_samples=1)
+            ways = drawn(operation, templates.gpu_of(target).arch, 12)
+            assert not runner.prepare(job, once).error
+            runner.build([(str(i), tvm.IRModule({"main": t.build(operation, d)})) for i, (t, d) in enumerate(ways)])
+            outcomes = {str(way): runner.time(job, str(i), once, 10**9).error for i, way in enumerate(ways)}
+        finally:
+            runner.close()
+        assert {way: error for way, error in outcomes.items() if error} == {}
+
+    def test_a_model_tuned_and_not_agrees_with_the_cpu(self, tmp_path: Path) -> None:
+        from typer.testing import CliRunner
+
+        from tunebench import bench, cli
+
+        sizes = {"hidden_size": 512, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 2}
+        config = write_config(tmp_path, **sizes, head_dim=64, vocab_size=512)
+        common = ["-m", str(config), "-q", "q4f16_1", "--prompt", "32", "--context", "128"]
+        common += ["--work-dir", str(tmp_path / "work"), "--target", "cuda"]
+        result = CliRunner().invoke(cli.app, ["tune", *common, "--trials", "8", "--time-limit", "60s", "--no-bench"])
+        assert result.exit_code == 0, result.output
+        result = CliRunner().invoke(cli.app, ["bench", *common, "-p", "32", "-n", "8", "-r", "5"])
+        assert result.exit_code == 0, result.output
+        assert "tuned" in result.output
+        logits = {}
+        for name in ("cuda", "llvm"):
+            session = cli._session(name, 2, tmp_path / "work", "x")
+            lowered = cli._lower(session, cli._workloads(session, [str(config)], ["q4f16_1"], 1, "32", 128)[0])
+            schedules = ("default", "tuned") if name == "cuda" else ("default",)
+            plan = bench.Plan((), schedules)
+            for arm, made in bench._load_arms(session, lowered, session.database(), plan, lambda words: None).items():
+                engine, tokens = made.loaded, np.arange(40, dtype=np.int32)[None] * 7 % 512
+                assert engine is not None
+                engine.prefill(tokens[:, :32], 0)
+                rows = [engine.logits()]
+                for i in range(32, 40):
+                    engine.decode(tokens[:, i : i + 1], i)
+                    rows.append(engine.logits())
+                logits[f"{name} {arm}"] = np.concatenate(rows)
+        expected = logits.pop("llvm default")
+        for name, found in logits.items():
+            assert np.abs(found - expected).max() < 0.03 * expected.std(), name
+
+
+def _shape(op: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(op[name] for name in ("b", "m", "heads", "kv_heads", "dim", "context", "dtype"))
+
+
+def _matmul(op: dict[str, Any]) -> tvm.tirx.PrimFunc:
+    """The plain kernel of a product, as a model's export makes it."""
+    from tvm.relax.frontend import nn
+    from tvm.relax.frontend.nn import spec
+
+    from tunebench import quantization
+
+    m, n, k, bits = op["m"], op["n"], op["k"], op["bits"]
+    scheme = quantization.schemes()[{4: "q4f16_1", 8: "q8f16_1", 16: "q0f16"}[bits]]
+    family = quantization.families()[scheme.family]
+    shapes = family.shapes(scheme, n, k)
+
+    class Product(nn.Module):
+        def forward(self, x: nn.Tensor, residual: nn.Tensor, parts: list[nn.Tensor]) -> nn.Tensor:
+            held = dict(zip(shapes, parts, strict=True))
+            stored = {"bits": bits, "group": scheme.group_size, "layout": scheme.layout}
+            weights = lambda *given: family.weights(scheme, *given)  # noqa: E731
+            return gpu_ops.matmul(x, held, weights, n, op["out"], residual if op["residual"] else None, **stored)
+
+    given = {"x": spec.Tensor([m, k], "float16"), "residual": spec.Tensor([m, n], "float16")}
+    parts = [spec.Tensor(shape, dtype) for shape, dtype in shapes.values()]
+    module = Product()
+    mod, _ = module.export_tvm(spec={"forward": {**given, "parts": parts}})
+    return next(func for func in mod.functions.values() if isinstance(func, tvm.tirx.PrimFunc))
