@@ -18,7 +18,7 @@ from tunebench.runners.local import LocalRunner
 from tunebench.search import Trials
 from tunebench.targets import cpu_device
 from tunebench.tasks import Task
-from tunebench.tune import Options, Progress, kernels, tune
+from tunebench.tune import Options, Progress, kernels, sources, tune
 
 OPTIONS = Options(trials=6, time_limit_s=60, threads=2, depth=40)
 PICKED = ("silu_mul", "matmul", "attention")  # of decode, one of each space
@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on(
     left = reopened(tmp_path, target)
     assert len(Trials(left.open_search()).measured) == 2
     assert all(entry.default_ns for entry in left.entries.values())
-    assert {row.reason for row in kernels(found, left.entries, frozenset())} == {"not judged yet: the run was stopped"}
+    assert {row.reason for row in kernels(found, left.entries, {})} == {"not judged yet: the run was stopped"}
     monkeypatch.setattr(watched, "stop_after", 10**9)
     run(found, target, tmp_path)
     assert set(watched.timed.values()) == {1}
@@ -133,7 +133,7 @@ def test_a_verdict_decides_and_says_why(
     assert {entry.decision for entry in database.entries.values()} == {decision}
     assert all(entry.reason for entry in database.entries.values())
     assert set(database.promoted()) == ({task.key for task in found} if decision == "promoted" else set())
-    for row in kernels(found, database.entries, frozenset(database.promoted())):
+    for row in kernels(found, database.entries, sources(database.promoted())):
         assert row.decision == decision
         assert row.schedule == ("tuned" if decision == "promoted" else "default")
         assert stats.median(row.tuned_ns) == pytest.approx(tuned_ns, abs=3)

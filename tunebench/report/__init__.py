@@ -9,7 +9,7 @@ import rich.table
 
 from tunebench import charts, results
 from tunebench.errors import TuneBenchError
-from tunebench.report import findings, frame, render, tables
+from tunebench.report import findings, frame, render, sources, tables
 from tunebench.report.tables import Table
 from tunebench.results import Result, TuneResult
 
@@ -37,7 +37,9 @@ def write_report(paths: list[Path], out: Path) -> Report:
     every = frame.build(cases)
     newest = every[every["latest"]]
     latest = frame.latest(cases)
-    shown = [*tables.build(newest, latest, tunes), findings.environment(latest, tunes)]
+    origins = sources.table(latest)
+    shown = [*tables.build(newest, latest, tunes), *([origins] if origins.rows else [])]
+    shown.append(findings.environment(latest, tunes))
     drawn = _draw(newest, tunes)
     said = findings.headline(newest, tunes)
     report = Report(

@@ -103,10 +103,13 @@ def _measured(rows: Sequence[Result]) -> list[tuple[str, str]]:
     flops = [words.per_s(row.probe.get("flops_per_s"), "flop") for row in rows]
     noise = [words.percent(row.noise) if row.noise is not None else words.MISSING for row in rows]
     ints = [words.per_s(row.probe.get("int8_ops_per_s"), "op") for row in rows]
-    lines = [("read bandwidth, measured", reads), ("float32 matrix rate, measured", flops)]
-    lines += [("int8 matrix rate, measured", ints), ("noise floor (A/A)", noise)]
+    halves = [words.per_s(row.probe.get("f16_flops_per_s"), "flop") for row in rows]
+    lines = [("bandwidth, measured", reads), ("float32 matrix rate, measured", flops)]
+    lines += [("float16 matrix rate, measured", halves), ("int8 matrix rate, measured", ints)]
+    lines += [("noise floor (A/A)", noise)]
     lines += [("targets", [f"{row.target} on {row.device}" for row in rows])]
-    lines += [("threads", [f"{row.n_threads} threads" for row in rows]), ("runs", [row.run_id for row in rows])]
+    threads = [f"{row.n_threads} threads" if row.n_threads else "" for row in rows]
+    lines += [("threads", threads), ("runs", [row.run_id for row in rows])]
     return [(name, _values([value for value in values if value not in ("", words.MISSING)])) for name, values in lines]
 
 

@@ -76,8 +76,12 @@ def short_name(model: str) -> str:
 
 
 def _place(row: Result, several: list[str]) -> str:
-    words = {"target": row.target, "device": row.device, "n_threads": f"{row.n_threads} threads"}
-    return ", ".join(words[name] for name in several)
+    words = {
+        "target": row.target,
+        "device": row.device,
+        "n_threads": f"{row.n_threads} threads" if row.n_threads else "",
+    }
+    return ", ".join(words[name] for name in several if words[name])
 
 
 def _test_label(row: Result) -> str:

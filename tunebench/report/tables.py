@@ -115,8 +115,9 @@ def engines(rows: list[dict[str, Any]]) -> Table:
         "tuned over it",
     )
     note = (
-        "The same weights at the same precision in every engine, measured interleaved in one run, where the last "
-        "column has a ratio; its interval is 95 %. Rows of other runs, or with another scheme, are not compared."
+        "The same weights in every engine, measured interleaved in one run, where the last column has a ratio; its "
+        "interval is 95 %. An engine that has no such quantization holds them dequantized: see their size under "
+        "Memory. Rows of other runs, or with another scheme, are not compared."
     )
     return Table("engines", "Other engines", columns, lines, note)
 
@@ -241,7 +242,7 @@ def coverage(latest: Sequence[Result]) -> Table:
 
 def _misses(row: Result) -> str:
     phases = {"both": ("prefill", "decode")}.get(metrics.phase(row), (metrics.phase(row),))
-    missed = [kernel for kernel in row.kernels if kernel.phase in phases and kernel.schedule != "tuned"]
+    missed = [kernel for kernel in row.kernels if kernel.phase in phases and kernel.schedule == "default"]
     missed.sort(key=lambda kernel: -kernel.share)
     named = [f"{kernel.task} {words.percent(kernel.share)}: {kernel.reason}" for kernel in missed[:MISSES]]
     rest = missed[MISSES:]

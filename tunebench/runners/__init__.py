@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
 import numpy as np
 import tvm
+from tvm import s_tir
 
 from tunebench.measure import Protocol
 
 BUILD_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 120.0
+POOL = 1_048_573  # random values of a large input, a prime
 LOST = "lost when its worker stopped"
 REFERENCE_ONLY = Protocol(warmups=0, samples=1, least_samples=1)
 MAX_SETS = 32
@@ -109,10 +112,24 @@ def _input(param: tvm.tirx.Buffer, depth: int, rng: np.random.Generator) -> np.n
     if dtype == "int32":
         return np.full(shape, depth if param.name == "position" else 0, np.int32)
     if dtype.startswith("uint"):
-        return rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
-    values = rng.uniform(-1, 1, shape).astype(np.float32)
+        words = rng.integers(0, np.iinfo(dtype).max, min(POOL, math.prod(shape)), dtype, endpoint=True)
+        return np.resize(words, shape)
+    # large ones repeat: billions of draws take longer than the kernel's trials, and a prime shifts every row
+    values = np.resize(rng.uniform(-1, 1, min(POOL, math.prod(shape))).astype(np.float32), shape)
     if dtype == "bfloat16":
         import ml_dtypes
 
         return values.astype(ml_dtypes.bfloat16)
     return values.astype(dtype)
+
+
+def written(mod: tvm.IRModule) -> list[int]:
+    """Which of a kernel's arguments it writes, by place."""
+    sch = s_tir.Schedule(mod)
+    names: set[str] = set()
+    blocks = [sch.get_sblock("root")]
+    while blocks:
+        block = blocks.pop()
+        names.update(region.source.name for region in sch.get(block).writes)
+        blocks += sch.get_child_blocks(block)
+    return [i for i, param in enumerate(mod["main"].params) if param.name in names]

@@ -1,0 +1,58 @@
+"""Where the kernels of a case come from, and what a piece would take with one source alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from tunebench import stats
+from tunebench.report import words
+from tunebench.report.frame import short_name
+from tunebench.report.tables import Table
+from tunebench.results import Result
+from tunebench.spec import Kernel
+
+ALONE = ("default", "tuned", "library")
+
+
+def table(latest: Sequence[Result]) -> Table:
+    """A line for each piece length of each tuned case that has kernels of a library."""
+    lines: dict[tuple[object, ...], tuple[str, ...]] = {}
+    for row in latest:
+        if row.engine == "tvm" and row.schedule == "tuned" and any("library" in _times(k) for k in row.kernels):
+            for bucket in sorted({kernel.bucket for kernel in row.kernels}):
+                kernels = [kernel for kernel in row.kernels if kernel.bucket == bucket]
+                lines[row.model, row.scheme, row.batch, bucket] = _line(row, bucket, kernels)
+    columns = ("model", "scheme", "piece", "kernels", *(f"{name} alone" for name in ALONE), "as chosen", "over default")
+    note = (
+        "Kernel times of one piece, added up: with one source alone, which where it has no kernel falls back to the "
+        "default, and as chosen. *Over default* is the geometric mean of the kernels' ratios, weighted by their time "
+        "in the default, attention aside: its default is plain loops that nobody would ship."
+    )
+    return Table("sources", "Where kernels come from", columns, list(lines.values()), note)
+
+
+def _line(row: Result, bucket: int, kernels: Sequence[Kernel]) -> tuple[str, ...]:
+    used = Counter(kernel.schedule for kernel in kernels)
+    named = ", ".join(f"{used[name]} {name}" for name in ALONE if used[name])
+    totals = [sum(k.calls * _times(k).get(name, _times(k)["default"]) for k in kernels) for name in ALONE]
+    chosen = sum(kernel.calls * _times(kernel)[kernel.schedule] for kernel in kernels)
+    piece = f"{bucket} {'token' if bucket == 1 else 'tokens'}" + (f", batch {row.batch}" if row.batch > 1 else "")
+    spent = [words.seconds(total / 1e9) for total in (*totals, chosen)]
+    return (short_name(row.model), row.scheme, piece, named, *spent, words.ratio(_gain(kernels)))
+
+
+def _gain(kernels: Sequence[Kernel]) -> float:
+    plain = [kernel for kernel in kernels if not kernel.task.startswith("attention")]
+    weights = [kernel.calls * _times(kernel)["default"] for kernel in plain]
+    logs = [math.log(_times(k)["default"] / _times(k)[k.schedule]) if _times(k)["default"] else 0.0 for k in plain]
+    return math.exp(sum(w * log for w, log in zip(weights, logs, strict=True)) / (sum(weights) or 1.0))
+
+
+def _times(kernel: Kernel) -> dict[str, float]:
+    """Median nanoseconds of one call by source; the default always, 0 where it was never timed."""
+    samples = {"default": kernel.default_ns, **kernel.by_source}
+    if kernel.schedule != "default":
+        samples[kernel.schedule] = kernel.tuned_ns
+    return {name: float(stats.median(values)) if values else 0.0 for name, values in samples.items()}
