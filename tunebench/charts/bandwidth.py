@@ -22,7 +22,10 @@ from tunebench.charts import (
 from tunebench.results import TuneResult
 
 TITLE = "Share of what the machine was measured to do"
-PANELS = {"read_share": "Decode: share of the measured bandwidth", "matrix_share": "Prefill: share of the measured matrix rate"}
+PANELS = {
+    "read_share": "Decode: share of the measured bandwidth",
+    "matrix_share": "Prefill: share of the measured matrix rate",
+}
 
 
 def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:

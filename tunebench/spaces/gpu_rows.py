@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from tunebench import templates
 from tunebench.spaces import Kernel, Space, dividing, extents, sample
 
 if TYPE_CHECKING:
@@ -13,6 +12,8 @@ if TYPE_CHECKING:
 
 
 def _matches(sch: s_tir.Schedule, kernel: Kernel) -> bool:
+    from tunebench import templates
+
     def spatial(name: str) -> bool:
         return all(iteration.iter_type == 0 for iteration in sch.get(sch.get_sblock(name)).iter_vars)
 

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tunebench import templates
 from tunebench.spaces import Kernel, Space, sample
 
 if TYPE_CHECKING:
     from tvm import s_tir
 
+    from tunebench import templates
+
 
 def _matches(sch: s_tir.Schedule, kernel: Kernel) -> bool:
+    from tunebench import templates
+
     return kernel.gpu is not None and bool(templates.serving(kernel.operation, kernel.gpu))
 
 
 def _generate(sch: s_tir.Schedule, kernel: Kernel) -> list[s_tir.Schedule]:
+    from tunebench import templates
+
     if kernel.gpu is None:
         raise ValueError("templates are for GPUs")
     return [_annotated(sch.copy(), *each) for each in templates.serving(kernel.operation, kernel.gpu).items()]
 
 
 def _annotated(sch: s_tir.Schedule, template: templates.Template, choices: templates.Choices) -> s_tir.Schedule:
+    from tunebench.templates import DECISION, TEMPLATE
+
     root = sch.get_sblock("root")
     for name, values in choices.items():
-        sch.annotate(root, templates.DECISION + name, sample(sch, values))
-    sch.annotate(root, templates.TEMPLATE, template.name)
+        sch.annotate(root, DECISION + name, sample(sch, values))
+    sch.annotate(root, TEMPLATE, template.name)
     return sch
 
 
