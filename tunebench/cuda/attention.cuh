@@ -159,13 +159,6 @@ __device__ __forceinline__ int attend_one(
   return 0;
 }
 
-__device__ __forceinline__ void copy_async(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::
-               "r"(static_cast<u32>(__cvta_generic_to_shared(to))), "l"(from) : "memory");
-}
-__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void await() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
-
 template <bool TRANSPOSED>
 __device__ __forceinline__ void load_matrices(u32* r, const void* from) {
   const u32 at = static_cast<u32>(__cvta_generic_to_shared(from));

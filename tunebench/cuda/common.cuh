@@ -52,6 +52,14 @@ __device__ __forceinline__ __half fresh_half(const __half* p) {
   return __ushort_as_half(v);
 }
 
+// 16 bytes into shared memory, in the background: done after `commit` and `await<0>`.
+__device__ __forceinline__ void copy_async(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::
+               "r"(static_cast<u32>(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+}
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void await() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
 // d[16, 8] += a[16, 16] b[16, 8]; lane (g, c) = (lane / 4, lane % 4) holds of a: (g, 2c), (g + 8, 2c), (g, 2c + 8),
 // (g + 8, 2c + 8), of b: (2c, g), (2c + 8, g), two along k each; of d: (g, 2c), (g, 2c + 1), (g + 8, 2c), (g + 8, 2c + 1).
 __device__ __forceinline__ void mma(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
