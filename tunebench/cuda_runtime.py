@@ -139,7 +139,7 @@ class DeviceMemory:
         now = used_bytes()
         if now is None or self._before is None:
             return Count(None, "NVML is not installed")
-        return Count(now - self._before, "NVML, beyond the CUDA context and the probe")
+        return Count(now - self._before, "NVML, beyond the CUDA context, the probe and cuBLAS itself")
 
 
 def used_bytes() -> int | None:
