@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tunebench import charts, metrics, results, spec
 from tunebench.errors import TuneBenchError
-from tunebench.report import Report, frame, summary_table, words, write_report
+from tunebench.report import Report, frame, sources, summary_table, words, write_report
 from tunebench.results import Result, TuneResult
 from tunebench.spec import Count, Kernel
 
@@ -461,3 +461,21 @@ def test_the_report_half_needs_no_tvm() -> None:
     ]
     assert len(files) > 12
     assert [path for path in files if re.search(r"^\s*(import|from) tvm", path.read_text(), re.MULTILINE)] == []
+
+
+def test_a_table_shows_each_source_alone() -> None:
+    def kernel(task: str, schedule: str, before: int, after: int, **others: int) -> Kernel:
+        by_source = {name: [value] * 9 for name, value in others.items()}
+        return Kernel(task, "prefill", 512, 2, 0.5, schedule, "", "promoted", [before] * 9, [after] * 9, by_source)
+
+    found = [
+        kernel("matmul", "library", 400_000, 100_000, library=100_000, tuned=200_000),
+        kernel("rms_norm", "tuned", 20_000, 5_000),
+        kernel("attention", "tuned", 9_000_000, 9_000),
+        replace(kernel("take", "default", 1_000, 2_000), decision="kept default"),
+    ]
+    (line,) = sources.table([case("llama-7b", "q4f16_1", "tuned", PP, kernels=found)]).rows
+    assert line[2:4] == ("512 tokens", "1 default, 2 tuned, 1 library")
+    assert line[4:8] == ("18.8 ms", "430 us", "18.2 ms", "230 us")
+    assert line[8] == "3.99x"  # 4x and 4x, and 1x of a kernel of little time
+    assert not sources.table([case("llama-7b", "q4f16_1", "tuned", PP)]).rows
