@@ -229,6 +229,31 @@ def test_a_records_trace_makes_the_templates_kernel(found: list[tasks.Task]) -> 
     assert lowering.realize(task.mod) is task.mod
 
 
+@pytest.mark.parametrize("kind", ["opencl", "webgpu", "metal"])
+def test_other_gpus_get_what_does_not_assume_cuda(kind: str, wide: workload.Model) -> None:
+    target = tvm.target.Target(kind)
+    described = templates.gpu_of(target)
+    assert described.kind == kind
+    assert described.arch == 0
+    found = tasks.extract(lowering.prefix(workload.build(wide), target), wide)
+    for task in found:
+        operation = gpu_ops.operation(task.mod["main"])
+        assert not templates.serving(operation, described)
+        sch = s_tir.Schedule(task.mod)
+        kernel = spaces.Kernel(tuple(lowering.block_names(sch)), 4, 0, operation=operation, gpu=described)
+        if operation.get("op") == "silu_mul":
+            (scheduled,) = spaces.spaces()["gpu-rows"].generate(sch, kernel)
+            threads = [choice for choice in _thread_choices(scheduled) if choice > 8]
+            assert max(threads) <= described.threads
+            assert tvm.compile(scheduled.mod, target=target) is not None
+
+
+def _thread_choices(sch: s_tir.Schedule) -> list[int]:
+    """Every number that a sampled decision of the schedule may become."""
+    sampled = [inst for inst in sch.trace.insts if inst.kind.name == "SampleCategorical"]
+    return [int(value) for inst in sampled for value in inst.attrs[0]]
+
+
 def test_targets_that_are_not_here_are_named() -> None:
     preset = targets.find("nvidia/nvidia-h100")
     assert not preset.runs_here

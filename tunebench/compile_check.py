@@ -26,7 +26,7 @@ class Built:
 def build_all(tasks: list[Task], target: tvm.target.Target) -> Iterator[Built]:
     """Each kernel with its default schedule, then with each template that serves it, its first decisions taken."""
     with tempfile.TemporaryDirectory(prefix="tunebench-") as folder:
-        if not lowering.is_cpu(target):
+        if target.kind.name == "cuda":
             cuda_compiler.install(Path(folder))
         for task in tasks:
             for how, make in _ways(task, target).items():
@@ -51,7 +51,7 @@ def _ways(task: Task, target: tvm.target.Target) -> dict[str, Callable[[], tvm.I
 
 
 def _build(mod: tvm.IRModule, target: tvm.target.Target) -> None:
-    if lowering.is_cpu(target):
-        tvm.compile(mod, target=target)
-    else:
+    if target.kind.name == "cuda":
         cuda_compiler.build(mod, target)
+    else:
+        tvm.compile(mod, target=target)

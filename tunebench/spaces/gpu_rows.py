@@ -25,7 +25,8 @@ def _matches(sch: s_tir.Schedule, kernel: Kernel) -> bool:
 def _generate(sch: s_tir.Schedule, kernel: Kernel) -> list[s_tir.Schedule]:
     for name in kernel.blocks:
         vectors = dividing(extents(sch, name)[-1], [2, 4])
-        threads = [t for t in (32, 64, 128, 256, 512) if t <= max(32, math.prod(extents(sch, name)))]
+        most = min(kernel.gpu.threads if kernel.gpu else 32, max(32, math.prod(extents(sch, name))))
+        threads = [t for t in (32, 64, 128, 256, 512) if t <= most]
         fused = sch.fuse(*sch.get_loops(sch.get_sblock(name)))
         blocks, lanes, vector = sch.split(fused, [None, sample(sch, threads), sample(sch, vectors)])
         sch.bind(blocks, "blockIdx.x")

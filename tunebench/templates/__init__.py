@@ -23,6 +23,7 @@ from tunebench import registry
 
 TEMPLATE = "tunebench.template"
 DECISION = "tunebench.decision."
+THREAD_LIMITS = ("max_threads_per_block", "max_num_threads")  # TVM's targets have one or both
 CUDA_SOURCES = Path(__file__).parent.parent / "cuda"
 
 Operation = Mapping[str, Any]
@@ -38,6 +39,7 @@ class Gpu:
 
     kind: str  # TVM's target kind
     arch: int  # compute capability times ten; 0 where it is not CUDA
+    threads: int = 1024  # of a block, at most
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def templates() -> dict[str, Template]:
 def gpu_of(target: tvm.target.Target) -> Gpu:
     """What templates may ask about a target."""
     arch = str(target.attrs.get("arch", "")).removeprefix("sm_").rstrip("af")
-    return Gpu(str(target.kind.name), int(arch) if arch.isdigit() else 0)
+    threads = min(int(target.attrs[name]) for name in THREAD_LIMITS if name in target.attrs)
+    return Gpu(str(target.kind.name), int(arch) if arch.isdigit() else 0, threads)
 
 
 def serving(operation: Operation, gpu: Gpu) -> dict[Template, Choices]:
