@@ -1,0 +1,109 @@
+"""What the README says of a GPU, measured: python benchmarks/cuda_series.py --work-dir tunebench-work/cuda
+
+Each step tunes from what the database holds and benches beside PyTorch in float16; `--step` picks some. At the end it
+prints the ratios: over PyTorch in the same run, and of decode at depth and in batches to one sequence at depth 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunebench import metrics, results, stats
+from tunebench.results import Result, TuneResult
+
+PEER = ("--engine", "tvm", "--engine", "torch")
+TUNED = ("--schedule", "tuned")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One workload: what tune and bench share, and what is benched."""
+
+    common: tuple[str, ...]
+    bench: tuple[str, ...]
+    report: str = ""  # rows of their own report, as a context is not part of a case
+
+
+STEPS = {
+    "q4": Step(("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "512"), ("-p", "512", "-n", "128", *PEER)),
+    "q0": Step(("-m", "llama-7b", "-q", "q0f16", "--prompt", "512"), ("-p", "512", "-n", "128", *PEER, *TUNED)),
+    "memory": Step(
+        ("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "512"), ("-p", "512", "-n", "128", *TUNED), "memory"
+    ),
+    "depth": Step(
+        ("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "512", "--context", "4352"),
+        ("-p", "0", "-n", "128", "-d", "0,4096", *PEER, *TUNED),
+        "depth",
+    ),
+    "batch4": Step(
+        ("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "16", "--batch", "4"), ("-p", "0", "-n", "128", *TUNED)
+    ),
+    "batch16": Step(
+        ("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "16", "--batch", "16"), ("-p", "0", "-n", "128", *TUNED)
+    ),
+    "llama-3-8b": Step(
+        ("-m", "llama-3-8b", "-q", "q4f16_1", "--prompt", "512"), ("-p", "512", "-n", "128", *PEER, *TUNED)
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--step", action="append", choices=STEPS, help="default: all")
+    parser.add_argument("--time-limit", default="8m", help="of tuning, for each step")
+    parser.add_argument("--work-dir", type=Path, default=Path("tunebench-work/cuda"))
+    args = parser.parse_args()
+    for name in args.step or STEPS:
+        _run(name, STEPS[name], args)
+    for path in sorted((args.work_dir / "reports").glob("cuda*/results.jsonl")):
+        rows, _ = results.read(path)
+        _print(path.parent.name, [row for row in rows if isinstance(row, Result) and row.status == "ok"])
+        for tune in (row for row in rows if isinstance(row, TuneResult)):
+            pace = tune.valid_trials / max(1e-9, tune.cost_s["total"] - tune.cost_s["verify"])
+            print(
+                f"{tune.model} {tune.scheme} batch {tune.batch}: tuned in {tune.cost_s['total']:.0f} s, "
+                f"{tune.valid_trials} of {tune.trials} trials valid, {pace:.1f} a second outside verdicts"
+            )
+
+
+def _run(name: str, step: Step, args: argparse.Namespace) -> None:
+    start = time.monotonic()
+    common = ["--target", "cuda", *step.common, "--work-dir", str(args.work_dir)]
+    common += ["--name", f"cuda-{step.report}" if step.report else "cuda"]
+    _tunebench("tune", "--no-bench", "--time-limit", args.time_limit, *common)
+    _tunebench("bench", *step.bench, *common)
+    print(f"-- {name}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+def _tunebench(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "tunebench", *words], check=True)
+
+
+def _print(report: str, cases: list[Result]) -> None:
+    print(f"== {report}")
+    tuned = [row for row in cases if row.schedule == "tuned"]
+    for row in tuned:
+        share = metrics.evaluate(row)["read_share" if row.n_gen else "matrix_share"] or float("nan")
+        rate = stats.median(results.tokens_per_s(row))
+        words = [f"{rate:.0f} tok/s, {share:.1%} of the probe"]
+        for other in cases:
+            same = all(getattr(other, name) == getattr(row, name) for name in ("run_id", "model", "scheme", "test"))
+            if same and other.engine != "tvm":
+                found = stats.ratio_interval(other.samples_ns, row.samples_ns)
+                words.append(f"{found.ratio:.2f}x {other.engine} ({found.low:.2f} to {found.high:.2f})")
+        for other in tuned:
+            same = all(getattr(other, name) == getattr(row, name) for name in ("model", "scheme", "n_gen", "n_prompt"))
+            if same and row.n_gen and (row.batch, row.n_depth) > (other.batch, other.n_depth) == (1, 0):
+                words.append(f"{rate / stats.median(results.tokens_per_s(other)):.2f}x one sequence at depth 0")
+        memory = row.memory.get("peak")
+        words += [f"peak {memory.bytes / 2**30:.2f} GiB"] if memory and memory.bytes else []
+        print(f"{row.model} {row.scheme} batch {row.batch} {row.test}: {', '.join(words)}")
+
+
+if __name__ == "__main__":
+    main()
