@@ -41,6 +41,8 @@ __device__ __forceinline__ int rows(
     if constexpr (BITS == 4) {
       u32 p[4];
       Word<4>::pair(v, p);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) p[j] = bits(__hmul2(halves(p[j]), __float2half2_rn(0.0625f)));  // see below
       v = make_uint4(p[0], p[1], p[2], p[3]);
     }
     held[to] = v;
@@ -66,13 +68,13 @@ __device__ __forceinline__ int rows(
           u32 h[4];
 #pragma unroll
           for (int i = 0; i < WORDS; ++i) Word<BITS>::unpack(words[i], h + PAIRS * i);
-          if constexpr (BITS == 16) {
+          if constexpr (BITS > 4) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
               const float2 a = __half22float2(halves(h[i])), b = __half22float2(halves(pairs[i]));
               part[r] += a.x * b.x + a.y * b.y;
             }
-          } else {  // integers up to 2^BITS: four products in half precision, then on in single
+          } else {  // four products in half precision, then on in single; of a sixteenth of x, lest they overflow
             __half2 sum = __hmul2(halves(h[0]), halves(pairs[0]));
 #pragma unroll
             for (int i = 1; i < 4; ++i) sum = __hfma2(halves(h[i]), halves(pairs[i]), sum);
@@ -82,7 +84,8 @@ __device__ __forceinline__ int rows(
         }
       }
 #pragma unroll
-      for (int r = 0; r < R; ++r) acc[r] += BITS < 16 ? part[r] * __half2float(scales[buffer][u][r]) : part[r];
+      for (int r = 0; r < R; ++r) 
+        acc[r] += BITS < 16 ? part[r] * (BITS == 4 ? 16.f : 1.f) * __half2float(scales[buffer][u][r]) : part[r];
     }
   }
 #pragma unroll

@@ -174,6 +174,7 @@ class _Bench:
         count = max(1, min(MAX_SETS, math.ceil(job.cold_bytes / touched)))
         first = [_tensor(array) for array in self.inputs]
         self.sets = [first] + [[_copy(tensor) for tensor in first] for _ in range(count - 1)]
+        cuda_runtime.DEVICE.sync()  # copies are on another stream
         self.turn = 0
         self.expected = self._outputs(self.default, written(reference))
 

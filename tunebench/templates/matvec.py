@@ -19,7 +19,7 @@ from tunebench.templates import (
 MOST_ROWS = 16
 STEP_BYTES = 64  # of one output's weights that a warp reads at once
 SHARED_BYTES = 48 << 10
-STAGED_BYTES = 1 << 10  # the last step of one row's activations may be a part
+STAGED_BYTES = 1 << 10  # spare: the last step of one row's activations may be a part
 ACROSS = 100  # "warps": this many times the warps side by side, and those that share k
 
 
@@ -29,14 +29,14 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
         return {}
     tiles = [t for t in (1, 2) if n % (16 * t) == 0]
     across = [a for a in (1, 2, 4) if n % (16 * tiles[-1] * a) == 0 and (m > 4 or a < 4)]
-    fits = SHARED_BYTES // (16 * tiles[-1] * m * 4)
+    fits = (SHARED_BYTES - STAGED_BYTES) // (16 * tiles[-1] * m * 4)
     warps = [ACROSS * a + along for a in across for along in (2, 4, 8) if a * along <= fits]
     sums = max((w // ACROSS) * (w % ACROSS) for w in warps) * 16 * tiles[-1] * m * 4
     return {
         "tiles": tiles,
         "warps": warps,
         "steps": [1, 2] if m > 1 else [2],
-        "staged": [0, 1] if op["bits"] == 4 and m * k * 2 + sums <= SHARED_BYTES else [0],
+        "staged": [0, 1] if op["bits"] == 4 and m * k * 2 + sums <= SHARED_BYTES - STAGED_BYTES else [0],
         **overlap(gpu),
     }
 
