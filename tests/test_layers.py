@@ -11,7 +11,7 @@ import pytest
 
 LAYERS: list[tuple[str, ...]] = [  # bottom to top
     ("spec", "errors"),
-    ("registry", "environment"),
+    ("registry", "environment", "options"),
     ("tvmscript",),
     ("ops", "gpu_ops"),
     ("dot", "cuda_runtime"),
@@ -76,7 +76,15 @@ ONLY_IN = {"tvm": COMPILE_HALF, "tvm_ffi": COMPILE_HALF, "pandas": REPORT_HALF, 
 PLAIN: dict[str, set[str]] = {"spec": set(), "errors": set(), "registry": set(), "environment": {"psutil"}}
 """Modules of the standard library, and what else they may import."""
 
-CLI_AT_TOP = {"typer", "rich", "tunebench", "tunebench.errors", "tunebench.spec", "tunebench.registry"}
+CLI_AT_TOP = {
+    "tunebench.options",
+    "typer",
+    "rich",
+    "tunebench",
+    "tunebench.errors",
+    "tunebench.spec",
+    "tunebench.registry",
+}
 
 PACKAGE = Path(__file__).parent.parent / "tunebench"
 RANK = {entry: rank for rank, layer in enumerate(LAYERS) for entry in layer}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tunebench import options
 from tunebench.errors import TuneBenchError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tunebench.bench import Lowered, Plan, Session
     from tunebench.results import Result
-    from tunebench.spec import Test, Workload
+    from tunebench.spec import Workload
 
 app = typer.Typer(
     help="Benchmark and autotune LLM kernels on Apache TVM.",
@@ -72,22 +72,22 @@ def tune_command(
     bench: Annotated[bool, typer.Option(help="End with default against tuned, end to end.")] = True,
 ) -> None:
     """Search schedules for a model's kernels, keep what wins, and show what it brought."""
-    limit_s = _seconds(time_limit)
+    limit_s = options.seconds(time_limit)
     session = _session(target, threads, work_dir, name)
     _make_folder(session.results_path.parent)
     from tunebench import bench as bench_module
     from tunebench.progress import TuneView
     from tunebench.tune import Options
 
-    options = Options(trials=trials, time_limit_s=limit_s, threads=session.threads, seed=seed)
-    tests = _tests(str(max(_numbers(prompt, "--prompt"))), "32", "0", context)
+    allowed = Options(trials=trials, time_limit_s=limit_s, threads=session.threads, seed=seed)
+    tests = options.tests(str(max(options.numbers(prompt, "--prompt"))), "32", "0", context)
     lowered = [_lower(session, load) for load in _workloads(session, model, scheme, batch, prompt, context)]
     changed = []  # models with at least one tuned kernel
     try:
         for each in lowered:
             load = each.model.workload
             with TuneView(console, f"{bench_module.model_name(load)} {load.scheme.name}") as view:
-                row = bench_module.run_tune(session, each, options, view)
+                row = bench_module.run_tune(session, each, allowed, view)
             won = sum(kernel.decision == "promoted" for kernel in row.kernels)
             changed += [each] if any(kernel.schedule != "default" for kernel in row.kernels) else []
             console.print(
@@ -168,8 +168,8 @@ def bench_command(
         if each not in ("default", "tuned"):
             raise registry.unknown(each, ("default", "tuned"), "schedule")
     _check_engines(engine)
-    tests = _tests(n_prompt, n_gen, n_depth, context)
-    limit_s = _seconds(sample_limit)
+    tests = options.tests(n_prompt, n_gen, n_depth, context)
+    limit_s = options.seconds(sample_limit)
     session = _session(target, threads, work_dir, name)
     _make_folder(session.results_path.parent)
     from dataclasses import replace
@@ -347,7 +347,7 @@ def _loads(device: str, models: list[str], schemes: list[str], batch: int, chunk
 
     known = quantization.schemes()
     chosen = [registry.pick(known, scheme, "scheme") for scheme in dict.fromkeys(schemes)]
-    lengths = tuple(sorted({SMALLEST_CHUNK, *_numbers(chunks, "--prompt")}))
+    lengths = tuple(sorted({SMALLEST_CHUNK, *options.numbers(chunks, "--prompt")}))
     kind = "cpu" if device == "cpu" else "gpu"
     each = [(model, scheme) for model in dict.fromkeys(models) for scheme in chosen]
     return [Workload(model, scheme, batch, lengths, context, kind) for model, scheme in each]
@@ -390,34 +390,3 @@ def _figure(row: Result) -> str:
         return f"{row.status}: {row.reason}"
     around = f" ± {spread(rates):.2f}" if len(rates) > 1 else ""
     return f"{median(rates):10.2f}{around} tokens/s"
-
-
-def _tests(prompts: str, generated: str, depths: str, context: int) -> tuple[Test, ...]:
-    from tunebench.spec import Test
-
-    found = []
-    for depth in _numbers(depths, "-d"):
-        found += [Test(n_prompt=n, n_depth=depth) for n in _numbers(prompts, "-p") if n]
-        found += [Test(n_gen=n, n_depth=depth) for n in _numbers(generated, "-n") if n]
-    if not found:
-        raise TuneBenchError("no test is left with -p 0 and -n 0.", "Name at least one length.")
-    for test in found:
-        if test.n_depth + test.n_tokens > context:
-            raise TuneBenchError(
-                f"{test.name} needs {test.n_depth + test.n_tokens} positions, and the context has {context}.",
-                "Raise --context, or choose shorter tests.",
-            )
-    return tuple(found)
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise TuneBenchError(f"{option} {text!r} is not a list of whole numbers.", "Write it like 128,512.")
-    return [int(part) for part in text.split(",")]
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    if not match:
-        raise TuneBenchError(f"{text!r} is no duration.", "Write it like 90s, 20m or 1h.")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]

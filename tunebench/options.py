@@ -1,0 +1,40 @@
+"""What options say, as values: lengths, durations and tests. A TuneBenchError says how to write them."""
+
+from __future__ import annotations
+
+import re
+
+from tunebench.errors import TuneBenchError
+from tunebench.spec import Test
+
+
+def tests(prompts: str, generated: str, depths: str, context: int) -> tuple[Test, ...]:
+    """Prompts and generations at each depth, of lists of lengths; all must fit into the context."""
+    found = []
+    for depth in numbers(depths, "-d"):
+        found += [Test(n_prompt=n, n_depth=depth) for n in numbers(prompts, "-p") if n]
+        found += [Test(n_gen=n, n_depth=depth) for n in numbers(generated, "-n") if n]
+    if not found:
+        raise TuneBenchError("no test is left with -p 0 and -n 0.", "Name at least one length.")
+    for test in found:
+        if test.n_depth + test.n_tokens > context:
+            raise TuneBenchError(
+                f"{test.name} needs {test.n_depth + test.n_tokens} positions, and the context has {context}.",
+                "Raise --context, or choose shorter tests.",
+            )
+    return tuple(found)
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """Whole numbers written like 128,512."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise TuneBenchError(f"{option} {text!r} is not a list of whole numbers.", "Write it like 128,512.")
+    return [int(part) for part in text.split(",")]
+
+
+def seconds(text: str) -> float:
+    """A duration written like 90s, 20m or 1h."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if not match:
+        raise TuneBenchError(f"{text!r} is no duration.", "Write it like 90s, 20m or 1h.")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
