@@ -98,8 +98,8 @@ def product(
 def _copy_rows(to: ctypes.c_void_p, source: ctypes.c_void_p, row_bytes: int, pitch_bytes: int, rows: int) -> None:
     from cuda.bindings import runtime as rt
 
+    from tunebench.cuda_runtime import checked
+
     stream = int(tvm_ffi.get_raw_stream(tvm_ffi.device("cuda", 0)) or 0)
     kind = rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-    (error,) = rt.cudaMemcpy2DAsync(to.value, pitch_bytes, source.value, pitch_bytes, row_bytes, rows, kind, stream)
-    if int(error):
-        raise RuntimeError(f"CUDA: {error.name}")
+    checked(rt.cudaMemcpy2DAsync(to.value, pitch_bytes, source.value, pitch_bytes, row_bytes, rows, kind, stream))

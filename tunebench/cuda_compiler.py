@@ -21,6 +21,7 @@ import tvm_ffi
 from tvm.target import Target
 
 from tunebench import templates
+from tunebench.cuda_runtime import checked
 from tunebench.errors import TuneBenchError
 
 CALL = "tb::"  # what a call of a template's device function begins with
@@ -89,17 +90,17 @@ def compile_cuda(code: str) -> bytes:
     """A cubin for the architecture that `with_templates` wrote in the first line; RuntimeError with NVRTC's log."""
     nvrtc = _nvrtc()
     arch = code.partition("\n")[0].removeprefix("// ")
-    program = _checked(nvrtc.nvrtcCreateProgram(code.encode(), b"kernels.cu", 0, None, None))
+    program = checked(nvrtc.nvrtcCreateProgram(code.encode(), b"kernels.cu", 0, None, None))
     options = [f"--gpu-architecture={arch}", "-default-device", "--use_fast_math", "--std=c++17"]
     options += [f"-I{path}" for path in _includes()]
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
+        log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
         nvrtc.nvrtcGetProgramLog(program, log)
         lines = [line for line in log.decode(errors="replace").splitlines() if "error" in line]
         raise RuntimeError(lines[0] if lines else "NVRTC failed")
-    cubin = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
-    _checked(nvrtc.nvrtcGetCUBIN(program, cubin))
+    cubin = b" " * checked(nvrtc.nvrtcGetCUBINSize(program))
+    checked(nvrtc.nvrtcGetCUBIN(program, cubin))
     nvrtc.nvrtcDestroyProgram(program)
     return bytes(cubin)
 
@@ -108,19 +109,12 @@ def _nvrtc() -> Any:
     try:
         from cuda.bindings import nvrtc
 
-        _checked(nvrtc.nvrtcVersion())
+        checked(nvrtc.nvrtcVersion())
     except (ImportError, RuntimeError) as error:
         raise TuneBenchError(
             f"CUDA kernels need NVRTC ({error}).", "Install it: pip install 'tunebench[cuda]'."
         ) from None
     return nvrtc
-
-
-def _checked(result: tuple[Any, ...]) -> Any:
-    error, *values = result
-    if error.value:
-        raise RuntimeError(f"NVRTC: {error.name}")
-    return values[0] if len(values) == 1 else tuple(values)
 
 
 @functools.cache

@@ -25,7 +25,8 @@ def _runtime() -> Any:
     return runtime
 
 
-def _checked(result: tuple[Any, ...]) -> Any:
+def checked(result: tuple[Any, ...]) -> Any:
+    """What a call of NVIDIA's bindings returned besides its status; a RuntimeError names a bad one."""
     error, *values = result
     if int(error):
         raise RuntimeError(f"CUDA: {error.name}")
@@ -40,19 +41,17 @@ class Graph:
         gc.disable()  # a module that is collected while recording would end the recording
         try:
             with stream.current():
-                _checked(
-                    rt.cudaStreamBeginCapture(stream.handle, rt.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed)
-                )
+                checked(rt.cudaStreamBeginCapture(stream.handle, rt.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed))
                 try:
                     work()
                 finally:
-                    graph = _checked(rt.cudaStreamEndCapture(stream.handle))
+                    graph = checked(rt.cudaStreamEndCapture(stream.handle))
         finally:
             gc.enable()
         self._stream = stream
-        self._executable = _checked(rt.cudaGraphInstantiate(graph, 0))
-        _checked(rt.cudaGraphDestroy(graph))
-        _checked(rt.cudaGraphUpload(self._executable, stream.handle))
+        self._executable = checked(rt.cudaGraphInstantiate(graph, 0))
+        checked(rt.cudaGraphDestroy(graph))
+        checked(rt.cudaGraphUpload(self._executable, stream.handle))
 
     def __del__(self) -> None:
         if hasattr(self, "_executable"):
@@ -60,7 +59,7 @@ class Graph:
 
     def launch(self) -> None:
         """Replay; returns at once."""
-        _checked(self._stream.rt.cudaGraphLaunch(self._executable, self._stream.handle))
+        checked(self._stream.rt.cudaGraphLaunch(self._executable, self._stream.handle))
 
 
 class Stream:
@@ -68,9 +67,9 @@ class Stream:
 
     def __init__(self) -> None:
         self.rt = _runtime()
-        _checked(self.rt.cudaSetDevice(0))
-        self.handle = _checked(self.rt.cudaStreamCreateWithFlags(self.rt.cudaStreamNonBlocking))
-        self._start, self._end = _checked(self.rt.cudaEventCreate()), _checked(self.rt.cudaEventCreate())
+        checked(self.rt.cudaSetDevice(0))
+        self.handle = checked(self.rt.cudaStreamCreateWithFlags(self.rt.cudaStreamNonBlocking))
+        self._start, self._end = checked(self.rt.cudaEventCreate()), checked(self.rt.cudaEventCreate())
 
     def current(self) -> Any:
         """A context in which TVM launches on this stream."""
@@ -88,26 +87,26 @@ class Stream:
 
     def wait(self) -> None:
         """Until everything on the stream is done."""
-        _checked(self.rt.cudaStreamSynchronize(self.handle))
+        checked(self.rt.cudaStreamSynchronize(self.handle))
 
     def elapsed_ns(self, work: Callable[[], object]) -> float:
         """Device time from before to after work, which is waited for."""
         with self.current():
-            _checked(self.rt.cudaEventRecord(self._start, self.handle))
+            checked(self.rt.cudaEventRecord(self._start, self.handle))
             work()
-            _checked(self.rt.cudaEventRecord(self._end, self.handle))
-        _checked(self.rt.cudaEventSynchronize(self._end))
-        return float(_checked(self.rt.cudaEventElapsedTime(self._start, self._end))) * 1e6
+            checked(self.rt.cudaEventRecord(self._end, self.handle))
+        checked(self.rt.cudaEventSynchronize(self._end))
+        return float(checked(self.rt.cudaEventElapsedTime(self._start, self._end))) * 1e6
 
     def upload(self, to: Tensor, array: Any) -> None:
         """Copy a small array to the device, in order with the stream; the host goes on at once."""
         kind = self.rt.cudaMemcpyKind.cudaMemcpyHostToDevice
-        _checked(self.rt.cudaMemcpyAsync(address(to), array.ctypes.data, array.nbytes, kind, self.handle))
+        checked(self.rt.cudaMemcpyAsync(address(to), array.ctypes.data, array.nbytes, kind, self.handle))
 
     def copy(self, to: Tensor, source: Tensor, size_bytes: int) -> None:
         """Copy within the device, in order with the stream."""
         kind = self.rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        _checked(self.rt.cudaMemcpyAsync(address(to), address(source), size_bytes, kind, self.handle))
+        checked(self.rt.cudaMemcpyAsync(address(to), address(source), size_bytes, kind, self.handle))
 
 
 def address(tensor: Tensor) -> int:
@@ -123,8 +122,8 @@ def l2_bytes() -> int:
 def free_bytes() -> int:
     """Of device memory."""
     rt = _runtime()
-    _checked(rt.cudaSetDevice(0))
-    return int(_checked(rt.cudaMemGetInfo())[0])
+    checked(rt.cudaSetDevice(0))
+    return int(checked(rt.cudaMemGetInfo())[0])
 
 
 class DeviceMemory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
@@ -74,6 +74,12 @@ def brief(error: BaseException) -> str:
     """An error in one line."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1].strip()[:200]}" if lines else type(error).__name__
+
+
+def compiled(mod_json: str, target: tvm.target.Target) -> Callable[..., object]:
+    """A kernel's module, as JSON, as something to call."""
+    kernel: Callable[..., object] = tvm.compile(tvm.ir.load_json(mod_json), target=target)["main"]
+    return kernel
 
 
 def inputs(mod: tvm.IRModule, depth: int, rng: np.random.Generator) -> list[np.ndarray]:

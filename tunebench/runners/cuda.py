@@ -29,6 +29,7 @@ from tunebench.runners import (
     Job,
     Outcome,
     brief,
+    compiled,
     inputs,
     mismatch,
     written,
@@ -166,7 +167,7 @@ class _Bench:
     def __init__(self, job: Job) -> None:
         self.job = job
         reference = tvm.ir.load_json(job.reference)
-        self.default = _compile(job.reference)
+        self.default = compiled(job.reference, _worker.target)
         self.inputs = inputs(reference, job.depth, np.random.default_rng(0))
         touched = sum(
             _touched_bytes(p, a, job.depth) for p, a in zip(reference["main"].params, self.inputs, strict=True)
@@ -231,11 +232,6 @@ def _copy(tensor: tvm.runtime.Tensor) -> tvm.runtime.Tensor:
     return tvm.runtime.empty(tensor.shape, tensor.dtype, cuda_runtime.DEVICE).copyfrom(tensor)
 
 
-def _compile(mod_json: str) -> _Kernel:
-    kernel: _Kernel = tvm.compile(tvm.ir.load_json(mod_json), target=_worker.target)["main"]
-    return kernel
-
-
 def _bench(job: Job) -> _Bench:
     if _worker.bench is None or _worker.bench.job.name != job.name:
         _worker.bench = None  # free the last one's inputs first
@@ -256,7 +252,7 @@ def _prepare(job: Job, protocol: Protocol) -> Outcome:
 def _check_and_time(job: Job, mod_json: str, protocol: Protocol, limit_ns: int) -> Outcome:
     bench = _bench(job)
     try:
-        kernel = _compile(mod_json)
+        kernel = compiled(mod_json, _worker.target)
         wrong = bench.check(kernel)
     except Exception as error:  # whatever the candidate raises
         _worker.stream.wait()  # fails, and so ends this process, where the GPU's state is lost
@@ -274,7 +270,7 @@ def _duel(job: Job, mods: list[tuple[str, str]], protocol: Protocol, with_defaul
     outcomes: dict[str, Outcome] = {}
     kernels: dict[str, _Kernel] = {"default": bench.default} if with_default else {}
     for name, mod_json in mods:
-        kernel = _compile(mod_json)
+        kernel = compiled(mod_json, _worker.target)
         wrong = bench.check(kernel)
         if wrong:
             outcomes[name] = Outcome(error=wrong)

@@ -29,6 +29,7 @@ from tunebench.runners import (
     Outcome,
     bits,
     brief,
+    compiled,
     inputs,
     mismatch,
 )
@@ -167,7 +168,7 @@ class _Bench:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.reference_kernel = _compile(job.reference)
+        self.reference_kernel = compiled(job.reference, _worker.target)
         self.inputs = inputs(tvm.ir.load_json(job.reference), job.depth, np.random.default_rng(0))
         size = sum(array.nbytes for array in self.inputs)
         count = max(1, min(MAX_SETS, -(-job.cold_bytes // size)))
@@ -223,11 +224,6 @@ def _ready() -> bool:
     return True
 
 
-def _compile(mod_json: str) -> _Kernel:
-    kernel: _Kernel = tvm.compile(tvm.ir.load_json(mod_json), target=_worker.target)["main"]
-    return kernel
-
-
 def _bench(job: Job) -> _Bench:
     if _worker.bench is None or _worker.bench.job.name != job.name:
         _worker.bench = None  # free the last one's inputs first
@@ -242,7 +238,7 @@ def _prepare(job: Job, protocol: Protocol) -> Outcome:
 
 def _build(name: str, mod_json: str) -> Outcome:
     try:
-        _worker.kernels[name] = _compile(mod_json)
+        _worker.kernels[name] = compiled(mod_json, _worker.target)
     except Exception as error:  # whatever code generation raises is the candidate's fault
         return Outcome(error=brief(error))
     return Outcome()
@@ -268,7 +264,7 @@ def _duel(job: Job, mods: list[tuple[str, str]], protocol: Protocol, with_defaul
     kernels: dict[str, _Kernel] = {"default": bench.reference_kernel} if with_default else {}
     for name, mod_json in mods:
         try:
-            kernel = _compile(mod_json)
+            kernel = compiled(mod_json, _worker.target)
             wrong = bench.check(kernel)
         except Exception as error:  # whatever code generation raises is the candidate's fault
             wrong = brief(error)
