@@ -29,6 +29,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     "four rows": {**MATMUL, "m": 4, "n": 256, "k": 512},
     "sixteen rows": {**MATMUL, "m": 16, "n": 256, "k": 512},
     "many rows": {**MATMUL, "m": 128, "n": 256, "k": 512},
+    "many rows in float": {**MATMUL, "m": 64, "n": 256, "k": 512, "out": "float32", "residual": 0},
     "many rows of halves": {**MATMUL, "m": 128, "n": 256, "k": 512, "bits": 16, "group": 0, "residual": 0},
     "one token": {"op": "attention", "b": 2, "m": 1, **HEADS},
     "a piece": {"op": "attention", "b": 2, "m": 32, **HEADS},

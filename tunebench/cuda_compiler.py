@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,9 @@ from tunebench.cuda_runtime import checked
 from tunebench.errors import TuneBenchError
 
 CALL = "tb::"  # what a call of a template's device function begins with
+HOPPER = 90
 KERNEL = 'extern "C" __global__'
+BOUNDS = r"__launch_bounds__\((\d+)\)"
 TYPES = "\n".join(
     f"typedef {c_type} {'u' * unsigned}int{bits}_t;"
     for bits, signed in ((8, "signed char"), (16, "short"), (32, "int"), (64, "long long"))
@@ -49,7 +52,17 @@ def with_templates(code: str, target: Target) -> str:
     includes = head.index("#ifdef __CUDACC_RTC__"), head.index("\n#endif\n") + len("\n#endif")
     head = head[: includes[0]] + TYPES + head[includes[1] :]
     device = templates.cuda_source() if CALL in rest else ""
-    return f"// {arch}\n{head}{device}\n{kernel}{rest}"
+    if int(arch.removeprefix("sm_")) >= HOPPER:
+        arch += "a"  # its own instructions too; a cubin runs on no other architecture anyway
+    return f"// {arch}\n{head}{device}\n{kernel}{_bounded(rest)}"
+
+
+def _bounded(kernels: str) -> str:
+    """Kernels that say how many of their blocks shall fit on a multiprocessor, told to the compiler."""
+    at_once = re.escape(templates.AT_ONCE).replace(re.escape("{}"), r"(\d+)")
+    for _, name, blocks in re.findall(rf"{BOUNDS} (\w+)\([^)]*\) {{[^{{}}]*{at_once}", kernels):
+        kernels = re.sub(rf"{BOUNDS} {name}\(", rf"__launch_bounds__(\1, {blocks}) {name}(", kernels)
+    return kernels
 
 
 def build(mod: tvm.IRModule, target: Target) -> str:

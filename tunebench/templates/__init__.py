@@ -24,6 +24,7 @@ from tunebench import registry
 TEMPLATE = "tunebench.template"
 DECISION = "tunebench.decision."
 THREAD_LIMITS = ("max_threads_per_block", "max_num_threads")  # TVM's targets have one or both
+AT_ONCE = "/* {} at once */"  # before a call: how many blocks a multiprocessor must have room for
 CUDA_SOURCES = Path(__file__).parent.parent / "cuda"
 
 Operation = Mapping[str, Any]
@@ -121,11 +122,15 @@ def extern_kernel(
     args: Sequence[str | tvm.tirx.Expr],
     cluster: int = 1,
     early: bool = False,
+    shared_bytes: int = 0,
+    blocks: int = 1,
 ) -> tvm.tirx.PrimFunc:
     """A kernel whose threads all call one function of `cuda/`.
 
     `args` are names of `params`, passed as pointers, or values. `cluster` blocks that are neighbours along the
     grid's first axis share a cluster. `early`: the kernel may be launched before the one ahead of it has ended.
+    Of `shared_bytes` of shared memory it gets a pointer as its last argument. Registers are dealt out so that
+    `blocks` of them fit on a multiprocessor.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         buffers = arguments(params)
@@ -139,7 +144,9 @@ def extern_kernel(
                 frames.enter_context(T.launch_thread(f"blockIdx.{axis}", extent))
             frames.enter_context(T.launch_thread("threadIdx.x", threads))
             values = [buffers[arg].data if isinstance(arg, str) else arg for arg in args]
-            T.evaluate(T.call_extern("int32", function, *values))
+            if shared_bytes:
+                values.append(T.alloc_buffer((shared_bytes,), "uint8", scope="shared.dyn").data)
+            T.evaluate(T.call_extern("int32", AT_ONCE.format(blocks) * (blocks > 1) + function, *values))
     func = builder.get()
     return func.with_attr("tirx.kernel_launch_params", ["tirx.use_programtic_dependent_launch"]) if early else func
 
