@@ -379,10 +379,12 @@ def _multiplies(load: Workload) -> str:
 
 
 def _memory(model: Model, arm: Arm) -> dict[str, Count]:
-    if arm.engine == "tvm":
+    if arm.compiled:
+        held, planned = model.weight_bytes + model.cache_bytes, arm.compiled.planned_bytes
         return {
             "weights": Count(model.weight_bytes, "sum of the parameters' sizes"),
             "kv_cache": Count(model.cache_bytes, "sum of the cache tensors' sizes"),
+            "planned": Count(held + planned, f"weights, cache, and {planned >> 20} MiB that TVM plans for a step"),
         }
     return {"weights": Count(arm.loaded.weight_bytes, f"as {arm.engine} counts them")} if arm.loaded else {}
 

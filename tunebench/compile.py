@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ class Compiled:
 
     executable: relax.VMExecutable
     tuned: Mapping[str, str]  # task key -> where its kernel comes from, tuned or library
+    planned_bytes: int  # storage that TVM's planner sets aside for the function that needs most
 
 
 def compile_model(
@@ -39,4 +41,18 @@ def compile_model(
             new = lowering.default_schedule(kernel, target)
         scheduled.update_func(gv, new["main"].with_attr("global_symbol", gv.name_hint))
     lowered = lowering.tail(scheduled, target)
-    return Compiled(tvm.compile(lowered, target=target, relax_pipeline=None), tuned)
+    planned = max(map(_planned_bytes, lowered.functions.values()))
+    return Compiled(tvm.compile(lowered, target=target, relax_pipeline=None), tuned, planned)
+
+
+def _planned_bytes(func: tvm.ir.BaseFunc) -> int:
+    """Of all storage that a function's virtual machine allocates."""
+    sizes: list[int] = []
+
+    def visit(expr: relax.Expr) -> None:
+        if isinstance(expr, relax.Call) and expr.op == tvm.ir.Op.get("relax.vm.alloc_storage"):
+            sizes.append(math.prod(int(extent) for extent in expr.args[0].values))
+
+    if isinstance(func, relax.Function):
+        relax.analysis.post_order_visit(func, visit)
+    return sum(sizes)

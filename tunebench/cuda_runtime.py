@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tvm_ffi
 from tvm.runtime import Tensor, device
 
@@ -107,6 +109,15 @@ class Stream:
         """Copy within the device, in order with the stream."""
         kind = self.rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         checked(self.rt.cudaMemcpyAsync(address(to), address(source), size_bytes, kind, self.handle))
+
+    def fill(self, to: Tensor, byte: int, size_bytes: int) -> None:
+        """Set every byte, in order with the stream."""
+        checked(self.rt.cudaMemsetAsync(address(to), byte, size_bytes, self.handle))
+
+
+def size_bytes(tensor: Tensor) -> int:
+    """Of a tensor's elements."""
+    return math.prod(int(extent) for extent in tensor.shape) * np.dtype(str(tensor.dtype)).itemsize
 
 
 def address(tensor: Tensor) -> int:

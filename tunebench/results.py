@@ -52,7 +52,7 @@ class Result:
     flops_per_token: int = 0  # multiply-adds count as two, matrix products only
     bytes_per_token: int = 0  # weights + KV cache read for one decoded token at the test's mean depth, one step
     multiplies: str = "float32"  # what matrix products multiply: float32, or int8
-    memory: dict[str, Count] = field(default_factory=dict)  # weights, kv_cache, peak
+    memory: dict[str, Count] = field(default_factory=dict)  # weights, kv_cache, planned, peak
     coverage: float | None = None  # share of the phase's time under tuned kernels
     kernels: list[Kernel] = field(default_factory=list)
     probe: dict[str, float] = field(default_factory=dict)  # read_bytes_per_s, flops_per_s, int8_ops_per_s, of this run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tunebench.arena import Arena
 from tunebench.errors import TuneBenchError
 from tunebench.quantization.none import numpy_dtype
 from tunebench.workload import Model, angles, function_name
@@ -46,32 +48,38 @@ class Loaded:
     angles: tvm.runtime.Tensor
     keys: list[tvm.runtime.Tensor]
     values: list[tvm.runtime.Tensor]
+    arena: Arena | None = None  # where they lie on a GPU
 
 
 def load(model: Model, weights: Iterable[tuple[str, np.ndarray]], device: tvm.runtime.Device) -> Loaded:
     """Copy weights to the device as they come, so that no more than one is held twice, and make the cache."""
-    shapes = model.param_shapes
-    held: dict[str, tvm.runtime.Tensor] = {}
-    for name, array in weights:
-        held[name] = tvm.runtime.tensor(array, device)
+    shapes, (keys, values) = model.param_shapes, model.cache_shapes
+    turns = angles(model)
+    dtype, layers = model.workload.scheme.dtype, model.config.num_hidden_layers
+    every = [*shapes.values(), (turns.shape, "float32"), *[(keys, dtype), (values, dtype)] * layers]
+    arena = Arena(Arena.size_of(every), device) if model.workload.device == "gpu" else None
+    new = arena.take if arena else functools.partial(tvm.runtime.empty, device=device)
+    held = {name: new(*shapes[name]).copyfrom(array) for name, array in weights if name in shapes}
     missing = [name for name in shapes if name not in held]
     if missing:
         raise TuneBenchError(f"weights are missing: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}.")
-    keys, values = model.cache_shapes
-    layers = range(model.config.num_hidden_layers)
-    dtype = model.workload.scheme.dtype
     return Loaded(
         params=[held[name] for name in shapes],
-        angles=tvm.runtime.tensor(angles(model), device),
-        keys=[_random_cache(keys, dtype, device) for _ in layers],
-        values=[_random_cache(values, dtype, device) for _ in layers],
+        angles=new(turns.shape, "float32").copyfrom(turns),
+        keys=_random_caches([new(keys, dtype) for _ in range(layers)]),
+        values=_random_caches([new(values, dtype) for _ in range(layers)]),
+        arena=arena,
     )
 
 
-def _random_cache(shape: tuple[int, ...], dtype: str, device: tvm.runtime.Device) -> tvm.runtime.Tensor:
-    """Plausible contents for the positions that a test at depth does not compute first."""
-    noise = np.random.default_rng(0).uniform(-1, 1, shape[-2:]).astype(numpy_dtype(dtype))
-    return tvm.runtime.tensor(np.broadcast_to(noise, shape).copy(), device)
+def _random_caches(caches: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
+    """Plausible contents for the positions that a test at depth does not compute first, the same in each layer."""
+    shape, dtype = tuple(int(extent) for extent in caches[0].shape), numpy_dtype(str(caches[0].dtype))
+    noise = np.random.default_rng(0).uniform(-1, 1, shape[-2:]).astype(dtype)
+    caches[0].copyfrom(np.broadcast_to(noise, shape).copy())
+    for cache in caches[1:]:
+        cache.copyfrom(caches[0])
+    return caches
 
 
 class TvmEngine:

@@ -1,5 +1,7 @@
 // What every kernel template shares: loads that bypass L1, tensor-core products, unpacking of weights.
 
+#include <cuda_fp16.h>
+
 namespace tb {
 
 using u32 = unsigned int;

@@ -14,6 +14,11 @@ def kv_cache(row: Result) -> float | None:
     return _count(row, "kv_cache")
 
 
+def planned(row: Result) -> float | None:
+    """Bytes that weights, cache and the compiler's plan for a step add up to."""
+    return _count(row, "planned")
+
+
 def peak(row: Result) -> float | None:
     """Bytes at the highest point of the case."""
     return _count(row, "peak")
@@ -27,5 +32,6 @@ def _count(row: Result, name: str) -> float | None:
 METRICS = (
     Metric("weights_bytes", "bytes", False, weights, "weights"),
     Metric("kv_cache_bytes", "bytes", False, kv_cache, "KV cache"),
+    Metric("planned_bytes", "bytes", False, planned, "planned"),
     Metric("peak_bytes", "bytes", False, peak, "peak during the case"),
 )

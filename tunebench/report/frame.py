@@ -18,7 +18,7 @@ from tunebench.stats import Verdict
 
 CASE = ("model", "scheme", "schedule", "engine", "target", "device", "test", "batch", "n_threads")
 PLAIN = (*CASE, "n_prompt", "n_gen", "n_depth", "status", "reason", "run_id", "test_time")
-COUNTERS = ("weights", "kv_cache", "peak")
+COUNTERS = ("weights", "kv_cache", "planned", "peak")
 PLACES = ("target", "device", "n_threads")
 
 

@@ -12,6 +12,7 @@ import tvm
 from tvm import s_tir
 
 from tunebench.measure import Protocol
+from tunebench.quantization.none import numpy_dtype
 
 BUILD_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 120.0
@@ -96,9 +97,14 @@ def mismatch(array: np.ndarray, expected: np.ndarray, half_inputs: bool = False)
     Where inputs are float16, what is made of them may have been rounded to it on the way to a float32 output.
     """
     want = expected.view(array.dtype).astype(np.float32)
-    worst = np.abs(array.astype(np.float32) - want).max()
+    worst = float(np.abs(array.astype(np.float32) - want).max())
     dtype = "float16" if half_inputs and array.dtype == np.float32 else str(array.dtype)
-    bound = TOLERANCE[dtype] * max(float(np.abs(want).max()), 1e-6)
+    return too_far(worst, float(np.abs(want).max()), dtype)
+
+
+def too_far(worst: float, largest: float, dtype: str) -> str:
+    """Why outputs that are off by `worst` at most, where the largest is `largest`, are wrong; or an empty string."""
+    bound = TOLERANCE[dtype] * max(largest, 1e-6)
     if not worst <= bound:  # also for NaN
         return f"wrong output: off by {worst:.3g} where {bound:.3g} is allowed"
     return ""
@@ -121,12 +127,8 @@ def _input(param: tvm.tirx.Buffer, depth: int, rng: np.random.Generator) -> np.n
         words = rng.integers(0, np.iinfo(dtype).max, min(POOL, math.prod(shape)), dtype, endpoint=True)
         return np.resize(words, shape)
     # large ones repeat: billions of draws take longer than the kernel's trials, and a prime shifts every row
-    values = np.resize(rng.uniform(-1, 1, min(POOL, math.prod(shape))).astype(np.float32), shape)
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return values.astype(ml_dtypes.bfloat16)
-    return values.astype(dtype)
+    values = rng.uniform(-1, 1, min(POOL, math.prod(shape))).astype(np.float32).astype(numpy_dtype(dtype))
+    return np.resize(values, shape)
 
 
 def written(mod: tvm.IRModule) -> list[int]:

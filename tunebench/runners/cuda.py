@@ -8,6 +8,7 @@ events: what a call takes there is what it takes in a graph of a decode step.
 
 from __future__ import annotations
 
+import functools
 import math
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ import numpy as np
 import tvm
 from tvm.support.popen_pool import PopenPoolExecutor, PopenWorker
 
-from tunebench import cublas, cuda_compiler, cuda_runtime, lowering  # noqa: F401  (cublas: kernels call it)
+from tunebench import cublas, cuda_compiler, cuda_runtime, lowering, templates  # noqa: F401  (cublas: kernels call it)
 from tunebench.measure import Protocol, Samples, interleave
 from tunebench.runners import (
     BUILD_TIMEOUT_S,
@@ -31,14 +32,16 @@ from tunebench.runners import (
     brief,
     compiled,
     inputs,
-    mismatch,
+    too_far,
     written,
 )
+from tunebench.templates import Param
 
 RUN_TIMEOUT_S = 60.0
 GRAPH_NS = 400_000  # at least, of the calls in one graph
 MOST_CALLS = 256
 LONG_NS = 2_000_000
+DIFFER_BLOCKS, DIFFER_THREADS = 256, 512
 LAUNCH_NS = 300_000  # what a single call may take beyond its kernel
 
 
@@ -126,7 +129,8 @@ class _Worker:
 
     target: tvm.target.Target
     stream: cuda_runtime.Stream
-    bench: _Bench | None = None
+    most_bytes: int
+    benches: dict[str, _Bench] = {}  # noqa: RUF012  (one object of this class in a process)
 
 
 _worker = _Worker()
@@ -154,6 +158,7 @@ _Kernel = Callable[..., object]
 def _start_measuring(target: str, folder: str) -> None:
     _worker.target = tvm.ir.load_json(target)
     _worker.stream = cuda_runtime.Stream()
+    _worker.most_bytes = cuda_runtime.free_bytes() // 4
     cuda_compiler.install(Path(folder))
 
 
@@ -167,34 +172,47 @@ class _Bench:
     def __init__(self, job: Job) -> None:
         self.job = job
         reference = tvm.ir.load_json(job.reference)
+        params = reference["main"].params
         self.default = compiled(job.reference, _worker.target)
-        self.inputs = inputs(reference, job.depth, np.random.default_rng(0))
-        touched = sum(
-            _touched_bytes(p, a, job.depth) for p, a in zip(reference["main"].params, self.inputs, strict=True)
-        )
+        arrays = inputs(reference, job.depth, np.random.default_rng(0))
+        self.half = any(array.dtype == np.float16 for array in arrays)
+        touched = sum(_touched_bytes(p, a, job.depth) for p, a in zip(params, arrays, strict=True))
         count = max(1, min(MAX_SETS, math.ceil(job.cold_bytes / touched)))
-        first = [_tensor(array) for array in self.inputs]
+        first = [tvm.runtime.tensor(array, cuda_runtime.DEVICE) for array in arrays]
         self.sets = [first] + [[_copy(tensor) for tensor in first] for _ in range(count - 1)]
-        cuda_runtime.DEVICE.sync()  # copies are on another stream
+        self.written = written(reference)
+        self.output = len(first) - 1
+        self.before = {i: _copy(first[i]) for i in self.written if i != self.output}
+        self.expected = {i: _copy(first[i]) for i in self.written}
+        self.found = {i: _copy(first[i]) for i in self.written}
+        held = [*(t for each in self.sets for t in each)]
+        held += [t for kept in (self.before, self.expected, self.found) for t in kept.values()]
+        self.held_bytes = sum(map(cuda_runtime.size_bytes, held))
         self.turn = 0
-        self.expected = self._outputs(self.default, written(reference))
+        cuda_runtime.DEVICE.sync()  # copies are on another stream
+        self._run(self.default, self.expected)
 
-    def _outputs(self, kernel: _Kernel, wanted: list[int]) -> dict[int, np.ndarray]:
-        """Run once on fresh buffers; the output buffer starts as garbage, so what is not written shows."""
-        buffers = list(self.sets[0])
-        for i in {*wanted, len(buffers) - 1}:
-            start = self.inputs[i].copy()
-            if i == len(buffers) - 1:
-                start.view(np.uint8)[...] = 0xFF  # NaN in every float type
-            buffers[i] = _tensor(start)
-        _worker.stream.run(lambda: kernel(*buffers))
-        return {i: buffers[i].numpy() for i in wanted}
+    def _run(self, kernel: _Kernel, into: dict[int, tvm.runtime.Tensor]) -> None:
+        """Run once; what the kernel writes goes into these, of which the output is NaN before, so that gaps show."""
+        stream = _worker.stream
+        for i, tensor in into.items():
+            if i == self.output:
+                stream.fill(tensor, 0xFF, cuda_runtime.size_bytes(tensor))
+            else:
+                stream.copy(tensor, self.before[i], cuda_runtime.size_bytes(tensor))
+        buffers = [into.get(i, tensor) for i, tensor in enumerate(self.sets[0])]
+        stream.run(lambda: kernel(*buffers))
 
     def check(self, kernel: _Kernel) -> str:
         """Why the kernel's outputs are wrong, or an empty string."""
-        outputs = self._outputs(kernel, list(self.expected))
-        half = any(array.dtype == np.float16 for array in self.inputs)
-        return next(filter(None, (mismatch(array, self.expected[i], half) for i, array in outputs.items())), "")
+        self._run(kernel, self.found)
+        for i, tensor in self.found.items():
+            dtype = str(tensor.dtype)
+            worst, largest = _distance(tensor, self.expected[i])
+            wrong = too_far(worst, largest, "float16" if self.half and dtype == "float32" else dtype)
+            if wrong:
+                return wrong
+        return ""
 
     def call(self, kernel: _Kernel) -> None:
         """One call on the next input set."""
@@ -224,19 +242,42 @@ def _touched_bytes(param: tvm.tirx.Buffer, array: np.ndarray, depth: int) -> flo
     return float(array.nbytes)
 
 
-def _tensor(array: np.ndarray) -> tvm.runtime.Tensor:
-    return tvm.runtime.tensor(array, cuda_runtime.DEVICE)
-
-
 def _copy(tensor: tvm.runtime.Tensor) -> tvm.runtime.Tensor:
     return tvm.runtime.empty(tensor.shape, tensor.dtype, cuda_runtime.DEVICE).copyfrom(tensor)
 
 
+def _distance(found: tvm.runtime.Tensor, expected: tvm.runtime.Tensor) -> tuple[float, float]:
+    """The largest difference, infinite where there is a NaN, and the largest expected value."""
+    size, dtype = math.prod(int(extent) for extent in found.shape), str(found.dtype)
+    results = tvm.runtime.empty((2, DIFFER_BLOCKS), "float32", cuda_runtime.DEVICE)
+    flat = [tensor._create_view((size,)) for tensor in (found, expected)]
+    kernel = _differ(size, dtype)
+    _worker.stream.run(lambda: kernel(*flat, results))
+    worst, largest = results.numpy().max(axis=1)
+    return float(worst), float(largest)
+
+
+@functools.cache
+def _differ(size: int, dtype: str) -> _Kernel:
+    func = templates.extern_kernel(
+        [Param("a", (size,), dtype), Param("b", (size,), dtype), Param("found", (2, DIFFER_BLOCKS), "float32")],
+        (DIFFER_BLOCKS,),
+        DIFFER_THREADS,
+        f"tb::differ<{templates.C_TYPES[dtype]}, {size}, {DIFFER_THREADS}>",
+        ["a", "b", "found"],
+    )
+    kernel: _Kernel = tvm.compile(tvm.IRModule({"main": func}), target=_worker.target)["main"]
+    return kernel
+
+
 def _bench(job: Job) -> _Bench:
-    if _worker.bench is None or _worker.bench.job.name != job.name:
-        _worker.bench = None  # free the last one's inputs first
-        _worker.bench = _Bench(job)
-    return _worker.bench
+    """The job's inputs, kept from before or made now in the place of those that were used longest ago."""
+    bench = _worker.benches.pop(job.name, None)
+    while bench is None and sum(each.held_bytes for each in _worker.benches.values()) > _worker.most_bytes:
+        _worker.benches.pop(next(iter(_worker.benches)))
+    bench = bench or _Bench(job)
+    _worker.benches[job.name] = bench
+    return bench
 
 
 def _time(bench: _Bench, kernels: dict[str, _Kernel], protocol: Protocol) -> dict[str, Samples]:

@@ -25,6 +25,7 @@ TEMPLATE = "tunebench.template"
 DECISION = "tunebench.decision."
 THREAD_LIMITS = ("max_threads_per_block", "max_num_threads")  # TVM's targets have one or both
 AT_ONCE = "/* {} at once */"  # before a call: how many blocks a multiprocessor must have room for
+C_TYPES = {"float16": "__half", "float32": "float"}
 CUDA_SOURCES = Path(__file__).parent.parent / "cuda"
 
 Operation = Mapping[str, Any]
@@ -176,6 +177,13 @@ def product_params(op: Operation) -> list[Param]:
     residual = [Param("residual", (op["m"], op["n"]), "float16")] if op["residual"] else []
     x, y = Param("x", (op["m"], op["k"]), "float16"), Param("y", (op["m"], op["n"]), op["out"])
     return [x, *weight_params(op), *residual, y]
+
+
+def product_call(function: str, numbers: Sequence[int], op: Operation) -> tuple[str, list[str]]:
+    """The call of a matrix product's device function, and the buffers that it takes."""
+    residual = "residual" if op["residual"] else "x"
+    call = f"tb::{function}<{', '.join(map(str, numbers))}, {str(bool(op['residual'])).lower()}, {C_TYPES[op['out']]}>"
+    return call, ["x", "w", "scale" if op["bits"] < 16 else "x", residual, "y"]
 
 
 def serves(op: Operation, gpu: Gpu) -> bool:

@@ -12,6 +12,7 @@ from tunebench.templates import (
     Template,
     extern_kernel,
     overlap,
+    product_call,
     product_params,
     serves,
 )
@@ -67,13 +68,11 @@ def _kernel(
     function: str, numbers: list[int], op: Operation, outputs: int, warps: int, decisions: Decisions
 ) -> PrimFunc:
     """One block of `warps` for so many outputs."""
-    out = {"float16": "__half", "float32": "float"}[op["out"]]
     return extern_kernel(
         product_params(op),
         (op["n"] // outputs,),
         32 * warps,
-        f"tb::{function}<{', '.join(map(str, numbers))}, {'true' if op['residual'] else 'false'}, {out}>",
-        ["x", "w", "scale" if op["bits"] < 16 else "x", "residual" if op["residual"] else "x", "y"],
+        *product_call(function, numbers, op),
         early=bool(decisions["overlap"]),
     )
 

@@ -12,6 +12,7 @@ from tunebench.templates import (
     Template,
     extern_kernel,
     overlap,
+    product_call,
     product_params,
     serves,
 )
@@ -29,14 +30,12 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
 
 def _build(op: Operation, decisions: Decisions) -> PrimFunc:
     tall, wide = decisions["tall"], decisions["wide"]
-    out = {"float16": "__half", "float32": "float"}[op["out"]]
     numbers = [op["bits"], op["group"] or 32, op["m"], op["n"], op["k"], tall, wide, DEPTH[op["bits"]]]
     return extern_kernel(
         product_params(op),
         (op["m"] // tall, op["n"] // wide),
         THREADS,
-        f"tb::product<{', '.join(map(str, numbers))}, {'true' if op['residual'] else 'false'}, {out}>",
-        ["x", "w", "scale" if op["bits"] < 16 else "x", "residual" if op["residual"] else "x", "y"],
+        *product_call("product", numbers, op),
         early=bool(decisions["overlap"]),
     )
 

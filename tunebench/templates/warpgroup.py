@@ -14,6 +14,7 @@ from tunebench.templates import (
     Template,
     extern_kernel,
     overlap,
+    product_call,
     product_params,
     serves,
 )
@@ -25,7 +26,7 @@ MANY = 128  # threads' registers limit how many sums a warpgroup may hold: 64 ou
 DIGITS = (1000, 100, 10, 1)  # a tile as one number: rows, warpgroups side by side, those that share k, blocks at once
 
 
-def _tiles(op: Operation) -> list[tuple[int, ...]]:
+def _tiles(op: Operation) -> list[tuple[int, int, int, int]]:
     """Rows of x, warpgroups side by side, warpgroups that share k, blocks on a multiprocessor at once."""
     m, n, k = op["m"], op["n"], op["k"]
     if m <= 32:
@@ -63,14 +64,12 @@ def _build(op: Operation, decisions: Decisions) -> PrimFunc:
     stages = decisions["stages"]
     step_bytes = along * (rows * 128 + across * 64 * (32 + 4))  # x, weights, scales
     sums_bytes = along * min(rows, 32) * (across * 64 + 4) * 4
-    out = {"float16": "__half", "float32": "float"}[op["out"]]
     numbers = [op["m"], op["n"], op["k"], rows, across, along, stages]
     return extern_kernel(
         product_params(op),
         (-(-op["m"] // rows), op["n"] // (64 * across)),
         128 * across * along,
-        f"tb::warpgroups<{', '.join(map(str, numbers))}, {'true' if op['residual'] else 'false'}, {out}>",
-        ["x", "w", "scale", "residual" if op["residual"] else "x", "y"],
+        *product_call("warpgroups", numbers, op),
         early=bool(decisions["overlap"]),
         shared_bytes=1024 + max(stages * step_bytes, sums_bytes),
         blocks=blocks,
