@@ -2,8 +2,6 @@
 
 namespace tb {
 
-template <int N> struct alignas(2 * N) Halves { __half v[N]; };
-
 // qkv[b, M, H + 2G, D] -> rotated q[b, M, H, D]; rotated keys and values go into the cache [b, G, C, D] at `position`.
 // A thread has VEC elements d and the VEC that lie D / 2 further.
 template <int D, int H, int G, int C, int M, int THREADS, int VEC>

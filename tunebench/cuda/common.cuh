@@ -6,6 +6,8 @@ namespace tb {
 
 using u32 = unsigned int;
 
+template <int N> struct alignas(2 * N) Halves { __half v[N]; };
+
 // 16 bytes that are read once: not kept in L1.
 __device__ __forceinline__ uint4 stream(const void* p) {
   uint4 v;

@@ -4,17 +4,21 @@
 
 namespace tb {
 
-// What a warp reads of weights before it needs them: U steps of 64 bytes of each of 16 R outputs.
-template <int BITS, int R, int U>
+// What a warp reads before it needs it: U steps of 64 bytes of weights of each of 16 R outputs, and X times 8 halves of
+// x for each of them.
+template <int BITS, int R, int U, int X>
 struct Ahead {
   uint4 w[U][R][2];
   __half scale[U][R][2];
+  uint4 x[U][X];
 };
+
+// Where a warp finds x when it needs it: in memory, in shared memory (4 bits only: already in pairs), or read ahead.
+enum Place { IN_MEMORY, STAGED, AHEAD };
 
 // y[M, N] = x[M, K] w[N, K]^T (+ residual). BITS of a weight; its scale is one half for each GROUP along k.
 // A thread block has ACROSS x ALONG warps: ACROSS of them side by side, each with 16 R outputs, ALONG sharing k.
-// STAGED (4 bits only): x lies in shared memory, already in pairs; otherwise each warp reads it when it needs it.
-template <int BITS, int GROUP, int M, int N, int K, int R, int ACROSS, int ALONG, int U, bool STAGED, bool RESIDUAL,
+template <int BITS, int GROUP, int M, int N, int K, int R, int ACROSS, int ALONG, int U, int PLACE, bool RESIDUAL,
           typename Out>
 __device__ __forceinline__ int matvec(
     const __half* __restrict__ x, const void* __restrict__ w, const __half* __restrict__ scale,
@@ -23,9 +27,9 @@ __device__ __forceinline__ int matvec(
   constexpr int STEPS = K / STEP, ROW_BYTES = K / 8 * BITS, PAIRS = Word<BITS>::PAIRS;
   constexpr int SHARE = (STEPS + ALONG - 1) / ALONG, TILES = (M + 7) / 8, WIDE = 16 * R * ACROSS;
   constexpr int THREADS = 32 * ACROSS * ALONG;
-  static_assert(K % STEP == 0 && N % WIDE == 0 && (!STAGED || BITS == 4), "shape");
+  static_assert(K % STEP == 0 && N % WIDE == 0 && (PLACE != STAGED || BITS == 4), "shape");
   __shared__ float sums[ALONG][WIDE][M];
-  __shared__ uint4 held[STAGED ? K / 8 * M : 1];  // [step, word of a lane, lane of four, m]
+  __shared__ uint4 held[PLACE == STAGED ? K / 8 * M : 1];  // [step, word of a lane, lane of four, m]
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
   const int across = warp % ACROSS * 16 * R, along = warp / ACROSS;
@@ -33,7 +37,8 @@ __device__ __forceinline__ int matvec(
   const char* rows = static_cast<const char*>(w) + static_cast<size_t>(n0) * ROW_BYTES + c * 16;
   const int first = along * SHARE, last = min(STEPS, first + SHARE);
 
-  auto fetch = [&](Ahead<BITS, R, U>& to, int start) {
+  using Ahead = Ahead<BITS, R, U, PLACE == AHEAD ? TILES * PAIRS : 1>;
+  auto fetch = [&](Ahead& to, int start) {
 #pragma unroll
     for (int u = 0; u < U; ++u)
 #pragma unroll
@@ -46,10 +51,24 @@ __device__ __forceinline__ int matvec(
         }
   };
 
-  Ahead<BITS, R, U> now, next;
+  auto read = [&](int t, int j, int step) {  // 8 halves of x for tile t, as they are
+    const int m = 8 * t + g, k = step * STEP + c * PER_LANE + 8 * j;
+    return M % 8 == 0 || m < M ? fresh(x + static_cast<size_t>(m) * K + k) : make_uint4(0, 0, 0, 0);
+  };
+  auto fetch_x = [&](Ahead& to, int start) {
+    if constexpr (PLACE == AHEAD)
+#pragma unroll
+      for (int u = 0; u < U; ++u)
+#pragma unroll
+        for (int i = 0; i < TILES * PAIRS; ++i)
+          if (start + u < last) to.x[u][i] = read(i / PAIRS, i % PAIRS, start + u);
+  };
+
+  Ahead now, next;
   fetch(now, first);
   begin();  // weights do not depend on the kernel before; all else does
-  if constexpr (STAGED) {
+  fetch_x(now, first);
+  if constexpr (PLACE == STAGED) {
     for (int i = threadIdx.x; i < K / 8 * M; i += THREADS) {
       const int m = i / (K / 8), word = i % (K / 8);
       u32 p[4];
@@ -61,20 +80,22 @@ __device__ __forceinline__ int matvec(
   float acc[R][TILES][4] = {};
   for (int start = first; start < last; start += U) {
     fetch(next, start + U);
+    fetch_x(next, start + U);
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       if (start + u >= last) break;
-      const int k = (start + u) * STEP + c * PER_LANE;  // this lane's first weight
       u32 b[TILES][4 * PAIRS];
 #pragma unroll
       for (int t = 0; t < TILES; ++t) {
-        const bool mine = M % 8 == 0 || 8 * t + g < M;
-        const __half* from = x + static_cast<size_t>(8 * t + g) * K + k;
 #pragma unroll
         for (int j = 0; j < PAIRS; ++j) {
           uint4 v = make_uint4(0, 0, 0, 0);
-          if (mine) v = STAGED ? held[((start + u) * 16 + j * 4 + c) * M + 8 * t + g] : fresh(from + 8 * j);
-          if constexpr (BITS == 4 && !STAGED) {
+          if constexpr (PLACE == STAGED) {
+            if (M % 8 == 0 || 8 * t + g < M) v = held[((start + u) * 16 + j * 4 + c) * M + 8 * t + g];
+          } else {
+            v = PLACE == AHEAD ? now.x[u][PLACE == AHEAD ? t * PAIRS + j : 0] : read(t, j, start + u);
+          }
+          if constexpr (BITS == 4 && PLACE != STAGED) {
             Word<4>::pair(v, &b[t][4 * j]);
           } else {
             b[t][4 * j] = v.x; b[t][4 * j + 1] = v.y; b[t][4 * j + 2] = v.z; b[t][4 * j + 3] = v.w;

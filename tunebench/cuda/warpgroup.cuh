@@ -1,5 +1,5 @@
 // Products on Hopper's warpgroup tensor instructions: weights unpacked into registers, x read from shared memory by the
-// tensor cores themselves.
+// tensor cores themselves, where bulk copies put it.
 
 namespace tb {
 
@@ -7,9 +7,6 @@ using u64 = unsigned long long;
 
 #define TB_FOUR(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define TB_SIXTEEN(i) TB_FOUR(i), TB_FOUR((i) + 4), TB_FOUR((i) + 8), TB_FOUR((i) + 12)
-#define TB_SUMS_8 TB_FOUR(0)
-#define TB_SUMS_16 TB_FOUR(0), TB_FOUR(4)
-#define TB_SUMS_32 TB_SIXTEEN(0)
 #define TB_SUMS_64 TB_SIXTEEN(0), TB_SIXTEEN(16)
 #define TB_SUMS_128 TB_SIXTEEN(0), TB_SIXTEEN(16), TB_SIXTEEN(32), TB_SIXTEEN(48)
 
@@ -26,148 +23,161 @@ template <int TOKENS> struct Warpgroup;
                    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                             \
     }                                                                                                                 \
   };
-#define TB_D_8 "%0, %1, %2, %3"
-#define TB_D_16 TB_D_8 ", %4, %5, %6, %7"
-#define TB_D_32 TB_D_16 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define TB_D_64 TB_D_32 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define TB_D_64 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15" \
+  ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define TB_D_128 TB_D_64 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-TB_WARPGROUP(8, TB_D_8, "%4", "%5", "%6", "%7", "%8")
-TB_WARPGROUP(16, TB_D_16, "%8", "%9", "%10", "%11", "%12")
-TB_WARPGROUP(32, TB_D_32, "%16", "%17", "%18", "%19", "%20")
 TB_WARPGROUP(64, TB_D_64, "%32", "%33", "%34", "%35", "%36")
 TB_WARPGROUP(128, TB_D_128, "%64", "%65", "%66", "%67", "%68")
 
 __device__ __forceinline__ void warpgroup_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void warpgroup_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void warpgroup_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+__device__ __forceinline__ u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
 // Rows of 64 halves in shared memory, 8 rows to 1024 bytes, their 16-byte parts exchanged by the row's last three bits.
 __device__ __forceinline__ u64 matrix(const void* p) {
-  const u32 at = static_cast<u32>(__cvta_generic_to_shared(p));
-  return static_cast<u64>((at & 0x3ffffu) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+  return static_cast<u64>((shared_address(p) & 0x3ffffu) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
 
-template <int BYTES>
-__device__ __forceinline__ void copy_few_async(void* to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::
-               "r"(static_cast<u32>(__cvta_generic_to_shared(to))), "l"(from), "n"(BYTES) : "memory");
+// Barriers in shared memory: `count` arrivals end a phase; the parity of a barrier's first phase is 0.
+__device__ __forceinline__ void barrier_init(u64* barrier, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(u64* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+__device__ __forceinline__ void barrier_wait(u64* barrier, int parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nAGAIN:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::"r"(shared_address(barrier)),
+      "r"(parity) : "memory");
 }
 
-// y[M, N] = x[M, K] w[N, K]^T (+ residual), of 4-bit weights with a scale for each 32 along k.
-// A block makes 64 ACROSS outputs of TOKENS rows of x. It has ACROSS x ALONG warpgroups; ALONG of them share k, 64 of it
-// each at a time. STAGES such steps of x, weights and scales are on their way or in `shared`.
-template <int M, int N, int K, int TOKENS, int ACROSS, int ALONG, int STAGES, bool RESIDUAL, typename Out>
+// One thread's copy of contiguous bytes into shared memory, which ends the barrier's phase.
+__device__ __forceinline__ void copy_bulk(void* to, const void* from, int bytes, u64* barrier) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+               "r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(barrier)) : "memory");
+}
+
+// x[M, K] -> to[M / TOKENS, K / 128, 2, TOKENS, 64]: what a block of `warpgroups` copies at a time, as `matrix` wants it,
+// and along k in the order in which weights unpack. Of 128 along k, lane c of four has 32c to 32c + 31 of an output's
+// weights, in four words; a word makes the pairs (0, 4), (1, 5) for one product, (2, 6), (3, 7) for another.
+template <int M, int K, int TOKENS, int THREADS>
+__device__ __forceinline__ int arrange(const __half* __restrict__ x, __half* __restrict__ to) {
+  const int at = blockIdx.x * THREADS + threadIdx.x;  // 8 halves
+  if (at >= M * K / 8) return 0;
+  const int row = at / 8 % TOKENS, half = at / 8 / TOKENS % 2, block = at / 16 / TOKENS % (K / 128);
+  const int tile = at / 16 / TOKENS / (K / 128), part = at % 8 ^ (row & 7), product = 4 * half + part / 2;
+  const int first = product / 2 * 8 + product % 2 * 2 + part % 2;  // of a lane's 32
+  const __half* from = x + static_cast<size_t>(tile * TOKENS + row) * K + block * 128 + first;
+  begin();
+  Halves<8> v;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v.v[i] = fresh_half(from + i / 2 * 32 + i % 2 * 4);
+  reinterpret_cast<Halves<8>*>(to)[at] = v;
+  return 0;
+}
+
+// y[M, N] = x[M, K] w[N, K]^T (+ residual), of 4-bit weights with a scale for each 32 along k; x as `arrange` makes it.
+// A block has ACROSS warpgroups, each with 64 outputs of TOKENS rows. STAGES steps of 128 along k of x are on their way or
+// in `shared`; weights go from memory to registers, a step ahead.
+template <int M, int N, int K, int TOKENS, int ACROSS, int STAGES, bool RESIDUAL, typename Out>
 __device__ __forceinline__ int warpgroups(
     const __half* __restrict__ x, const void* __restrict__ w, const __half* __restrict__ scale,
     const __half* __restrict__ residual, Out* __restrict__ y, void* shared) {
-  constexpr int THREADS = 128 * ACROSS * ALONG, ROWS = 64 * ACROSS, STEPS = K / (64 * ALONG);
-  constexpr int X_BYTES = TOKENS * 128 * ALONG, W_BYTES = ROWS * 32 * ALONG, SCALE_BYTES = ROWS * 4 * ALONG;
-  constexpr bool EVEN = M % TOKENS == 0;
-  static_assert(K % (64 * ALONG) == 0 && N % ROWS == 0 && STAGES >= 3 && STEPS >= STAGES, "shape");
-  char* const held_x = reinterpret_cast<char*>((reinterpret_cast<size_t>(shared) + 1023) / 1024 * 1024);
-  char* const held_w = held_x + STAGES * X_BYTES;
-  char* const held_scale = held_w + STAGES * W_BYTES;
+  constexpr int THREADS = 128 * ACROSS, ROWS = 64 * ACROSS, STEPS = K / 128, X_BYTES = TOKENS * 256;
+  static_assert(K % 128 == 0 && N % ROWS == 0 && M % TOKENS == 0 && STEPS > STAGES, "shape");
+  __shared__ u64 full[STAGES], empty[STAGES];
+  char* const held = reinterpret_cast<char*>((reinterpret_cast<size_t>(shared) + 1023) / 1024 * 1024);
+  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, row = threadIdx.x / 32 * 16 + g;
+  const int n0 = blockIdx.y * ROWS;
 
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, g = lane / 4, c = lane % 4;
-  const int across = threadIdx.x / 128 % ACROSS, along = threadIdx.x / 128 / ACROSS;
-  const int m0 = blockIdx.x * TOKENS, n0 = blockIdx.y * ROWS, row = across * 64 + warp * 16 + g;
-
-  auto fetch_w = [&](int step) {
-    const int stage = step % STAGES;
-#pragma unroll
-    for (int i = threadIdx.x; i < ROWS * 2 * ALONG; i += THREADS) {
-      const int r = i / (2 * ALONG), part = i % (2 * ALONG), place = part % 2 ^ (r >> 2 & 1);
-      copy_async(held_w + stage * W_BYTES + (part / 2 * ROWS + r) * 32 + place * 16,
-                 static_cast<const char*>(w) + static_cast<size_t>(n0 + r) * (K / 2) + (step * 2 * ALONG + part) * 16);
-    }
-    if (THREADS == ROWS || threadIdx.x < ROWS)
-      copy_few_async<4 * ALONG>(held_scale + stage * SCALE_BYTES + threadIdx.x * 4 * ALONG,
-                                scale + static_cast<size_t>(n0 + threadIdx.x) * (K / 32) + step * 2 * ALONG);
+  const char* words = static_cast<const char*>(w) + static_cast<size_t>(n0 + row) * (K / 2) + c * 16;
+  const __half* scales = scale + static_cast<size_t>(n0 + row) * (K / 32) + c;
+  uint4 now[2], next[2];
+  __half2 now_scale, next_scale;  // of output `row` and of the one 8 further
+  auto fetch = [&](uint4 (&to)[2], __half2& to_scale, int step) {
+    to[0] = stream(words + step * 64);
+    to[1] = stream(words + 8 * (K / 2) + step * 64);
+    to_scale = __halves2half2(constant(scales + step * 4), constant(scales + 8 * (K / 32) + step * 4));
   };
+  auto unpack = [&](u32 (&a)[4][4], int half) {  // 64 along k
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const __half2 s = __half2half2(r ? __high2half(now_scale) : __low2half(now_scale));
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        u32 h[4];
+        Word<4>::unpack((&now[r].x)[2 * half + j], h);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) a[2 * j + i / 2][r + i % 2 * 2] = bits(__hmul2(halves(h[i]), s));
+      }
+    }
+  };
+  const char* const from = reinterpret_cast<const char*>(x) + static_cast<size_t>(blockIdx.x) * STEPS * X_BYTES;
   auto fetch_x = [&](int step) {
     const int stage = step % STAGES;
-#pragma unroll
-    for (int i = threadIdx.x; i < TOKENS * 8 * ALONG; i += THREADS) {
-      const int t = i / (8 * ALONG), part = i % (8 * ALONG), place = part % 8 ^ (t & 7);
-      if (EVEN || m0 + t < M)
-        copy_async(held_x + stage * X_BYTES + (part / 8 * TOKENS + t) * 128 + place * 16,
-                   x + static_cast<size_t>(m0 + t) * K + (step * 8 * ALONG + part) * 8);
-    }
-  };
-  // Byte c of a word, which is this lane's two weights, in both halves: one keeps its low nibble, the other its high.
-  const u32 byte = c | 4 << 4 | c << 8 | 4 << 12;
-  const __half2 places = __floats2half2_rn(1.f, 0.0625f), zero = __floats2half2_rn(-1031.f, -71.f);
-  auto unpack = [&](u32 word, __half2 s) {
-    const u32 two = mask_or<0x00f0000fu, 0x64006400u>(__byte_perm(word, 0, byte));
-    return bits(__hmul2(__hfma2(halves(two), places, zero), s));
-  };
-  auto dequantize = [&](u32 (&a)[4][4], int step) {
-    const int stage = step % STAGES;
-    const char* words = held_w + stage * W_BYTES + (along * ROWS + row) * 32;
-    const __half2* scales = reinterpret_cast<const __half2*>(held_scale + stage * SCALE_BYTES);
-    const __half2 two[2] = {scales[row * ALONG + along], scales[(row + 8) * ALONG + along]};
-#pragma unroll
-    for (int r = 0; r < 2; ++r)  // rows that are 8 apart keep their halves in the same order
-#pragma unroll
-      for (int group = 0; group < 2; ++group) {
-        const uint4 v = *reinterpret_cast<const uint4*>(words + r * 8 * 32 + (group ^ (row >> 2 & 1)) * 16);
-        const __half2 s = __half2half2(group ? __high2half(two[r]) : __low2half(two[r]));
-        a[2 * group][r] = unpack(v.x, s);
-        a[2 * group][r + 2] = unpack(v.y, s);
-        a[2 * group + 1][r] = unpack(v.z, s);
-        a[2 * group + 1][r + 2] = unpack(v.w, s);
-      }
-  };
-  auto arrived = [&] {  // a step is in shared memory, for the tensor cores too
-    await<STAGES - 3>();
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    __syncthreads();
+    copy_bulk(held + stage * X_BYTES, from + static_cast<size_t>(step) * X_BYTES, X_BYTES, &full[stage]);
   };
 
-#pragma unroll
-  for (int step = 0; step < STAGES - 1; ++step) fetch_w(step);
-  if constexpr (!EVEN)
-    for (int i = threadIdx.x; i < STAGES * X_BYTES / 16; i += THREADS)
-      if (m0 + i / 8 % TOKENS >= M) reinterpret_cast<uint4*>(held_x)[i] = make_uint4(0, 0, 0, 0);
-  begin();  // weights do not depend on the kernel before; all else does
-#pragma unroll
-  for (int step = 0; step < STAGES - 1; ++step) {
-    fetch_x(step);
-    commit();
+  fetch(now, now_scale, 0);
+  fetch(next, next_scale, 1);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; ++i) {
+      barrier_init(&full[i], 1);
+      barrier_init(&empty[i], 4 * ACROSS);
+    }
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
-  float acc[TOKENS / 2] = {};
-  u32 even[4][4], odd[4][4];
-  await<STAGES - 2>();
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   __syncthreads();
-  dequantize(even, 0);
-  auto multiply = [&](u32 (&now)[4][4], u32 (&next)[4][4], int step) {
-    const u64 b = matrix(held_x + step % STAGES * X_BYTES + along * TOKENS * 128);
+  begin();  // weights do not depend on the kernel before; all else does
+  if (threadIdx.x == 0)
+    for (int step = 0; step < STAGES; ++step) fetch_x(step);
+
+  float acc[TOKENS / 2] = {};
+  u32 first[4][4], second[4][4];
+  unpack(first, 0);
+  auto multiply = [&](u32 (&a)[4][4], const char* b) {
+    const u64 described = matrix(b);
     warpgroup_begin();
 #pragma unroll
-    for (int i = 0; i < 4; ++i) Warpgroup<TOKENS>::mma(acc, now[i], b + 2 * i);
+    for (int i = 0; i < 4; ++i) Warpgroup<TOKENS>::mma(acc, a[i], described + 2 * i);
     warpgroup_commit();
-    if (step + 1 < STEPS) {
-      arrived();
-      if (step + STAGES - 1 < STEPS) {  // into the place of the last step, which all have done with
-        fetch_w(step + STAGES - 1);
-        fetch_x(step + STAGES - 1);
-      }
-      commit();
-      dequantize(next, step + 1);
-    }
-    warpgroup_wait();
   };
 #pragma unroll 1
-  for (int step = 0; step < STEPS; step += 2) {
-    multiply(even, odd, step);
-    if (STEPS % 2 == 0 || step + 1 < STEPS) multiply(odd, even, step + 1);
+  for (int step = 0; step < STEPS; ++step) {
+    const int stage = step % STAGES;
+    const char* b = held + stage * X_BYTES;
+    barrier_wait(&full[stage], step / STAGES & 1);
+    multiply(first, b);
+    warpgroup_wait<1>();
+    if (step > 0) {  // the last step's x has been read
+      const int last = (step - 1) % STAGES;
+      if (lane == 0) barrier_arrive(&empty[last]);
+      if (threadIdx.x == 0 && step - 1 + STAGES < STEPS) {
+        barrier_wait(&empty[last], (step - 1) / STAGES & 1);
+        fetch_x(step - 1 + STAGES);
+      }
+    }
+    unpack(second, 1);
+    multiply(second, b + X_BYTES / 2);
+    now[0] = next[0];
+    now[1] = next[1];
+    now_scale = next_scale;
+    if (step + 2 < STEPS) fetch(next, next_scale, step + 2);
+    warpgroup_wait<1>();
+    unpack(first, 0);  // after the last step of nothing that is used
   }
+  warpgroup_wait<0>();
 
-  constexpr int CHUNK = TOKENS < 32 ? TOKENS : 32, PITCH = ROWS + 4;  // rows of x that go through shared memory at once
-  float* const sums = reinterpret_cast<float*>(held_x);
-  await<0>();
+  constexpr int CHUNK = 32, PITCH = ROWS + 4;  // rows of x that go through shared memory at once
+  float* const sums = reinterpret_cast<float*>(held);
 #pragma unroll
   for (int chunk = 0; chunk < TOKENS / CHUNK; ++chunk) {
     __syncthreads();
@@ -175,23 +185,21 @@ __device__ __forceinline__ int warpgroups(
     for (int j = 0; j < CHUNK / 8; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        sums[(along * CHUNK + 8 * j + 2 * c + i % 2) * PITCH + row + i / 2 * 8] = acc[(chunk * CHUNK / 8 + j) * 4 + i];
+        sums[(8 * j + 2 * c + i % 2) * PITCH + row + i / 2 * 8] = acc[(chunk * CHUNK / 8 + j) * 4 + i];
     __syncthreads();
-    for (int i = threadIdx.x; i < CHUNK * ROWS / 8; i += THREADS) {
-      const int t = i / (ROWS / 8), n = i % (ROWS / 8) * 8;
-      if (!EVEN && m0 + chunk * CHUNK + t >= M) break;
-      const size_t at = static_cast<size_t>(m0 + chunk * CHUNK + t) * N + n0 + n;
+#pragma unroll
+    for (int part = 0; part < CHUNK * ROWS / 8 / THREADS; ++part) {
+      const int i = part * THREADS + threadIdx.x, t = i / (ROWS / 8), n = i % (ROWS / 8) * 8;
+      const size_t at = static_cast<size_t>(blockIdx.x * TOKENS + chunk * CHUNK + t) * N + n0 + n;
       float total[8] = {};
       if constexpr (RESIDUAL) floats(fresh(residual + at), total);
 #pragma unroll
-      for (int part = 0; part < ALONG; ++part)
-#pragma unroll
-        for (int j = 0; j < 8; ++j) total[j] += sums[(part * CHUNK + t) * PITCH + n + j];
+      for (int j = 0; j < 8; ++j) total[j] += sums[t * PITCH + n + j];
       if constexpr (sizeof(Out) == 2) {
         uint4 v;
-        u32* words = &v.x;
+        u32* halves_of = &v.x;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) words[j] = bits(__floats2half2_rn(total[2 * j], total[2 * j + 1]));
+        for (int j = 0; j < 4; ++j) halves_of[j] = bits(__floats2half2_rn(total[2 * j], total[2 * j + 1]));
         *reinterpret_cast<uint4*>(y + at) = v;
       } else {
 #pragma unroll

@@ -123,33 +123,50 @@ def extern_kernel(
     args: Sequence[str | tvm.tirx.Expr],
     cluster: int = 1,
     early: bool = False,
-    shared_bytes: int = 0,
-    blocks: int = 1,
 ) -> tvm.tirx.PrimFunc:
     """A kernel whose threads all call one function of `cuda/`.
 
-    `args` are names of `params`, passed as pointers, or values. `cluster` blocks that are neighbours along the
-    grid's first axis share a cluster. `early`: the kernel may be launched before the one ahead of it has ended.
-    Of `shared_bytes` of shared memory it gets a pointer as its last argument. Registers are dealt out so that
-    `blocks` of them fit on a multiprocessor.
+    `args` are names of `params`, passed as pointers, or values. `early`: see `launched_early`.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         buffers = arguments(params)
-        with ExitStack() as frames:
-            frames.enter_context(T.sblock("root"))
+        with T.sblock("root"):
             T.reads([])
             T.writes([])
-            if cluster > 1:
-                frames.enter_context(T.thread_binding(0, cluster, "clusterCtaIdx.x"))
-            for axis, extent in zip("xyz", grid, strict=False):
-                frames.enter_context(T.launch_thread(f"blockIdx.{axis}", extent))
-            frames.enter_context(T.launch_thread("threadIdx.x", threads))
-            values = [buffers[arg].data if isinstance(arg, str) else arg for arg in args]
-            if shared_bytes:
-                values.append(T.alloc_buffer((shared_bytes,), "uint8", scope="shared.dyn").data)
-            T.evaluate(T.call_extern("int32", AT_ONCE.format(blocks) * (blocks > 1) + function, *values))
-    func = builder.get()
-    return func.with_attr("tirx.kernel_launch_params", ["tirx.use_programtic_dependent_launch"]) if early else func
+            launch(
+                grid, threads, function, [buffers[arg].data if isinstance(arg, str) else arg for arg in args], cluster
+            )
+    return launched_early(builder.get()) if early else builder.get()
+
+
+def launch(
+    grid: Sequence[int],
+    threads: int,
+    function: str,
+    args: Sequence[tvm.tirx.Expr],
+    cluster: int = 1,
+    shared_bytes: int = 0,
+    blocks: int = 1,
+) -> None:
+    """Add a launch of a function of `cuda/` to the kernel that is being built.
+
+    `cluster` blocks that are neighbours along the grid's first axis share a cluster. The function gets a pointer to
+    `shared_bytes` of shared memory as its last argument. Registers are dealt out so that a multiprocessor has room for
+    `blocks` at once.
+    """
+    with ExitStack() as frames:
+        if cluster > 1:
+            frames.enter_context(T.thread_binding(0, cluster, "clusterCtaIdx.x"))
+        for axis, extent in zip("xyz", grid, strict=False):
+            frames.enter_context(T.launch_thread(f"blockIdx.{axis}", extent))
+        frames.enter_context(T.launch_thread("threadIdx.x", threads))
+        shared = [T.alloc_buffer((shared_bytes,), "uint8", scope="shared.dyn").data] if shared_bytes else []
+        T.evaluate(T.call_extern("int32", AT_ONCE.format(blocks) * (blocks > 1) + function, *args, *shared))
+
+
+def launched_early(func: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
+    """The kernel, which may be launched before the one ahead of it has ended."""
+    return func.with_attr("tirx.kernel_launch_params", ["tirx.use_programtic_dependent_launch"])
 
 
 def overlap(gpu: Gpu) -> Choices:

@@ -21,6 +21,7 @@ MOST_ROWS = 16
 STEP_BYTES = 64  # of one output's weights that a warp reads at once
 SHARED_BYTES = 48 << 10
 STAGED_BYTES = 1 << 10  # spare: the last step of one row's activations may be a part
+IN_MEMORY, STAGED, AHEAD = range(3)  # "x": where a warp finds x when it needs it
 ACROSS = 100  # "warps": this many times the warps side by side, and those that share k
 
 
@@ -33,11 +34,12 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
     fits = (SHARED_BYTES - STAGED_BYTES) // (16 * tiles[-1] * m * 4)
     warps = [ACROSS * a + along for a in across for along in (2, 4, 8) if a * along <= fits]
     sums = max((w // ACROSS) * (w % ACROSS) for w in warps) * 16 * tiles[-1] * m * 4
+    fits_whole = m * k * 2 + sums <= SHARED_BYTES - STAGED_BYTES
     return {
         "tiles": tiles,
         "warps": warps,
         "steps": [1, 2] if m > 1 else [2],
-        "staged": [0, 1] if op["bits"] == 4 and m * k * 2 + sums <= SHARED_BYTES - STAGED_BYTES else [0],
+        "x": [IN_MEMORY, STAGED, AHEAD] if op["bits"] == 4 and fits_whole else [IN_MEMORY, AHEAD],
         **overlap(gpu),
     }
 
@@ -45,7 +47,7 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
 def _build(op: Operation, decisions: Decisions) -> PrimFunc:
     tiles, (across, along) = decisions["tiles"], divmod(decisions["warps"], ACROSS)
     numbers = [op["bits"], op["group"] or 32, op["m"], op["n"], op["k"], tiles, across, along, decisions["steps"]]
-    numbers.append(decisions["staged"])
+    numbers.append(decisions["x"])
     return _kernel("matvec", numbers, op, 16 * tiles * across, across * along, decisions)
 
 

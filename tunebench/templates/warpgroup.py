@@ -1,9 +1,11 @@
-"""Products on Hopper's warpgroup instructions, for prompts and for a few sequences at once."""
+"""Products of many rows on Hopper's warpgroup instructions."""
 
 from __future__ import annotations
 
 from itertools import product
 
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc
 
 from tunebench.templates import (
@@ -12,7 +14,9 @@ from tunebench.templates import (
     Gpu,
     Operation,
     Template,
-    extern_kernel,
+    arguments,
+    launch,
+    launched_early,
     overlap,
     product_call,
     product_params,
@@ -20,60 +24,40 @@ from tunebench.templates import (
 )
 
 HOPPER = 90
-FEWEST_ROWS = 2
-STEP = 64  # along k, of a warpgroup
-MANY = 128  # threads' registers limit how many sums a warpgroup may hold: 64 outputs of so many rows
-DIGITS = (1000, 100, 10, 1)  # a tile as one number: rows, warpgroups side by side, those that share k, blocks at once
-
-
-def _tiles(op: Operation) -> list[tuple[int, int, int, int]]:
-    """Rows of x, warpgroups side by side, warpgroups that share k, blocks on a multiprocessor at once."""
-    m, n, k = op["m"], op["n"], op["k"]
-    if m <= 32:
-        rows = next(size for size in (8, 16, 32) if m <= size)
-        every = product([rows], (1, 2), (1, 2, 4), (1,))
-    else:
-        every = product([size for size in (64, MANY) if m % size == 0], (1, 2, 4), (1,), (1, 2))
-    found = []
-    for tile in every:
-        tall, across, along, blocks = tile
-        crowded = across * along * blocks > 4 or (blocks == 1 and across == 2 and tall > 32)
-        steps = k // (STEP * along)
-        if n % (64 * across) == 0 and k % (STEP * along) == 0 and steps >= _stages(tall)[-1] and not crowded:
-            found.append(tile)
-    return found
-
-
-def _stages(rows: int) -> list[int]:
-    return [3, 4, 5] if rows > 32 else [3, 4, 6, 8]
+STEP = 128  # along k
+STAGES = (2, 3, 4)
+ROWS = (64, 128)
+BLOCKS = ((1, 2), (1, 4), (2, 1), (2, 2), (4, 1))  # warpgroups of a block, and blocks on a multiprocessor at once
+TILE = 100  # "tile": this many times the rows of x, and the pair of BLOCKS as two digits
+THREADS = 256  # of the kernel that arranges x
 
 
 def _choices(op: Operation, gpu: Gpu) -> Choices:
-    if not serves(op, gpu) or gpu.arch != HOPPER or op["bits"] != 4 or op["m"] < FEWEST_ROWS:
+    m, n, k = op["m"], op["n"], op["k"]
+    if not serves(op, gpu) or gpu.arch != HOPPER or op["bits"] != 4 or k % STEP or k // STEP <= STAGES[-1]:
         return {}
-    tiles = _tiles(op)
-    if not tiles:
-        return {}
-    numbers = [sum(part * digit for part, digit in zip(tile, DIGITS, strict=True)) for tile in tiles]
-    return {"tile": numbers, "stages": _stages(tiles[0][0]), **overlap(gpu)}
+    fitting = [(r, w, b) for r, (w, b) in product(ROWS, BLOCKS) if m % r == 0 and n % (64 * w) == 0]
+    tiles = [TILE * rows + 10 * warpgroups + blocks for rows, warpgroups, blocks in fitting]
+    return {"tile": tiles, "stages": STAGES, **overlap(gpu)} if tiles else {}
 
 
 def _build(op: Operation, decisions: Decisions) -> PrimFunc:
-    rows, rest = divmod(decisions["tile"], DIGITS[0])
-    across, along, blocks = rest // 100, rest // 10 % 10, rest % 10
-    stages = decisions["stages"]
-    step_bytes = along * (rows * 128 + across * 64 * (32 + 4))  # x, weights, scales
-    sums_bytes = along * min(rows, 32) * (across * 64 + 4) * 4
-    numbers = [op["m"], op["n"], op["k"], rows, across, along, stages]
-    return extern_kernel(
-        product_params(op),
-        (-(-op["m"] // rows), op["n"] // (64 * across)),
-        128 * across * along,
-        *product_call("warpgroups", numbers, op),
-        early=bool(decisions["overlap"]),
-        shared_bytes=1024 + max(stages * step_bytes, sums_bytes),
-        blocks=blocks,
-    )
+    m, n, k, stages = op["m"], op["n"], op["k"], decisions["stages"]
+    rows, (warpgroups, blocks) = decisions["tile"] // TILE, divmod(decisions["tile"] % TILE, 10)
+    shared_bytes = 1024 + max(stages * rows * STEP * 2, 32 * (warpgroups * 64 + 4) * 4)
+    call, names = product_call("warpgroups", [m, n, k, rows, warpgroups, stages], op)
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        buffers = arguments(product_params(op))
+        with T.sblock("root"):
+            T.reads([])
+            T.writes([])
+            arranged = T.sblock_alloc_buffer((m * k,), "float16")
+            arrange = f"tb::arrange<{m}, {k}, {rows}, {THREADS}>"
+            launch([-(-m * k // 8 // THREADS)], THREADS, arrange, [buffers["x"].data, arranged.data])
+            args = [arranged.data if name == "x" else buffers[name].data for name in names]
+            grid = (m // rows, n // (64 * warpgroups))
+            launch(grid, 128 * warpgroups, call, args, shared_bytes=shared_bytes, blocks=blocks)
+    return launched_early(builder.get()) if decisions["overlap"] else builder.get()
 
 
 TEMPLATES = (
