@@ -27,11 +27,12 @@ class Step:
     common: tuple[str, ...]
     bench: tuple[str, ...]
     report: str = ""  # rows of their own report, as a context is not part of a case
+    tune: tuple[str, ...] = ()
 
 
 STEPS = {
     "q4": Step(("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "512"), ("-p", "512", "-n", "128", *PEER)),
-    "q0": Step(("-m", "llama-7b", "-q", "q0f16", "--prompt", "512"), ("-p", "512", "-n", "128", *PEER, *TUNED)),
+    "q0": Step(("-m", "llama-7b", "-q", "q0f16", "--prompt", "512"), ("-p", "512", "-n", "128", *PEER)),
     "memory": Step(
         ("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "512"), ("-p", "512", "-n", "128", *TUNED), "memory"
     ),
@@ -39,6 +40,7 @@ STEPS = {
         ("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "512", "--context", "4352"),
         ("-p", "0", "-n", "128", "-d", "0,4096", *PEER, *TUNED),
         "depth",
+        ("--depth", "2048"),
     ),
     "batch4": Step(
         ("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "16", "--batch", "4"), ("-p", "0", "-n", "128", *TUNED)
@@ -56,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--step", action="append", choices=STEPS, help="default: all")
     parser.add_argument("--time-limit", default="8m", help="of tuning, for each step")
+    parser.add_argument("--trials", default="64", help="of each kernel")
     parser.add_argument("--work-dir", type=Path, default=Path("tunebench-work/cuda"))
     args = parser.parse_args()
     for name in args.step or STEPS:
@@ -75,7 +78,7 @@ def _run(name: str, step: Step, args: argparse.Namespace) -> None:
     start = time.monotonic()
     common = ["--target", "cuda", *step.common, "--work-dir", str(args.work_dir)]
     common += ["--name", f"cuda-{step.report}" if step.report else "cuda"]
-    _tunebench("tune", "--no-bench", "--time-limit", args.time_limit, *common)
+    _tunebench("tune", "--no-bench", "--time-limit", args.time_limit, "--trials", args.trials, *step.tune, *common)
     _tunebench("bench", *step.bench, *common)
     print(f"-- {name}: {time.monotonic() - start:.0f} s", flush=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tvm import s_tir
 
 from tunebench import compile_check, cuda_compiler, gpu_ops, lowering, spaces, targets, tasks, templates, workload
 from tunebench.errors import TuneBenchError
-from tunebench.templates import Gpu, Template
+from tunebench.templates import Gpu, Param, Template
 from tunebench.tvmscript import quick_parsing
 
 pytest.importorskip("cuda.bindings.nvrtc")
@@ -28,8 +29,8 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     "uneven": {**MATMUL, "m": 1, "n": 256, "k": 1408},
     "four rows": {**MATMUL, "m": 4, "n": 256, "k": 512},
     "sixteen rows": {**MATMUL, "m": 16, "n": 256, "k": 512},
-    "many rows": {**MATMUL, "m": 128, "n": 256, "k": 512},
-    "many rows in float": {**MATMUL, "m": 64, "n": 256, "k": 512, "out": "float32", "residual": 0},
+    "many rows": {**MATMUL, "m": 128, "n": 256, "k": 1024},
+    "many rows in float": {**MATMUL, "m": 64, "n": 256, "k": 1024, "out": "float32", "residual": 0},
     "many rows of halves": {**MATMUL, "m": 128, "n": 256, "k": 512, "bits": 16, "group": 0, "residual": 0},
     "one token": {"op": "attention", "b": 2, "m": 1, **HEADS},
     "a piece": {"op": "attention", "b": 2, "m": 32, **HEADS},
@@ -263,14 +264,22 @@ def test_targets_that_are_not_here_are_named() -> None:
         targets.find("nvidia/nvidia-h101")
 
 
+@pytest.fixture(scope="class")
+def runner() -> Iterator[Any]:
+    from tunebench.runners.cuda import CudaRunner
+
+    made = CudaRunner(lowering.tvm_target(targets.find("cuda"), 0), 8)
+    yield made
+    made.close()
+
+
 class TestOnAGpu:
     pytestmark = gpu
 
     @pytest.mark.parametrize("name", OPERATIONS)
-    def test_templates_agree_with_the_default(self, name: str, tmp_path: Path) -> None:
+    def test_templates_agree_with_the_default(self, name: str, runner: Any) -> None:
         from tunebench.measure import Protocol
         from tunebench.runners import Job
-        from tunebench.runners.cuda import CudaRunner
 
         operation = OPERATIONS[name]
         func = {
@@ -282,16 +291,29 @@ class TestOnAGpu:
         target = lowering.tvm_target(targets.find("cuda"), 0)
         mod = lowering.task_module(func)
         job = Job(name, tvm.ir.save_json(lowering.default_schedule(mod, target)), 40, 1)
-        runner = CudaRunner(target, 2)
-        try:
-            once = Protocol(warmups=0, samples=1, least_samples=1)
-            ways = drawn(operation, templates.gpu_of(target).arch, 12)
-            assert not runner.prepare(job, once).error
-            runner.build([(str(i), tvm.IRModule({"main": t.build(operation, d)})) for i, (t, d) in enumerate(ways)])
-            outcomes = {str(way): runner.time(job, str(i), once, 10**9).error for i, way in enumerate(ways)}
-        finally:
-            runner.close()
+        once = Protocol(warmups=0, samples=1, least_samples=1)
+        ways = drawn(operation, templates.gpu_of(target).arch, 12)
+        assert not runner.prepare(job, once).error
+        runner.build([(str(i), tvm.IRModule({"main": t.build(operation, d)})) for i, (t, d) in enumerate(ways)])
+        outcomes = {str(way): runner.time(job, str(i), once, 10**9).error for i, way in enumerate(ways)}
         assert {way: error for way, error in outcomes.items() if error} == {}
+
+    def test_an_unfinished_output_is_wrong(self, runner: Any) -> None:
+        from tunebench.measure import Protocol
+        from tunebench.runners import Job
+
+        target = lowering.tvm_target(targets.find("cuda"), 0)
+        mod = lowering.task_module(gpu_ops.rms_norm(3, 4096, 1e-5, "float16"))
+        job = Job("unfinished", tvm.ir.save_json(lowering.default_schedule(mod, target)), 40, 1)
+        matrix, weight = Param("x", (3, 4096), "float16"), Param("weight", (4096,), "float16")
+        args = ["x", "weight", "out", tvm.tirx.const(1e-5, "float32")]
+        for rows in (2, 3):
+            params = [matrix, weight, Param("out", (3, 4096), "float16")]
+            func = templates.extern_kernel(params, (rows,), 128, "tb::rms_norm<4096, 128>", args)
+            runner.build([(str(rows), tvm.IRModule({"main": func}))])
+        once = Protocol(warmups=0, samples=1, least_samples=1)
+        assert "wrong output" in runner.time(job, "2", once, 10**9).error
+        assert not runner.time(job, "3", once, 10**9).error
 
     def test_a_model_tuned_and_not_agrees_with_the_cpu(self, tmp_path: Path) -> None:
         from typer.testing import CliRunner

@@ -65,6 +65,7 @@ def tune_command(
     prompt: Chunks = "128",
     batch: Batch = 1,
     context: Context = 2048,
+    depth: Annotated[int, typer.Option(min=0, help="Positions in the cache where attention is measured.")] = 256,
     threads: Threads = 0,
     seed: Seed = 0,
     work_dir: WorkDir = Path("tunebench-work"),
@@ -79,7 +80,7 @@ def tune_command(
     from tunebench.progress import TuneView
     from tunebench.tune import Options
 
-    allowed = Options(trials=trials, time_limit_s=limit_s, threads=session.threads, seed=seed)
+    allowed = Options(trials=trials, time_limit_s=limit_s, threads=session.threads, seed=seed, depth=depth)
     tests = options.tests(str(max(options.numbers(prompt, "--prompt"))), "32", "0", context)
     lowered = [_lower(session, load) for load in _workloads(session, model, scheme, batch, prompt, context)]
     changed = []  # models with at least one tuned kernel
