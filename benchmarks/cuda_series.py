@@ -7,17 +7,19 @@ prints the ratios: over PyTorch in the same run, and of decode at depth and in b
 from __future__ import annotations
 
 import argparse
+import gc
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunebench import metrics, results, stats
+from tunebench import cli, metrics, results, stats
 from tunebench.results import Result, TuneResult
 
 PEER = ("--engine", "tvm", "--engine", "torch")
 TUNED = ("--schedule", "tuned")
+DECODE = ("--phase", "decode")
 
 
 @dataclass(frozen=True)
@@ -28,25 +30,30 @@ class Step:
     bench: tuple[str, ...]
     report: str = ""  # rows of their own report, as a context is not part of a case
     tune: tuple[str, ...] = ()
+    alone: bool = False  # in a process of its own, whose memory is nobody else's
 
 
 STEPS = {
     "q4": Step(("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "512"), ("-p", "512", "-n", "128", *PEER)),
     "q0": Step(("-m", "llama-7b", "-q", "q0f16", "--prompt", "512"), ("-p", "512", "-n", "128", *PEER)),
     "memory": Step(
-        ("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "512"), ("-p", "512", "-n", "128", *TUNED), "memory"
+        ("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "512"), ("-p", "512", "-n", "128", *TUNED), "memory", alone=True
     ),
     "depth": Step(
         ("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "512", "--context", "4352"),
         ("-p", "0", "-n", "128", "-d", "0,4096", *PEER, *TUNED),
         "depth",
-        ("--depth", "2048"),
+        ("--depth", "2048", *DECODE),
     ),
     "batch4": Step(
-        ("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "16", "--batch", "4"), ("-p", "0", "-n", "128", *TUNED)
+        ("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "16", "--batch", "4"),
+        ("-p", "0", "-n", "128", *TUNED),
+        tune=DECODE,
     ),
     "batch16": Step(
-        ("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "16", "--batch", "16"), ("-p", "0", "-n", "128", *TUNED)
+        ("-m", "llama-7b", "-q", "q4f16_1", "--prompt", "16", "--batch", "16"),
+        ("-p", "0", "-n", "128", *TUNED),
+        tune=DECODE,
     ),
     "llama-3-8b": Step(
         ("-m", "llama-3-8b", "-q", "q4f16_1", "--prompt", "512"), ("-p", "512", "-n", "128", *PEER, *TUNED)
@@ -78,13 +85,14 @@ def _run(name: str, step: Step, args: argparse.Namespace) -> None:
     start = time.monotonic()
     common = ["--target", "cuda", *step.common, "--work-dir", str(args.work_dir)]
     common += ["--name", f"cuda-{step.report}" if step.report else "cuda"]
-    _tunebench("tune", "--no-bench", "--time-limit", args.time_limit, "--trials", args.trials, *step.tune, *common)
-    _tunebench("bench", *step.bench, *common)
+    limits = ("--time-limit", args.time_limit, "--trials", args.trials)
+    for words in (("tune", "--no-bench", *limits, *step.tune, *common), ("bench", *step.bench, *common)):
+        if step.alone:
+            subprocess.run([sys.executable, "-m", "tunebench", *words], check=True)
+        else:
+            cli.app(list(words), standalone_mode=False)
+        gc.collect()  # engines hold graphs that hold engines
     print(f"-- {name}: {time.monotonic() - start:.0f} s", flush=True)
-
-
-def _tunebench(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "tunebench", *words], check=True)
 
 
 def _print(report: str, cases: list[Result]) -> None:

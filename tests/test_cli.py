@@ -41,6 +41,7 @@ def run(arguments: Sequence[str | Path], monkeypatch: pytest.MonkeyPatch) -> int
         (["bench", "-m", "demo", "-p", "0", "-n", "0"], ["no test is left"]),
         (["bench", "-m", "demo", "-p", "300", "--context", "128"], ["pp300 needs 300 positions", "--context"]),
         (["tune", "-m", "demo", "--time-limit", "soon"], ["'soon' is no duration", "20m"]),
+        (["tune", "-m", "demo", "--phase", "prompt"], ["no phase 'prompt'", "decode, prefill or both"]),
         (["report", "nowhere"], ["no results at", "tunebench bench"]),
         (["bench", "-m", "demo", "--engine", "llama"], ["unknown engine", "Did you mean 'llama_cpp'", "torch"]),
         (["import", "nowhere.json"], ["cannot read nowhere.json", "llama-bench"]),

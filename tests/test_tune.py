@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,17 @@ def test_a_second_run_measures_nothing_twice(
     more = run(found, target, tmp_path, Options(trials=40, time_limit_s=20, threads=2, depth=40))
     assert set(watched.timed.values()) == {1}
     assert more.trials + first.trials == sum(watched.timed.values())
+
+
+def test_only_the_phase_that_was_asked_for(
+    found: list[Task], target: tvm.target.Target, tmp_path: Path, watched: type[Watched]
+) -> None:
+    of_prefill, *of_decode = found
+    mixed = [replace(of_prefill, calls={16: 3}), *of_decode]
+    progress = run(mixed, target, tmp_path, replace(OPTIONS, phases=("decode",)))
+    assert {search.task.key for search in progress.searches} == {task.key for task in of_decode}
+    assert all(point["decode_ns"] > 0 and point["prefill_ns"] == 0 for point in progress.curve)
+    assert set(reopened(tmp_path, target).entries) == {task.key for task in of_decode}
 
 
 def test_an_interrupted_run_goes_on(

@@ -66,6 +66,7 @@ def tune_command(
     batch: Batch = 1,
     context: Context = 2048,
     depth: Annotated[int, typer.Option(min=0, help="Positions in the cache where attention is measured.")] = 256,
+    phase: Annotated[str, typer.Option(help="Kernels of which phase: decode, prefill, or both.")] = "both",
     threads: Threads = 0,
     seed: Seed = 0,
     work_dir: WorkDir = Path("tunebench-work"),
@@ -80,7 +81,8 @@ def tune_command(
     from tunebench.progress import TuneView
     from tunebench.tune import Options
 
-    allowed = Options(trials=trials, time_limit_s=limit_s, threads=session.threads, seed=seed, depth=depth)
+    phases = options.phases(phase)
+    allowed = Options(trials, limit_s, session.threads, seed, depth, phases)
     tests = options.tests(str(max(options.numbers(prompt, "--prompt"))), "32", "0", context)
     lowered = [_lower(session, load) for load in _workloads(session, model, scheme, batch, prompt, context)]
     changed = []  # models with at least one tuned kernel

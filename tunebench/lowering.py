@@ -85,8 +85,9 @@ def default_schedule(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModu
     On a GPU that is DLight; on a CPU it is nothing, but never an unpacked matrix in memory.
     """
     if not is_cpu(target):
-        with quick_parsing():
-            import tvm.s_tir.tensor_intrin  # DLight's tensor-core rule needs it
+        if gpu_ops.operation(mod["main"]).get("op") == "matmul":
+            with quick_parsing():
+                import tvm.s_tir.tensor_intrin  # takes seconds; DLight's tensor-core rule needs it
         with target:
             return dlight.ApplyDefaultSchedule(*(rule() for rule in DLIGHT))(tvm.IRModule(dict(mod.functions_items())))
     sch = s_tir.Schedule(mod)

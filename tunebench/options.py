@@ -32,6 +32,14 @@ def numbers(text: str, option: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def phases(text: str) -> tuple[str, ...]:
+    """The phases that decode, prefill or both names."""
+    both = ("decode", "prefill")
+    if text not in (*both, "both"):
+        raise TuneBenchError(f"there is no phase {text!r}.", "Write decode, prefill or both.")
+    return both if text == "both" else (text,)
+
+
 def seconds(text: str) -> float:
     """A duration written like 90s, 20m or 1h."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())

@@ -53,7 +53,8 @@ class TuneView:
         if progress.curve:
             now, first = progress.curve[-1], progress.curve[0]
             for phase in ("decode", "prefill"):
-                words.append(f"{phase} kernels {first[f'{phase}_ns'] / max(now[f'{phase}_ns'], 1):.1f}x")
+                if first[f"{phase}_ns"]:
+                    words.append(f"{phase} kernels {first[f'{phase}_ns'] / max(now[f'{phase}_ns'], 1):.1f}x")
         doing = next((search for search in progress.searches if search.doing), None)
         if doing:
             words.append(f"now {doing.task.name}")

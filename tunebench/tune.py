@@ -44,6 +44,7 @@ class Options:
     threads: int = 1  # of a CPU's kernels; 0 on a GPU
     seed: int = 0
     depth: int = 256  # positions in the cache when attention is measured
+    phases: tuple[str, ...] = ("decode", "prefill")  # kernels that run in neither are left as they are
 
 
 @dataclass
@@ -85,7 +86,8 @@ def tune(
     tasks: list[Task], database: Database, target: tvm.target.Target, options: Options, watch: Watcher
 ) -> Progress:
     """Search every task, judge the winners, and promote those that won."""
-    run = _Run(tasks, database, target, options, watch)
+    wanted = [task for task in tasks if any(phase(bucket) in options.phases for bucket in task.calls)]
+    run = _Run(wanted, database, target, options, watch)
     try:
         run.measure_defaults()
         run.search()
@@ -222,8 +224,9 @@ class _Run:
                 share[key] += part * weight
         self.progress.share = share
         point = {"wall_s": self.progress.elapsed_s, "trials": float(self.progress.trials)}
-        point["decode_ns"] = piece_ns(self.tasks, 1, lambda task: best[task.key])
-        point["prefill_ns"] = piece_ns(self.tasks, buckets[-1], lambda task: best[task.key])
+        for name, bucket in (("decode", 1), ("prefill", buckets[-1])):
+            tuned = name in self.options.phases
+            point[f"{name}_ns"] = piece_ns(self.tasks, bucket, lambda task: best[task.key]) if tuned else 0.0
         self.progress.curve.append(point)
         self.watch(self.progress)
 

@@ -100,7 +100,8 @@ def _has(row: TuneResult, phase: str) -> bool:
 
 
 def _name(row: TuneResult) -> str:
-    return f"{Path(row.model).name.removesuffix('.json')} {row.scheme}"
+    batch = f" batch {row.batch}" if row.batch > 1 else ""
+    return f"{Path(row.model).name.removesuffix('.json')} {row.scheme}{batch}"
 
 
 def _marker(index: int) -> str:

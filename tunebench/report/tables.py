@@ -175,7 +175,7 @@ def _cost_line(tune: TuneResult, rows: list[dict[str, Any]]) -> tuple[str, ...]:
     parts = [f"{name} {words.seconds(cost)}" for name, cost in tune.cost_s.items() if name != "total"]
     return (
         short_name(tune.model),
-        tune.scheme,
+        tune.scheme + (f", batch {tune.batch}" if tune.batch > 1 else ""),
         tune.target,
         f"{tune.trials} trials ({tune.valid_trials} valid{_pace(tune)})",
         words.seconds(total),
