@@ -87,7 +87,7 @@ def default_schedule(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModu
     if not is_cpu(target):
         if gpu_ops.operation(mod["main"]).get("op") == "matmul":
             with quick_parsing():
-                import tvm.s_tir.tensor_intrin  # takes seconds; DLight's tensor-core rule needs it
+                from tvm.s_tir import tensor_intrin  # noqa: F401  (takes seconds; DLight's tensor-core rule needs it)
         with target:
             return dlight.ApplyDefaultSchedule(*(rule() for rule in DLIGHT))(tvm.IRModule(dict(mod.functions_items())))
     sch = s_tir.Schedule(mod)
