@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,20 @@ import pytest
 import tvm
 from conftest import cpu_target, load_model, write_config
 from tvm import s_tir
+from tvm.s_tir import meta_schedule as ms
 
-from tunebench import compile_check, cuda_compiler, gpu_ops, lowering, spaces, targets, tasks, templates, workload
+from tunebench import (
+    compile_check,
+    cuda_compiler,
+    database,
+    gpu_ops,
+    lowering,
+    spaces,
+    targets,
+    tasks,
+    templates,
+    workload,
+)
 from tunebench.errors import TuneBenchError
 from tunebench.templates import Gpu, Param, Template
 from tunebench.tvmscript import quick_parsing
@@ -262,6 +275,22 @@ def test_targets_that_are_not_here_are_named() -> None:
     assert templates.gpu_of(lowering.tvm_target(preset, 1)) == Gpu("cuda", 90)
     with pytest.raises(TuneBenchError, match="nvidia/nvidia-h100"):
         targets.find("nvidia/nvidia-h101")
+
+
+COMMITTED = sorted(path.parent for path in Path(__file__).parent.parent.glob("tuning_logs/cuda-*/provenance.json"))
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_committed_records_make_kernels(folder: Path) -> None:
+    records = ms.database.JSONDatabase(
+        str(folder / "database_workload.json"), str(folder / "database_tuning_record.json")
+    ).get_all_tuning_records()
+    assert len(records) > 20
+    made = Counter()
+    for record in records:
+        scheduled = database.replay(record.workload.mod, record)
+        made[lowering.realize(scheduled) is scheduled] += 1
+    assert made[False] > made[True]  # most are templates
 
 
 @pytest.fixture(scope="class")
