@@ -42,14 +42,15 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     "uneven": {**MATMUL, "m": 1, "n": 256, "k": 1408},
     "four rows": {**MATMUL, "m": 4, "n": 256, "k": 512},
     "sixteen rows": {**MATMUL, "m": 16, "n": 256, "k": 512},
-    "many rows": {**MATMUL, "m": 128, "n": 256, "k": 1024},
+    "many rows": {**MATMUL, "m": 128, "n": 256, "k": 512},
     "many rows in float": {**MATMUL, "m": 64, "n": 256, "k": 1024, "out": "float32", "residual": 0},
-    "many rows of halves": {**MATMUL, "m": 128, "n": 256, "k": 512, "bits": 16, "group": 0, "residual": 0},
     "one token": {"op": "attention", "b": 2, "m": 1, **HEADS},
     "a piece": {"op": "attention", "b": 2, "m": 32, **HEADS},
     "append": {"op": "append", "b": 2, "m": 3, **HEADS},
     "norm": {"op": "rms_norm", "rows": 3, "width": 4096, "epsilon": 1e-5, "dtype": "float16"},
 }
+
+HOPPER = {"many rows", "many rows in float"}
 
 
 @pytest.fixture(autouse=True)
@@ -84,12 +85,12 @@ def drawn(operation: dict[str, Any], arch: int, count: int = 4) -> list[tuple[Te
 @pytest.mark.parametrize("arch", [80, 90])
 def test_templates_compile(name: str, arch: int, tmp_path: Path) -> None:
     ways = drawn(OPERATIONS[name], arch)
-    assert ways
+    assert bool(ways) == (arch >= 90 or name not in HOPPER)
     for template, decisions in ways:
         func = template.build(OPERATIONS[name], decisions)
         source = cuda_compiler.build(tvm.IRModule({"main": func}), gpu_target(f"sm_{arch}"))
         assert "tb::" in source
-    assert len(list(tmp_path.glob("*.cubin"))) >= 2  # other decisions are other kernels
+    assert not ways or len(list(tmp_path.glob("*.cubin"))) >= 2  # other decisions are other kernels
 
 
 def test_what_was_compiled_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +114,8 @@ def test_templates_serve_only_what_they_can() -> None:
     assert not templates.serving(OPERATIONS["one row"], Gpu("webgpu", 0))
     assert not templates.serving(OPERATIONS["one row"], Gpu("cuda", 70))
     assert not templates.serving({**OPERATIONS["one row"], "layout": "KN"}, Gpu("cuda", 90))
-    assert "cuda-product" not in {t.name for t in templates.serving(OPERATIONS["sixteen rows"], Gpu("cuda", 90))}
+    assert "cuda-warpgroup" not in {t.name for t in templates.serving(OPERATIONS["sixteen rows"], Gpu("cuda", 90))}
+    assert "cuda-warpgroup" not in {t.name for t in templates.serving(OPERATIONS["many rows"], Gpu("cuda", 100))}
     assert "cuda-row" not in {t.name for t in templates.serving(OPERATIONS["four rows"], Gpu("cuda", 90))}
     assert not templates.serving({}, Gpu("cuda", 90))
 
@@ -204,7 +206,7 @@ def test_every_kernel_builds_without_a_gpu(found: list[tasks.Task]) -> None:
         "cuda-attend-piece",
         "cuda-append",
         "cuda-rms-norm",
-        "cuda-product",
+        "cuda-warpgroup",
     } <= {each.how for each in built}
 
 

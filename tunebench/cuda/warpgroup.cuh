@@ -92,7 +92,7 @@ __device__ __forceinline__ int warpgroups(
     const __half* __restrict__ x, const void* __restrict__ w, const __half* __restrict__ scale,
     const __half* __restrict__ residual, Out* __restrict__ y, void* shared) {
   constexpr int THREADS = 128 * ACROSS, ROWS = 64 * ACROSS, STEPS = K / 128, X_BYTES = TOKENS * 256;
-  static_assert(K % 128 == 0 && N % ROWS == 0 && M % TOKENS == 0 && STEPS > STAGES, "shape");
+  static_assert(K % 128 == 0 && N % ROWS == 0 && M % TOKENS == 0 && STEPS >= STAGES, "shape");
   __shared__ u64 full[STAGES], empty[STAGES];
   char* const held = reinterpret_cast<char*>((reinterpret_cast<size_t>(shared) + 1023) / 1024 * 1024);
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, row = threadIdx.x / 32 * 16 + g;

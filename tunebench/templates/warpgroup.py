@@ -34,7 +34,7 @@ THREADS = 256  # of the kernel that arranges x
 
 def _choices(op: Operation, gpu: Gpu) -> Choices:
     m, n, k = op["m"], op["n"], op["k"]
-    if not serves(op, gpu) or gpu.arch != HOPPER or op["bits"] != 4 or k % STEP or k // STEP <= STAGES[-1]:
+    if not serves(op, gpu) or gpu.arch != HOPPER or op["bits"] != 4 or k % STEP or k // STEP < STAGES[-1]:
         return {}
     fitting = [(r, w, b) for r, (w, b) in product(ROWS, BLOCKS) if m % r == 0 and n % (64 * w) == 0]
     tiles = [TILE * rows + 10 * warpgroups + blocks for rows, warpgroups, blocks in fitting]
