@@ -98,6 +98,28 @@ def test_a_second_run_measures_nothing_twice(
     assert more.trials + first.trials == sum(watched.timed.values())
 
 
+def test_rounds_that_overlap_are_as_good(
+    found: list[Task],
+    target: tvm.target.Target,
+    tmp_path: Path,
+    watched: type[Watched],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watched, "builds_ahead", True)
+    busy: list[tuple[str, ...]] = []
+
+    def watch(progress: Progress) -> None:
+        busy.append(tuple(search.task.name for search in progress.searches if search.doing == "search"))
+
+    database = Database(tmp_path, provenance(target, cpu_device(), 2))
+    progress = tune(found, database, target, OPTIONS, watch)
+    kept = Trials(reopened(tmp_path, target).open_search()).measured
+    assert progress.trials == progress.valid == len(kept) == sum(watched.timed.values())
+    assert set(watched.timed.values()) == {1}
+    assert {name for names in busy for name in names} == {task.name for task in found}
+    assert run(found, target, tmp_path).trials == 0
+
+
 def test_only_the_phase_that_was_asked_for(
     found: list[Task], target: tvm.target.Target, tmp_path: Path, watched: type[Watched]
 ) -> None:

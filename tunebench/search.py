@@ -163,26 +163,59 @@ def _described(sch: s_tir.Schedule, target: tvm.target.Target, threads: int) -> 
     return spaces.Kernel(blocks, lanes=4, cores=0, operation=operation, gpu=templates.gpu_of(target))
 
 
-def one_round(
+@dataclass(frozen=True)
+class Round:
+    """Candidates of one task, proposed and being built, until they are measured."""
+
+    search: TaskSearch
+    candidates: list[ms.MeasureCandidate]
+    predicted: list[float] | None  # scores of the cost model
+    programs: list[int]  # structural hash of each candidate's kernel
+    fresh: dict[int, ms.MeasureCandidate]  # by program, those that were never measured
+    errors: dict[str, str]  # that the build already knows, by program
+
+
+def propose(
     search: TaskSearch, trials: Trials, model: ms.cost_model.XGBModel, runner: Runner, costs: Costs, most: int
-) -> int:
-    """Propose, measure and learn from at most `most` candidates; how many there were, 0 where none is left."""
+) -> Round | None:
+    """Propose at most `most` candidates and begin to build those that are new; None where none is left."""
     with costs.of("search"):
         candidates = _propose(search, trials, model)[:most]
     if not candidates:
         search.entry.exhausted = "" if search.reason else spaces.revision()
-        return 0
+        return None
     with costs.of("model"):
         predicted = cost_model.scores(model, search.context, candidates)
-    before = search.best_ns
-    seconds = _measure(search, candidates, trials, runner, costs)
+    programs = [tvm_ffi.structural_hash(candidate.sch.mod) for candidate in candidates]
+    for candidate, program in zip(candidates, programs, strict=True):
+        known = trials.measured.get(candidate_key(search.task, candidate))
+        if known is not None:
+            search.programs.setdefault(program, known)
+    fresh = {program: c for c, program in zip(candidates, programs, strict=True) if program not in search.programs}
+    with costs.of("build"):
+        errors = runner.build([(str(program), candidate.sch.mod) for program, candidate in fresh.items()])
+    return Round(search, candidates, predicted, programs, fresh, errors)
+
+
+def measure(proposed: Round, trials: Trials, model: ms.cost_model.XGBModel, runner: Runner, costs: Costs) -> None:
+    """Time a round's new candidates and learn from all of them."""
+    search, before = proposed.search, proposed.search.best_ns
+    for program, candidate in proposed.fresh.items():
+        with costs.of("run"):
+            failed = proposed.errors.get(str(program))
+            seconds = FAILED_S if failed else _time(search, str(program), candidate, runner)
+        search.programs[program] = seconds
+        search.trials += 1
+        search.valid += seconds < FAILED_S
+        trials.add(search.task, candidate, seconds, search.context.target)
+    runner.forget()
+    taken = [search.programs[program] for program in proposed.programs]
     search.stale = 0 if search.best_ns < GAIN * before else search.stale + 1
     with costs.of("model"):
-        results = [ms.runner.RunnerResult([value], None) for value in seconds]
-        search.context.notify_runner_results(candidates, results)
-        model.update(search.context, candidates, results)
-    _note(search, predicted, seconds)
-    return len(candidates)
+        results = [ms.runner.RunnerResult([value], None) for value in taken]
+        search.context.notify_runner_results(proposed.candidates, results)
+        model.update(search.context, proposed.candidates, results)
+    _note(search, proposed.predicted, taken)
 
 
 def _propose(search: TaskSearch, trials: Trials, model: ms.cost_model.XGBModel) -> list[ms.MeasureCandidate]:
@@ -197,33 +230,6 @@ def _propose(search: TaskSearch, trials: Trials, model: ms.cost_model.XGBModel) 
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         search.reason = f"no schedule space: {lines[-1][:160] if lines else type(error).__name__}"
         return []
-
-
-def _measure(
-    search: TaskSearch,
-    candidates: list[ms.MeasureCandidate],
-    trials: Trials,
-    runner: Runner,
-    costs: Costs,
-) -> list[float]:
-    """Seconds of each candidate; one that was measured before, or is the same program as one that was, is not again."""
-    programs = [tvm_ffi.structural_hash(candidate.sch.mod) for candidate in candidates]
-    for candidate, program in zip(candidates, programs, strict=True):
-        known = trials.measured.get(candidate_key(search.task, candidate))
-        if known is not None:
-            search.programs.setdefault(program, known)
-    fresh = {program: c for c, program in zip(candidates, programs, strict=True) if program not in search.programs}
-    with costs.of("build"):
-        errors = runner.build([(str(program), candidate.sch.mod) for program, candidate in fresh.items()])
-    for program, candidate in fresh.items():
-        with costs.of("run"):
-            seconds = FAILED_S if errors.get(str(program)) else _time(search, str(program), candidate, runner)
-        search.programs[program] = seconds
-        search.trials += 1
-        search.valid += search.programs[program] < FAILED_S
-        trials.add(search.task, fresh[program], search.programs[program], search.context.target)
-    runner.forget()
-    return [search.programs[program] for program in programs]
 
 
 def _time(search: TaskSearch, name: str, candidate: ms.MeasureCandidate, runner: Runner) -> float:

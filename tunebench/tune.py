@@ -21,7 +21,7 @@ from tunebench.measure import Protocol
 from tunebench.runners import Outcome, Runner
 from tunebench.runners.cuda import CudaRunner
 from tunebench.runners.local import LocalRunner
-from tunebench.search import Costs, TaskSearch, Trials, begin, one_round, record_key
+from tunebench.search import Costs, Round, TaskSearch, Trials, begin, measure, propose, record_key
 from tunebench.spec import Kernel
 from tunebench.tasks import Task, phase, piece_ns, shares
 
@@ -168,6 +168,9 @@ class _Run:
 
     def measure_defaults(self) -> None:
         """Time every default schedule that no earlier run timed."""
+        if self.runner.builds_ahead:
+            unknown = [search for search in self.progress.searches if not search.entry.default_ns]
+            self.runner.build([(search.task.key, search.default_mod) for search in unknown])
         for search in self.progress.searches:
             if not search.entry.default_ns:
                 search.doing = "default"
@@ -184,19 +187,33 @@ class _Run:
         self._mark()
 
     def search(self) -> None:
-        """Rounds of candidates, each for the task that promises most, until time or candidates run out."""
+        """Rounds of candidates until time or candidates run out; one may be built while another is measured."""
         self.progress.stage = "search"
+        waiting: Round | None = None
+        while True:
+            proposed = self._propose(waiting.search if waiting else None)
+            ready, waiting = (waiting, proposed) if self.runner.builds_ahead else (proposed, None)
+            if ready:
+                ready.search.doing = "search"
+                self.watch(self.progress)
+                measure(ready, self.trials, self.model, self.runner, self.progress.costs)
+                ready.search.doing = ""
+                self._mark()
+            elif not proposed:
+                break
+
+    def _propose(self, busy: TaskSearch | None) -> Round | None:
+        """A round for the task that promises most; not for one whose last round is not measured yet."""
         while self.progress.elapsed_s < self.options.time_limit_s - self._judging_s():
-            candidates = [s for s in self.progress.searches if self._may_go_on(s)]
+            candidates = [s for s in self.progress.searches if s is not busy and self._may_go_on(s)]
             if not candidates:
                 break
             search = max(candidates, key=lambda s: (not s.begun, self._promise(s)))
-            search.doing = "search"
-            self.watch(self.progress)
             most = self.options.trials - self.trials.count(search.task)
-            one_round(search, self.trials, self.model, self.runner, self.progress.costs, most)
-            search.doing = ""
-            self._mark()
+            proposed = propose(search, self.trials, self.model, self.runner, self.progress.costs, most)
+            if proposed:
+                return proposed
+        return None
 
     def _judging_s(self) -> float:
         """What the verdicts on the tasks searched so far will take, at most half the time."""

@@ -46,6 +46,9 @@ class Outcome:
 class Runner(Interface):
     """Builds, checks and times candidates of kernels. Close it when done."""
 
+    builds_ahead: bool
+    """Whether `build` returns at once, and candidates of one round may be built while another's are measured."""
+
     def close(self) -> None: ...
 
     def prepare(self, job: Job, protocol: Protocol) -> Outcome:

@@ -8,6 +8,7 @@ events: what a call takes there is what it takes in a graph of a decode step.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import subprocess
@@ -48,6 +49,8 @@ LAUNCH_NS = 300_000  # what a single call may take beyond its kernel
 class CudaRunner:
     """Builders and one process on the GPU."""
 
+    builds_ahead = True
+
     def __init__(self, target: tvm.target.Target, builders: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="tunebench-")
         self._setup = (tvm.ir.save_json(target), self._folder.name)
@@ -71,8 +74,11 @@ class CudaRunner:
         self._folder.cleanup()
 
     def prepare(self, job: Job, protocol: Protocol) -> Outcome:
-        """Run the default schedule."""
+        """Run the default schedule, once it is built where that has begun."""
         self._prepared.add(job.name)
+        if job.name in self._built:
+            with contextlib.suppress(Exception):  # it will fail again, and say why
+                self._built.pop(job.name)[1].result()
         return self._ask(_prepare, job, protocol)
 
     def build(self, candidates: Sequence[tuple[str, tvm.IRModule]]) -> dict[str, str]:
@@ -84,7 +90,7 @@ class CudaRunner:
 
     def time(self, job: Job, name: str, protocol: Protocol, limit_ns: int) -> Outcome:
         """Check and time a candidate once it is built."""
-        mod_json, built = self._built[name]
+        mod_json, built = self._built.pop(name)
         try:
             error = built.result()
         except Exception as lost:  # a builder that crashed or took too long
@@ -104,8 +110,7 @@ class CudaRunner:
         return outcomes if isinstance(outcomes, dict) else dict.fromkeys((name for name, _ in mods), outcomes)
 
     def forget(self) -> None:
-        """Drop what was built."""
-        self._built.clear()
+        """Nothing: what was timed is dropped, and the rest is still to be timed."""
 
     def _ask(self, function: Callable[..., object], *args: object) -> Outcome:
         if not self._worker.is_alive():

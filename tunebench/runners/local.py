@@ -40,6 +40,8 @@ LONG_TIMEOUT_S = 3600.0  # of what runs a default schedule, which nothing bounds
 class LocalRunner:
     """Worker processes on this machine. Close it when done."""
 
+    builds_ahead = False
+
     def __init__(self, target: tvm.target.Target, threads: int, workers: int) -> None:
         self._target = tvm.ir.save_json(target)
         self._threads = threads
