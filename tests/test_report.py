@@ -463,6 +463,30 @@ def test_the_report_half_needs_no_tvm() -> None:
     assert [path for path in files if re.search(r"^\s*(import|from) tvm", path.read_text(), re.MULTILINE)] == []
 
 
+def test_batches_stand_apart_in_charts_and_in_order(tmp_path: Path) -> None:
+    rows = [case("llama-7b", "q4f16_1", "tuned", TG, batch=batch) for batch in (16, 1, 4)]
+    figure = charts.render(charts.load()["memory"], frame.build(rows), [])
+    assert figure is not None
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["q4f16_1", "q4f16_1 · batch 4", "q4f16_1 · batch 16"]
+    assert [line["test"] for line in table(write(tmp_path, rows), "summary")] == [
+        "tg128",
+        "tg128, batch 4",
+        "tg128, batch 16",
+    ]
+
+
+def test_a_phase_that_was_not_tuned_has_no_panel_of_kernels() -> None:
+    run = tune("llama-7b", "q4f16_1")
+    unknown = [replace(kernel, default_ns=[], tuned_ns=[]) for kernel in run.kernels if kernel.phase == "prefill"]
+    decode = [kernel for kernel in run.kernels if kernel.phase == "decode"]
+    run = replace(run, kernels=decode + unknown, batch=4)
+    figure = charts.render(charts.load()["kernels"], frame.build([]), [run])
+    assert figure is not None
+    titles = [title for axes in figure.axes if (title := axes.get_title(loc="left"))]
+    assert titles == ["llama-7b q4f16_1, batch 4, decode"]
+
+
 def test_a_table_shows_each_source_alone() -> None:
     def kernel(task: str, schedule: str, before: int, after: int, **others: int) -> Kernel:
         by_source = {name: [value] * 9 for name, value in others.items()}

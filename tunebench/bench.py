@@ -128,14 +128,17 @@ def run_tune(session: Session, lowered: Lowered, options: Options, watch: Watche
     try:
         tune(lowered.tasks, database, session.target, replace(options, depth=depth), remember)
     finally:  # a run that was stopped has its cost too
-        rows = [_tune_row(session, lowered, progress, database) for progress in seen]
+        rows = [_tune_row(session, lowered, progress, database, options.phases) for progress in seen]
         for row in rows:
             results.append(session.results_path, row)
     return rows[0]
 
 
-def _tune_row(session: Session, lowered: Lowered, progress: Progress, database: Database) -> TuneResult:
+def _tune_row(
+    session: Session, lowered: Lowered, progress: Progress, database: Database, phases: tuple[str, ...]
+) -> TuneResult:
     load = lowered.model.workload
+    found = kernels(lowered.tasks, database.entries, sources(database.promoted()))
     ranks = {search.task.name: search.ranks for search in progress.searches if search.ranks}
     return TuneResult(
         model=model_name(load),
@@ -150,7 +153,7 @@ def _tune_row(session: Session, lowered: Lowered, progress: Progress, database: 
         valid_trials=progress.valid,
         cost_s={**progress.costs.seconds, "total": progress.elapsed_s},
         curve=progress.curve,
-        kernels=kernels(lowered.tasks, database.entries, sources(database.promoted())),
+        kernels=[kernel for kernel in found if kernel.phase in phases],
         noise=progress.noise,
         ranking={name: float(np.mean(values)) for name, values in ranks.items()},
         environment=environment.describe(),

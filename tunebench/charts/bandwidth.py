@@ -48,7 +48,8 @@ def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
 
 def _bars(frame: pd.DataFrame, column: str) -> list[Bar]:
     rows = [row for row in records(frame) if row.get(column) is not None]
-    rows.sort(key=lambda row: (row["model_label"], row["scheme"], row["n_prompt"], row["n_gen"], row["n_depth"]))
+    order = ("model_label", "scheme", "n_prompt", "n_gen", "n_depth", "batch")
+    rows.sort(key=lambda row: tuple(row[name] for name in order))
     several = len({row["model_label"] for row in rows}) > 1
     tests = {row["test_label"] for row in rows}
     bars = []

@@ -53,9 +53,12 @@ def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
 
 def _panel(row: TuneResult, phase: str) -> Panel:
     kernels = sorted((kernel for kernel in row.kernels if kernel.phase == phase), key=lambda kernel: -kernel.share)
+    if sum(bool(kernel.default_ns) for kernel in kernels) <= len(kernels) // 2:
+        kernels = []  # of a phase that was not tuned; shares of what little is known would mislead
     rest = kernels[MOST:]
     more = f"; {len(rest)} more take {sum(kernel.share for kernel in rest) * 100:.1f} %" if rest else ""
-    return f"{Path(row.model).name.removesuffix('.json')} {row.scheme}, {phase}{more}", kernels[:MOST]
+    batch = f", batch {row.batch}" if row.batch > 1 else ""
+    return f"{Path(row.model).name.removesuffix('.json')} {row.scheme}{batch}, {phase}{more}", kernels[:MOST]
 
 
 def _shares(axes: Axes, title: str, kernels: list[Kernel]) -> None:

@@ -37,8 +37,9 @@ def _groups(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
     rows = [row for row in records(frame) if any(row.get(name) is not None for name in (*PARTS, "peak_bytes"))]
     several = len({row["model_label"] for row in rows}) > 1
     groups: dict[str, dict[str, float]] = {}
-    for row in sorted(rows, key=lambda row: (row["model_label"], row["scheme"], row["engine"])):
-        label = group_label(row, several, *([] if row["engine"] == "tvm" else [row["engine"]]))
+    for row in sorted(rows, key=lambda row: (row["model_label"], row["scheme"], row["batch"], row["engine"])):
+        batch = [f"batch {row['batch']}"] if row["batch"] > 1 else []
+        label = group_label(row, several, *batch, *([] if row["engine"] == "tvm" else [row["engine"]]))
         _raise(groups.setdefault(label, {}), row)
     return groups
 
@@ -60,9 +61,10 @@ def _bar(axes: Axes, height: int, counts: dict[str, float]) -> None:
         left += counts.get(name, 0.0)
     if "peak_bytes" in counts:
         axes.plot([counts["peak_bytes"]] * 2, (height - 0.38, height + 0.38), color=INK, linewidth=2)
-    words = [f"{label} {digits(counts[name])}" for name, (label, _) in PARTS.items() if name in counts]
-    words += [f"peak {digits(counts['peak_bytes'])}" if "peak_bytes" in counts else "peak not counted"]
-    beside(axes, _extent(counts), height, " · ".join(words) + " GB")
+    labels = {**{name: label for name, (label, _) in PARTS.items()}, "peak_bytes": "peak"}
+    words = " · ".join(f"{label} {digits(counts[name])}" for name, label in labels.items() if name in counts)
+    uncounted = "" if "peak_bytes" in counts else ", peak not counted"
+    beside(axes, _extent(counts), height, f"{words} GB{uncounted}")
 
 
 CHARTS = (Chart("memory", TITLE, draw),)

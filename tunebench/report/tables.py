@@ -36,7 +36,7 @@ def build(frame: pd.DataFrame, latest: Sequence[Result], tunes: Sequence[TuneRes
 
 
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:
-    lengths = (row["n_prompt"], row["n_gen"], row["n_depth"])
+    lengths = (row["n_prompt"], row["n_gen"], row["n_depth"], row["batch"])
     return (row["model_label"], row["place"], row["scheme"], row["phase"] != "prefill", *lengths)
 
 
