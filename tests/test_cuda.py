@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,9 @@ def test_templates_compile(name: str, arch: int, tmp_path: Path) -> None:
         func = template.build(OPERATIONS[name], decisions)
         source = cuda_compiler.build(tvm.IRModule({"main": func}), gpu_target(f"sm_{arch}"))
         assert "tb::" in source
+        assert bool(re.search(r"/\* \d+ at once \*/", source)) == bool(
+            re.search(r"__launch_bounds__\(\d+, \d+\)", source)
+        )
     assert not ways or len(list(tmp_path.glob("*.cubin"))) >= 2  # other decisions are other kernels
 
 

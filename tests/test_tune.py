@@ -120,6 +120,15 @@ def test_rounds_that_overlap_are_as_good(
     assert run(found, target, tmp_path).trials == 0
 
 
+def test_a_kernel_goes_on_at_the_depth_where_it_was_measured(
+    found: list[Task], target: tvm.target.Target, tmp_path: Path, watched: type[Watched]
+) -> None:
+    run(found, target, tmp_path)
+    more = run(found, target, tmp_path, replace(OPTIONS, trials=8, depth=70))
+    assert {search.depth for search in more.searches} == {OPTIONS.depth}
+    assert {entry.depth for entry in reopened(tmp_path, target).entries.values()} == {OPTIONS.depth}
+
+
 def test_only_the_phase_that_was_asked_for(
     found: list[Task], target: tvm.target.Target, tmp_path: Path, watched: type[Watched]
 ) -> None:

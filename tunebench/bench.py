@@ -134,6 +134,14 @@ def run_tune(session: Session, lowered: Lowered, options: Options, watch: Watche
     return rows[0]
 
 
+def kept_depths(session: Session, lowered: Lowered, options: Options) -> set[int]:
+    """Depths other than the one asked for at which kernels of the cache go on being measured, as they once were."""
+    entries = session.database().entries
+    reading = [task for task in lowered.tasks if any(p.name == "position" for p in task.mod["main"].params)]
+    asked = min(options.depth, lowered.model.workload.context - max(lowered.model.workload.buckets))
+    return {entries[task.key].depth for task in reading if task.key in entries} - {asked}
+
+
 def _tune_row(
     session: Session, lowered: Lowered, progress: Progress, database: Database, phases: tuple[str, ...]
 ) -> TuneResult:

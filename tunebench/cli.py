@@ -91,6 +91,12 @@ def tune_command(
             load = each.model.workload
             with TuneView(console, f"{bench_module.model_name(load)} {load.scheme.name}") as view:
                 row = bench_module.run_tune(session, each, allowed, view)
+            for kept in sorted(bench_module.kept_depths(session, each, allowed)):
+                console.print(
+                    f"Some kernels of the cache were measured at depth {kept} before, and went on there; "
+                    "another --work-dir starts afresh.",
+                    soft_wrap=True,
+                )
             won = sum(kernel.decision == "promoted" for kernel in row.kernels)
             changed += [each] if any(kernel.schedule != "default" for kernel in row.kernels) else []
             console.print(

@@ -26,7 +26,6 @@ from tunebench.cuda_runtime import checked
 from tunebench.errors import TuneBenchError
 
 CALL = "tb::"  # what a call of a template's device function begins with
-HOPPER = 90
 KERNEL = 'extern "C" __global__'
 BOUNDS = r"__launch_bounds__\((\d+)\)"
 TYPES = "\n".join(
@@ -52,7 +51,7 @@ def with_templates(code: str, target: Target) -> str:
     includes = head.index("#ifdef __CUDACC_RTC__"), head.index("\n#endif\n") + len("\n#endif")
     head = head[: includes[0]] + TYPES + head[includes[1] :]
     device = templates.cuda_source() if CALL in rest else ""
-    if int(arch.removeprefix("sm_")) >= HOPPER:
+    if int(arch.removeprefix("sm_")) >= templates.HOPPER:
         arch += "a"  # its own instructions too; a cubin runs on no other architecture anyway
     return f"// {arch}\n{head}{device}\n{kernel}{_bounded(rest)}"
 
@@ -60,7 +59,10 @@ def with_templates(code: str, target: Target) -> str:
 def _bounded(kernels: str) -> str:
     """Kernels that say how many of their blocks shall fit on a multiprocessor, told to the compiler."""
     at_once = re.escape(templates.AT_ONCE).replace(re.escape("{}"), r"(\d+)")
-    for _, name, blocks in re.findall(rf"{BOUNDS} (\w+)\([^)]*\) {{[^{{}}]*{at_once}", kernels):
+    found = re.findall(rf"{BOUNDS} (\w+)\([^)]*\) {{[^{{}}]*{at_once}", kernels)
+    if len(found) != len(re.findall(at_once, kernels)):
+        raise RuntimeError("this TVM prints kernels in a form whose launch bounds cannot be changed")
+    for _, name, blocks in found:
         kernels = re.sub(rf"{BOUNDS} {name}\(", rf"__launch_bounds__(\1, {blocks}) {name}(", kernels)
     return kernels
 

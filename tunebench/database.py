@@ -51,6 +51,7 @@ class Entry:
     decision: str = ""  # promoted, kept default, inconclusive; empty: not judged yet
     reason: str = ""
     trial: str = ""  # key of the record that was judged
+    depth: int = 256  # positions in the cache where it is measured, if it reads one
     exhausted: str = ""  # revision of the spaces in which no candidate is left
 
 

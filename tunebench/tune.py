@@ -157,8 +157,10 @@ class _Run:
     def _begin(self, task: Task) -> TaskSearch:
         entry = self.database.entries.setdefault(task.key, Entry(task.name))
         options = self.options
+        if not entry.default_ns:
+            entry.depth = options.depth  # what is measured later must be at the same
         cold_bytes = 2 * (environment.last_level_cache_bytes() if options.threads else cuda_runtime.l2_bytes())
-        return begin(task, entry, self.target, options.threads, options.depth, cold_bytes, options.seed)
+        return begin(task, entry, self.target, options.threads, entry.depth, cold_bytes, options.seed)
 
     def close(self) -> None:
         """Keep what was learned and end the workers."""
@@ -193,18 +195,18 @@ class _Run:
         while True:
             proposed = self._propose(waiting.search if waiting else None)
             ready, waiting = (waiting, proposed) if self.runner.builds_ahead else (proposed, None)
-            if ready:
+            if ready and self._time_is_left():
                 ready.search.doing = "search"
                 self.watch(self.progress)
                 measure(ready, self.trials, self.model, self.runner, self.progress.costs)
                 ready.search.doing = ""
                 self._mark()
             elif not proposed:
-                break
+                break  # nothing is left, or no time for what is ready
 
     def _propose(self, busy: TaskSearch | None) -> Round | None:
         """A round for the task that promises most; not for one whose last round is not measured yet."""
-        while self.progress.elapsed_s < self.options.time_limit_s - self._judging_s():
+        while self._time_is_left():
             candidates = [s for s in self.progress.searches if s is not busy and self._may_go_on(s)]
             if not candidates:
                 break
@@ -214,6 +216,9 @@ class _Run:
             if proposed:
                 return proposed
         return None
+
+    def _time_is_left(self) -> bool:
+        return self.progress.elapsed_s < self.options.time_limit_s - self._judging_s()
 
     def _judging_s(self) -> float:
         """What the verdicts on the tasks searched so far will take, at most half the time."""

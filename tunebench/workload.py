@@ -113,6 +113,8 @@ def load(workload: Workload) -> Model:
     _check_shape(workload, config)
     if workload.device == "gpu" and workload.scheme.activations == "int8":
         raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q4f16_1 or q8f16_1 on a GPU.")
+    if workload.device == "gpu" and workload.scheme.dtype == "bfloat16":
+        raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q0f16 on a GPU.")
     return model
 
 

@@ -74,7 +74,6 @@ __device__ __forceinline__ void mma(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u3
 
 __device__ __forceinline__ u32 bits(__half2 v) { return *reinterpret_cast<u32*>(&v); }
 __device__ __forceinline__ __half2 halves(u32 v) { return *reinterpret_cast<__half2*>(&v); }
-__device__ __forceinline__ u32 twice(__half v) { return bits(__half2half2(v)); }
 
 // (v & mask) | magic in one instruction.
 template <u32 MASK, u32 MAGIC>

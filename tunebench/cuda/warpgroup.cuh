@@ -164,6 +164,7 @@ __device__ __forceinline__ int warpgroups(
         barrier_wait(&empty[last], (step - 1) / STAGES & 1);
         fetch_x(step - 1 + STAGES);
       }
+      __syncwarp();
     }
     unpack(second, 1);
     multiply(second, b + X_BYTES / 2);

@@ -17,13 +17,15 @@ ALONE = ("default", "tuned", "library")
 
 
 def table(latest: Sequence[Result]) -> Table:
-    """A line for each piece length of each tuned case that has kernels of a library."""
+    """A line for each piece length of each tuned case, where there are kernels of a library at all."""
     lines: dict[tuple[object, ...], tuple[str, ...]] = {}
-    for row in latest:
-        if row.engine == "tvm" and row.schedule == "tuned" and any("library" in _times(k) for k in row.kernels):
-            for bucket in sorted({kernel.bucket for kernel in row.kernels}):
-                kernels = [kernel for kernel in row.kernels if kernel.bucket == bucket]
-                lines[row.model, row.scheme, row.batch, bucket] = _line(row, bucket, kernels)
+    tuned = [row for row in latest if row.engine == "tvm" and row.schedule == "tuned"]
+    if not any("library" in _times(kernel) for row in tuned for kernel in row.kernels):
+        tuned = []
+    for row in tuned:
+        for bucket in sorted({kernel.bucket for kernel in row.kernels}):
+            kernels = [kernel for kernel in row.kernels if kernel.bucket == bucket]
+            lines[row.model, row.scheme, row.batch, bucket] = _line(row, bucket, kernels)
     columns = ("model", "scheme", "piece", "kernels", *(f"{name} alone" for name in ALONE), "as chosen", "over default")
     note = (
         "Kernel times of one piece, added up: with one source alone, which where it has no kernel falls back to the "

@@ -138,7 +138,7 @@ def memory(rows: list[dict[str, Any]]) -> Table:
             counts = (_count(row, name) for name in COUNTERS)
             cases.setdefault((*_who(row), *counts), []).append(f"{row['test_label']} {row['arm']}")
     lines = [(*key[:2], ", ".join(tests), *key[2:]) for key, tests in cases.items()]
-    columns = ("model", "scheme", "test", "weights", "KV cache", "planned", "peak")
+    columns = ("model", "scheme", "test", "weights", "KV cache", "planned in all", "peak")
     return Table("memory", "Memory", columns, lines, "In brackets the counter that the figure came from.")
 
 

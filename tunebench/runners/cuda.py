@@ -70,16 +70,20 @@ class CudaRunner:
     def close(self) -> None:
         """End the workers and drop what they compiled."""
         self._worker.kill()
-        del self._pool
+        for _, built in self._built.values():
+            built.cancel()
+        self._pool.shutdown(wait=True)
         self._folder.cleanup()
 
     def prepare(self, job: Job, protocol: Protocol) -> Outcome:
         """Run the default schedule, once it is built where that has begun."""
-        self._prepared.add(job.name)
         if job.name in self._built:
             with contextlib.suppress(Exception):  # it will fail again, and say why
                 self._built.pop(job.name)[1].result()
-        return self._ask(_prepare, job, protocol)
+        outcome = self._ask(_prepare, job, protocol)
+        if not outcome.error:
+            self._prepared.add(job.name)
+        return outcome
 
     def build(self, candidates: Sequence[tuple[str, tvm.IRModule]]) -> dict[str, str]:
         """Begin to compile; `time` waits for each."""
@@ -98,7 +102,9 @@ class CudaRunner:
         if error:
             return Outcome(error=error)
         if job.name not in self._prepared:
-            self.prepare(job, REFERENCE_ONLY)
+            outcome = self.prepare(job, REFERENCE_ONLY)
+            if outcome.error:
+                return outcome
         return self._ask(_check_and_time, job, mod_json, protocol, limit_ns)
 
     def duel(
@@ -115,6 +121,7 @@ class CudaRunner:
     def _ask(self, function: Callable[..., object], *args: object) -> Outcome:
         if not self._worker.is_alive():
             self._worker = self._start()
+            self._prepared.clear()
         self._worker.send(function, args, timeout=RUN_TIMEOUT_S)
         try:
             return self._worker.recv()  # type: ignore[no-any-return]

@@ -25,6 +25,7 @@ TEMPLATE = "tunebench.template"
 DECISION = "tunebench.decision."
 THREAD_LIMITS = ("max_threads_per_block", "max_num_threads")  # TVM's targets have one or both
 AT_ONCE = "/* {} at once */"  # before a call: how many blocks a multiprocessor must have room for
+HOPPER = 90  # its compute capability, times ten
 C_TYPES = {"float16": "__half", "float32": "float"}
 CUDA_SOURCES = Path(__file__).parent.parent / "cuda"
 
@@ -171,7 +172,7 @@ def launched_early(func: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
 
 def overlap(gpu: Gpu) -> Choices:
     """Whether a kernel is launched early: a decision where the GPU can do it."""
-    return {"overlap": [0, 1] if gpu.arch >= 90 else [0]}
+    return {"overlap": [0, 1] if gpu.arch >= HOPPER else [0]}
 
 
 @functools.cache

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc
 
 from tunebench import cublas
-from tunebench.templates import Choices, Decisions, Gpu, Operation, Template, arguments, product_params, serves
+from tunebench.templates import Choices, Decisions, Gpu, Operation, Template, arguments, launch, product_params, serves
 
 FEWEST_ROWS = 64  # below, dequantized weights would be read too seldom to pay
 BLOCK_BYTES = 48 << 20  # of dequantized weights at a time, at most
@@ -36,12 +34,9 @@ def _build(op: Operation, decisions: Decisions) -> PrimFunc:
             weights = buffers["w"] if bits == 16 else T.sblock_alloc_buffer((rows, k), "float16")
             for first in range(0, n, rows):
                 if bits < 16:
-                    with ExitStack() as frames:
-                        frames.enter_context(T.launch_thread("blockIdx.x", -(-rows * k * bits // 32 // THREADS)))
-                        frames.enter_context(T.launch_thread("threadIdx.x", THREADS))
-                        function = f"tb::dequantize<{bits}, {group}, {k}, {first}, {rows}, {THREADS}>"
-                        given = (buffers["w"].data, buffers["scale"].data, weights.data)
-                        T.evaluate(T.call_extern("int32", function, *given))
+                    function = f"tb::dequantize<{bits}, {group}, {k}, {first}, {rows}, {THREADS}>"
+                    given = (buffers["w"].data, buffers["scale"].data, weights.data)
+                    launch([-(-rows * k * bits // 32 // THREADS)], THREADS, function, given)
                 residual = buffers["residual" if op["residual"] else "x"]
                 pointers = (buffers["x"].data, weights.data, residual.data, buffers["y"].data)
                 sizes = (m, rows, k, n, first, int(op["out"] == "float16"), op["residual"])

@@ -9,6 +9,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc
 
 from tunebench.templates import (
+    HOPPER,
     Choices,
     Decisions,
     Gpu,
@@ -23,7 +24,6 @@ from tunebench.templates import (
     serves,
 )
 
-HOPPER = 90
 STEP = 128  # along k
 STAGES = (2, 3, 4)
 ROWS = (64, 128)
