@@ -128,23 +128,13 @@ def run_tune(session: Session, lowered: Lowered, options: Options, watch: Watche
     try:
         tune(lowered.tasks, database, session.target, replace(options, depth=depth), remember)
     finally:  # a run that was stopped has its cost too
-        rows = [_tune_row(session, lowered, progress, database, options.phases) for progress in seen]
+        rows = [_tune_row(session, lowered, progress, database) for progress in seen]
         for row in rows:
             results.append(session.results_path, row)
     return rows[0]
 
 
-def kept_depths(session: Session, lowered: Lowered, options: Options) -> set[int]:
-    """Depths other than the one asked for at which kernels of the cache go on being measured, as they once were."""
-    entries = session.database().entries
-    reading = [task for task in lowered.tasks if any(p.name == "position" for p in task.mod["main"].params)]
-    asked = min(options.depth, lowered.model.workload.context - max(lowered.model.workload.buckets))
-    return {entries[task.key].depth for task in reading if task.key in entries} - {asked}
-
-
-def _tune_row(
-    session: Session, lowered: Lowered, progress: Progress, database: Database, phases: tuple[str, ...]
-) -> TuneResult:
+def _tune_row(session: Session, lowered: Lowered, progress: Progress, database: Database) -> TuneResult:
     load = lowered.model.workload
     found = kernels(lowered.tasks, database.entries, sources(database.promoted()))
     ranks = {search.task.name: search.ranks for search in progress.searches if search.ranks}
@@ -161,7 +151,7 @@ def _tune_row(
         valid_trials=progress.valid,
         cost_s={**progress.costs.seconds, "total": progress.elapsed_s},
         curve=progress.curve,
-        kernels=[kernel for kernel in found if kernel.phase in phases],
+        kernels=[kernel for kernel in found if kernel.phase in progress.phases],
         noise=progress.noise,
         ranking={name: float(np.mean(values)) for name, values in ranks.items()},
         environment=environment.describe(),

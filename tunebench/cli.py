@@ -65,7 +65,9 @@ def tune_command(
     prompt: Chunks = "128",
     batch: Batch = 1,
     context: Context = 2048,
-    depth: Annotated[int, typer.Option(min=0, help="Positions in the cache where attention is measured.")] = 256,
+    depth: Annotated[
+        int, typer.Option(min=0, help="Positions in the cache where attention is first measured, and from then on.")
+    ] = 256,
     phase: Annotated[str, typer.Option(help="Kernels of which phase: decode, prefill, or both.")] = "both",
     threads: Threads = 0,
     seed: Seed = 0,
@@ -91,12 +93,6 @@ def tune_command(
             load = each.model.workload
             with TuneView(console, f"{bench_module.model_name(load)} {load.scheme.name}") as view:
                 row = bench_module.run_tune(session, each, allowed, view)
-            for kept in sorted(bench_module.kept_depths(session, each, allowed)):
-                console.print(
-                    f"Some kernels of the cache were measured at depth {kept} before, and went on there; "
-                    "another --work-dir starts afresh.",
-                    soft_wrap=True,
-                )
             won = sum(kernel.decision == "promoted" for kernel in row.kernels)
             changed += [each] if any(kernel.schedule != "default" for kernel in row.kernels) else []
             console.print(

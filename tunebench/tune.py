@@ -59,6 +59,7 @@ class Progress:
     costs: Costs = field(default_factory=Costs)
     curve: list[dict[str, float]] = field(default_factory=list)
     noise: float = 0.0
+    phases: tuple[str, ...] = Options.phases
 
     @property
     def elapsed_s(self) -> float:
@@ -150,7 +151,7 @@ class _Run:
         self.options, self.watch = options, watch
         self.trials = Trials(database.open_search())
         self.model = cost_model.load(database.cost_model_path, of_decisions=not lowering.is_cpu(target))
-        self.progress = Progress([self._begin(task) for task in tasks], options.time_limit_s)
+        self.progress = Progress([self._begin(task) for task in tasks], options.time_limit_s, phases=options.phases)
         self.progress.costs.seconds.update(dict.fromkeys(("search", "build", "run", "model", "verify"), 0.0))
         self.runner = _runner(target, options.threads)
 
