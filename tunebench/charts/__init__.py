@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -146,6 +147,12 @@ def arm_colours(arms: Iterable[str]) -> Colours:
     peers = sorted(found - set(fixed))
     colours = {arm: colour for arm, colour in fixed.items() if arm in found}
     return colours | {arm: PEERS[index % len(PEERS)] for index, arm in enumerate(peers)}
+
+
+def run_label(row: TuneResult) -> str:
+    """A tuning run in words: its model, scheme and batch."""
+    batch = f", batch {row.batch}" if row.batch > 1 else ""
+    return f"{Path(row.model).name.removesuffix('.json')} {row.scheme}{batch}"
 
 
 def group_label(record: dict[str, Any], several_models: bool, *more: str) -> str:

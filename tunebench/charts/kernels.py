@@ -1,7 +1,6 @@
 """Kernel by kernel: how much of the phase each takes, how much tuning gained, and what was decided."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,6 +20,7 @@ from tunebench.charts import (
     heading,
     log_ticks,
     quiet,
+    run_label,
     spaced,
 )
 from tunebench.results import TuneResult
@@ -57,8 +57,7 @@ def _panel(row: TuneResult, phase: str) -> Panel:
         kernels = []  # of a phase that was not tuned; shares of what little is known would mislead
     rest = kernels[MOST:]
     more = f"; {len(rest)} more take {sum(kernel.share for kernel in rest) * 100:.1f} %" if rest else ""
-    batch = f", batch {row.batch}" if row.batch > 1 else ""
-    return f"{Path(row.model).name.removesuffix('.json')} {row.scheme}{batch}, {phase}{more}", kernels[:MOST]
+    return f"{run_label(row)}, {phase}{more}", kernels[:MOST]
 
 
 def _shares(axes: Axes, title: str, kernels: list[Kernel]) -> None:

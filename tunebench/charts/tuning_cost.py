@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tunebench.charts import GRID, PEERS, TUNED, Chart, digits, heading, log_ticks, panels
+from tunebench.charts import GRID, PEERS, TUNED, Chart, digits, heading, log_ticks, panels, run_label
 from tunebench.results import TuneResult
 
 TITLE = "What tuning cost: estimated time of a step, best so far"
@@ -43,7 +42,7 @@ def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
         lines = [_line(row, index, phase, cost) for index, row in enumerate(runs) if _has(row, phase)]
         _panel(axis, lines, GAP / height)
         axis.set_xlabel(AXES[cost][0])
-    entries = [(_name(row), COLOURS[index % len(COLOURS)]) for index, row in enumerate(runs)]
+    entries = [(run_label(row), COLOURS[index % len(COLOURS)]) for index, row in enumerate(runs)]
     heading(figure, TITLE, entries, "".join(_marker(index) for index in range(len(runs))))
     return figure
 
@@ -97,11 +96,6 @@ def _end_labels(axes: Axes, lines: list[Line], gap: float) -> None:
 
 def _has(row: TuneResult, phase: str) -> bool:
     return sum(1 for point in row.curve if point.get(phase)) > 1
-
-
-def _name(row: TuneResult) -> str:
-    batch = f" batch {row.batch}" if row.batch > 1 else ""
-    return f"{Path(row.model).name.removesuffix('.json')} {row.scheme}{batch}"
 
 
 def _marker(index: int) -> str:

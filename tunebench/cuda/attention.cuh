@@ -14,7 +14,7 @@ __device__ __forceinline__ void cluster_sync() {
 __device__ __forceinline__ float remote(const float* p, int rank) {
   float v = 0;
 #if __CUDA_ARCH__ >= 900
-  u32 at = static_cast<u32>(__cvta_generic_to_shared(p)), there;
+  u32 at = shared_address(p), there;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
   asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(there) : "memory");
 #endif
@@ -161,7 +161,7 @@ __device__ __forceinline__ int attend_one(
 
 template <bool TRANSPOSED>
 __device__ __forceinline__ void load_matrices(u32* r, const void* from) {
-  const u32 at = static_cast<u32>(__cvta_generic_to_shared(from));
+  const u32 at = shared_address(from);
   if constexpr (TRANSPOSED)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");

@@ -56,10 +56,12 @@ __device__ __forceinline__ __half fresh_half(const __half* p) {
   return __ushort_as_half(v);
 }
 
+__device__ __forceinline__ u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
+
 // 16 bytes into shared memory, in the background: done after `commit` and `await<0>`.
 __device__ __forceinline__ void copy_async(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::
-               "r"(static_cast<u32>(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+               "r"(shared_address(to)), "l"(from) : "memory");
 }
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void await() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }

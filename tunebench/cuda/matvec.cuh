@@ -92,8 +92,10 @@ __device__ __forceinline__ int matvec(
           uint4 v = make_uint4(0, 0, 0, 0);
           if constexpr (PLACE == STAGED) {
             if (M % 8 == 0 || 8 * t + g < M) v = held[((start + u) * 16 + j * 4 + c) * M + 8 * t + g];
+          } else if constexpr (PLACE == AHEAD) {
+            v = now.x[u][t * PAIRS + j];
           } else {
-            v = PLACE == AHEAD ? now.x[u][PLACE == AHEAD ? t * PAIRS + j : 0] : read(t, j, start + u);
+            v = read(t, j, start + u);
           }
           if constexpr (BITS == 4 && PLACE != STAGED) {
             Word<4>::pair(v, &b[t][4 * j]);

@@ -36,8 +36,6 @@ template <int N> __device__ __forceinline__ void warpgroup_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-__device__ __forceinline__ u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
-
 // Rows of 64 halves in shared memory, 8 rows to 1024 bytes, their 16-byte parts exchanged by the row's last three bits.
 __device__ __forceinline__ u64 matrix(const void* p) {
   return static_cast<u64>((shared_address(p) & 0x3ffffu) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
