@@ -11,6 +11,10 @@ VENV := .venv
 EXTRAS ?= test
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+# GCC before 14 may drop stores to AMX's tile configuration (its bug 114098): llama.cpp built by it crashes.
+NO_AMX = $(shell $(or $(CXX),c++) -march=native -dM -E -x c++ /dev/null 2>/dev/null | awk '/__AMX_TILE__/ {amx = 1} \
+  /__clang__/ {clang = 1} $$2 == "__GNUC__" {version = $$3} END {if (amx && !clang && version < 14) \
+  print "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"}')
 
 .PHONY: demo test lint clean
 
@@ -34,7 +38,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
-	$(PIP) -e '.[$(EXTRAS)]'
+	CFLAGS="$$CFLAGS $(NO_AMX)" CXXFLAGS="$$CXXFLAGS $(NO_AMX)" $(PIP) -e '.[$(EXTRAS)]'
 	@touch $@ $(VENV)/.installed
 
 $(BIN)/python:
