@@ -11,7 +11,9 @@ import pytest
 
 LAYERS: list[tuple[str, ...]] = [  # bottom to top
     ("spec", "errors"),
-    ("registry", "environment", "options"),
+    ("registry", "environment", "options", "plan", "pieces"),
+    ("apis",),
+    ("plan_engine",),
     ("tvmscript",),
     ("ops", "gpu_ops"),
     ("dot", "cuda_runtime"),
@@ -19,8 +21,9 @@ LAYERS: list[tuple[str, ...]] = [  # bottom to top
     ("templates",),
     ("cuda_compiler",),
     ("models", "quantization", "targets", "spaces", "measure", "results", "stats"),
-    ("workload", "lowering", "cost_model", "database", "probe", "cuda_probe", "llama_bench"),
-    ("tasks", "runners"),
+    ("workload", "lowering", "half", "cost_model", "database", "probe", "cuda_probe", "llama_bench"),
+    ("programs",),
+    ("tasks", "runners", "planning"),
     ("search", "weights", "compile_check"),
     ("tune", "compile", "engines", "tvm_engine", "charts", "metrics"),
     ("cuda_engine",),
@@ -52,6 +55,9 @@ COMPILE_HALF = {
         "lowering",
         "cost_model",
         "database",
+        "half",
+        "programs",
+        "planning",
     ),
     *(
         "runners",
@@ -70,7 +76,18 @@ COMPILE_HALF = {
 REPORT_HALF = {"charts", "metrics", "report"}
 TOP = {"cli", "__main__", "catalogue"}  # calls both halves; every other module belongs to neither
 
-PLUGINS = {"models", "quantization", "targets", "spaces", "templates", "runners", "engines", "metrics", "charts"}
+PLUGINS = {
+    "models",
+    "quantization",
+    "targets",
+    "spaces",
+    "templates",
+    "runners",
+    "engines",
+    "apis",
+    "metrics",
+    "charts",
+}
 """Folders whose modules know their package's `__init__` and never each other."""
 
 ONLY_IN = {"tvm": COMPILE_HALF, "tvm_ffi": COMPILE_HALF, "pandas": REPORT_HALF, "matplotlib": REPORT_HALF}

@@ -21,6 +21,7 @@ from tunebench.database import Database, Entry, folder_name, provenance
 from tunebench.engines import Engine, peers
 from tunebench.errors import TuneBenchError
 from tunebench.measure import Protocol, Samples, interleave
+from tunebench.pieces import pieces
 from tunebench.probe import PROTOCOL as PROBE
 from tunebench.probe import Probe
 from tunebench.results import Result, TuneResult
@@ -28,7 +29,7 @@ from tunebench.spec import Count, TargetPreset, Test, Workload
 from tunebench.targets import device_name
 from tunebench.tasks import Task, extract, piece_ns
 from tunebench.tune import Options, Progress, Watcher, kernels, sources, tune
-from tunebench.tvm_engine import TvmEngine, load, pieces
+from tunebench.tvm_engine import TvmEngine, load
 from tunebench.workload import Model
 
 AGAIN = "again"  # a second arm of the same engine, which shows the noise

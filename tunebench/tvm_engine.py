@@ -12,32 +12,9 @@ from tvm import relax
 
 from tunebench.arena import Arena
 from tunebench.errors import TuneBenchError
+from tunebench.pieces import PieceEngine, random_cache
 from tunebench.quantization.none import numpy_dtype
 from tunebench.workload import Model, angles, function_name
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A run of `valid` tokens through the function for `bucket`; the rest of it is padding."""
-
-    bucket: int
-    valid: int
-
-
-def pieces(n: int, position: int, chunks: tuple[int, ...], context: int) -> list[Piece]:
-    """How a prompt of n tokens at `position` is served.
-
-    In chunks, the largest first. A rest of more than half a chunk runs as that chunk, padded: the padding's
-    cache entries are beyond every valid token and are overwritten by what comes next. A smaller rest goes on
-    to the next smaller chunk, and in the end token by token.
-    """
-    found: list[Piece] = []
-    left = n
-    for bucket in sorted(chunks, reverse=True):
-        while left >= bucket or (left > bucket // 2 and position + n - left + bucket <= context):
-            found.append(Piece(bucket, min(left, bucket)))
-            left -= found[-1].valid
-    return found + [Piece(1, 1)] * left
 
 
 @dataclass(frozen=True)
@@ -73,16 +50,15 @@ def load(model: Model, weights: Iterable[tuple[str, np.ndarray]], device: tvm.ru
 
 
 def _random_caches(caches: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
-    """Plausible contents for the positions that a test at depth does not compute first, the same in each layer."""
-    shape, dtype = tuple(int(extent) for extent in caches[0].shape), numpy_dtype(str(caches[0].dtype))
-    noise = np.random.default_rng(0).uniform(-1, 1, shape[-2:]).astype(dtype)
-    caches[0].copyfrom(np.broadcast_to(noise, shape).copy())
+    """The same contents in each layer."""
+    shape = tuple(int(extent) for extent in caches[0].shape)
+    caches[0].copyfrom(random_cache(shape, numpy_dtype(str(caches[0].dtype))))
     for cache in caches[1:]:
         cache.copyfrom(caches[0])
     return caches
 
 
-class TvmEngine:
+class TvmEngine(PieceEngine):
     """One executable over loaded weights."""
 
     name = "tvm"
@@ -90,6 +66,7 @@ class TvmEngine:
     def __init__(
         self, model: Model, executable: relax.VMExecutable, loaded: Loaded, device: tvm.runtime.Device
     ) -> None:
+        super().__init__(model.workload.batch, model.workload.context, model.workload.chunks)
         self.model, self.loaded, self.device = model, loaded, device
         machine = relax.VirtualMachine(executable, device)
         self._steps = {bucket: machine[function_name(bucket)] for bucket in model.workload.buckets}
@@ -99,22 +76,6 @@ class TvmEngine:
     def weight_bytes(self) -> int:
         """All weights in stored form."""
         return self.model.weight_bytes
-
-    def prefill(self, tokens: np.ndarray, position: int) -> None:
-        """Process int32 tokens [b, n] that stand at `position`, in pieces."""
-        load = self.model.workload
-        self._check_room(position + tokens.shape[1])
-        done = 0
-        for piece in pieces(tokens.shape[1], position, load.chunks, load.context):
-            part = np.zeros((load.batch, piece.bucket), np.int32)
-            part[:, : piece.valid] = tokens[:, done : done + piece.valid]
-            self._step(part, position + done, piece.valid - 1)
-            done += piece.valid
-
-    def decode(self, tokens: np.ndarray, position: int) -> None:
-        """Process one token a sequence, int32 [b, 1], at `position`."""
-        self._check_room(position + 1)
-        self._step(tokens, position, 0)
 
     def wait(self) -> None:
         """Nothing: each step waits."""
@@ -129,11 +90,6 @@ class TvmEngine:
         if self._logits is None:
             raise ValueError("nothing has been processed yet")
         return np.asarray(self._logits.numpy())
-
-    def _check_room(self, end: int) -> None:
-        context = self.model.workload.context
-        if end > context:
-            raise TuneBenchError(f"{end} positions are needed, and the context has {context}.", "Raise --context.")
 
     def _step(self, tokens: np.ndarray, position: int, last: int) -> None:
         device, loaded = self.device, self.loaded

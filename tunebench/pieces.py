@@ -1,0 +1,72 @@
+"""How prompts are served in pieces of static lengths, by engines of TuneBench's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tunebench.errors import TuneBenchError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of `valid` tokens through the function for `bucket`; the rest of it is padding."""
+
+    bucket: int
+    valid: int
+
+
+def pieces(n: int, position: int, chunks: Sequence[int], context: int) -> list[Piece]:
+    """How a prompt of n tokens at `position` is served.
+
+    In chunks, the largest first. A rest of more than half a chunk runs as that chunk, padded: the padding's
+    cache entries are beyond every valid token and are overwritten by what comes next. A smaller rest goes on
+    to the next smaller chunk, and in the end token by token.
+    """
+    found: list[Piece] = []
+    left = n
+    for bucket in sorted(chunks, reverse=True):
+        while left >= bucket or (left > bucket // 2 and position + n - left + bucket <= context):
+            found.append(Piece(bucket, min(left, bucket)))
+            left -= found[-1].valid
+    return found + [Piece(1, 1)] * left
+
+
+class PieceEngine:
+    """An engine that runs one step for each piece."""
+
+    def __init__(self, batch: int, context: int, chunks: Sequence[int]) -> None:
+        self._batch, self._context, self._chunks = batch, context, chunks
+
+    def prefill(self, tokens: np.ndarray, position: int) -> None:
+        """Process int32 tokens [b, n] that stand at `position`, in pieces."""
+        self._check_room(position + tokens.shape[1])
+        done = 0
+        for piece in pieces(tokens.shape[1], position, self._chunks, self._context):
+            part = np.zeros((self._batch, piece.bucket), np.int32)
+            part[:, : piece.valid] = tokens[:, done : done + piece.valid]
+            self._step(part, position + done, piece.valid - 1)
+            done += piece.valid
+
+    def decode(self, tokens: np.ndarray, position: int) -> None:
+        """Process one token a sequence, int32 [b, 1], at `position`."""
+        self._check_room(position + 1)
+        self._step(tokens, position, 0)
+
+    def _check_room(self, end: int) -> None:
+        if end > self._context:
+            raise TuneBenchError(
+                f"{end} positions are needed, and the context has {self._context}.", "Raise --context."
+            )
+
+    def _step(self, tokens: np.ndarray, position: int, last: int) -> None:
+        """Process int32 tokens [b, bucket] at `position`; the logits of token `last` are kept."""
+        raise NotImplementedError
+
+
+def random_cache(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Plausible contents for the positions that a test at depth does not compute first."""
+    noise = np.random.default_rng(0).uniform(-1, 1, shape[-2:]).astype(dtype)
+    return np.broadcast_to(noise, shape).copy()
