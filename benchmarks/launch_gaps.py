@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tunebench import cli
-from tunebench.bench import Plan, _load_arms
+from tunebench.arms import Plan, load_arms
 
 TOKENS = 64
 
@@ -27,10 +27,10 @@ def main() -> None:
     args = parser.parse_args()
 
     session = cli._session("cuda", 0, args.work_dir, "gaps")
-    load = cli._workloads(session, [args.model], [args.scheme], 1, args.prompt, args.context)[0]
+    load = cli._loads([args.model], [args.scheme], 1, args.prompt, args.context)[0]
     lowered = cli._lower(session, load)
     plan = Plan((), schedules=("tuned",))
-    engine = _load_arms(session, lowered, session.database(), plan, lambda words: None)["tuned"].loaded
+    engine = load_arms([lowered], plan, lambda words: None)["tuned"].loaded
     tokens = np.random.default_rng(0).integers(0, lowered.model.config.vocab_size, (1, TOKENS), np.int32)
 
     def decode() -> None:

@@ -47,15 +47,16 @@ def _run(side: Callable[..., None], args: argparse.Namespace, folder: Path, amou
 
 
 def _session(args: argparse.Namespace, folder: Path):
-    from tunebench.bench import Session
+    from tunebench.backends import open_backend
+    from tunebench.session import Session
     from tunebench.targets import presets
 
-    return Session("llvm", presets()["llvm"], args.threads, folder, folder / "results.jsonl")
+    return Session(open_backend(presets()["llvm"], args.threads), folder, folder / "results.jsonl")
 
 
 def _tasks(args: argparse.Namespace, session):
     """The matrix products: what stock's rules are for, and where the time goes."""
-    from tunebench.bench import lower
+    from tunebench.session import lower
 
     workload = Workload(args.model, quantization.schemes()[args.scheme])
     return [task for task in lower(session, workload).tasks if "matmul" in task.name and 16 not in task.calls]
@@ -88,15 +89,16 @@ def _ours(args: argparse.Namespace, folder: Path, budget_s: float) -> None:
 
     session = _session(args, folder)
     tasks = _tasks(args, session)
-    options = Options(trials=10**6, time_limit_s=budget_s, threads=args.threads)
-    tune(tasks, session.database(), session.target, options, lambda progress: None)
+    backend = session.backend
+    options = Options(trials=10**6, time_limit_s=budget_s, threads=args.threads, cold_bytes=backend.cold_bytes)
+    tune(tasks, session.database(), session.target, backend.runner, options, lambda progress: None)
 
 
 def _compare(args: argparse.Namespace, folder: Path, took_s: dict[str, float]) -> None:
     from tunebench import lowering
     from tunebench.database import replay
-    from tunebench.runners import Job
     from tunebench.runners.local import LocalRunner
+    from tunebench.trials import Job
     from tunebench.tune import FINAL
 
     session = _session(args, folder / "ours")

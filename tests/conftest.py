@@ -16,10 +16,10 @@ from tvm.s_tir import meta_schedule as ms
 
 from tunebench import lowering, quantization, search, tasks, workload
 from tunebench.database import Entry
-from tunebench.runners import Job
 from tunebench.spec import Workload
 from tunebench.targets import presets
 from tunebench.tasks import Task
+from tunebench.trials import Job
 from tunebench.workload import Model
 
 CHUNKS = (16, 32)

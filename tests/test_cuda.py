@@ -301,9 +301,9 @@ def test_committed_records_make_kernels(folder: Path) -> None:
 
 @pytest.fixture(scope="class")
 def runner() -> Iterator[Any]:
-    from tunebench.runners.cuda import CudaRunner
+    from tunebench.gpu_runner import GpuRunner
 
-    made = CudaRunner(lowering.tvm_target(targets.find("cuda"), 0), 8)
+    made = GpuRunner(lowering.tvm_target(targets.find("cuda"), 0), 8, "tunebench.runners.cuda")
     yield made
     made.close()
 
@@ -314,7 +314,7 @@ class TestOnAGpu:
     @pytest.mark.parametrize("name", OPERATIONS)
     def test_templates_agree_with_the_default(self, name: str, runner: Any) -> None:
         from tunebench.measure import Protocol
-        from tunebench.runners import Job
+        from tunebench.trials import Job
 
         operation = OPERATIONS[name]
         func = {
@@ -335,7 +335,7 @@ class TestOnAGpu:
 
     def test_an_unfinished_output_is_wrong(self, runner: Any) -> None:
         from tunebench.measure import Protocol
-        from tunebench.runners import Job
+        from tunebench.trials import Job
 
         target = lowering.tvm_target(targets.find("cuda"), 0)
         mod = lowering.task_module(gpu_ops.rms_norm(3, 4096, 1e-5, "float16"))
@@ -353,7 +353,7 @@ class TestOnAGpu:
     def test_a_model_tuned_and_not_agrees_with_the_cpu(self, tmp_path: Path) -> None:
         from typer.testing import CliRunner
 
-        from tunebench import bench, cli
+        from tunebench import arms, cli
 
         sizes = {"hidden_size": 512, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 2}
         config = write_config(tmp_path, **sizes, head_dim=64, vocab_size=512)
@@ -367,10 +367,10 @@ class TestOnAGpu:
         logits = {}
         for name in ("cuda", "llvm"):
             session = cli._session(name, 2, tmp_path / "work", "x")
-            lowered = cli._lower(session, cli._workloads(session, [str(config)], ["q4f16_1"], 1, "32", 128)[0])
+            lowered = cli._lower(session, cli._loads([str(config)], ["q4f16_1"], 1, "32", 128)[0])
             schedules = ("default", "tuned") if name == "cuda" else ("default",)
-            plan = bench.Plan((), schedules)
-            for arm, made in bench._load_arms(session, lowered, session.database(), plan, lambda words: None).items():
+            plan = arms.Plan((), schedules)
+            for arm, made in arms.load_arms([lowered], plan, lambda words: None).items():
                 engine, tokens = made.loaded, np.arange(40, dtype=np.int32)[None] * 7 % 512
                 assert engine is not None
                 engine.prefill(tokens[:, :32], 0)

@@ -17,6 +17,7 @@ from tunebench import quantization, weights
 from tunebench.compile import compile_model
 from tunebench.database import Database, provenance
 from tunebench.errors import TuneBenchError
+from tunebench.runners.local import LocalRunner
 from tunebench.targets import cpu_device
 from tunebench.tasks import Task
 from tunebench.tune import Options, tune
@@ -185,7 +186,8 @@ def test_a_real_tuning_run_keeps_the_logits(
     mod, found = lower(model, target)
     database = Database(tmp_path / "db", provenance(target, cpu_device(), 2))
     largest = sorted(found, key=lambda task: task.name.startswith(("matmul", "fused_matmul")))[-6:]
-    tune(largest, database, target, Options(trials=4, time_limit_s=8, threads=2), lambda progress: None)
+    options = Options(trials=4, time_limit_s=8, threads=2, cold_bytes=1 << 15)
+    tune(largest, database, target, lambda: LocalRunner(target, 2, 2), options, lambda progress: None)
     records = database.promoted()
     assert set(records) == {key for key, entry in database.entries.items() if entry.decision == "promoted"}
     compiled = compile_model(mod, target, records)

@@ -10,8 +10,8 @@ from conftest import job_of
 from tvm.script import tirx as T
 
 from tunebench.measure import Protocol, interleave
-from tunebench.runners import Outcome, local
 from tunebench.runners.local import LocalRunner
+from tunebench.trials import Outcome, local
 
 ONCE = Protocol(warmups=0, samples=2, least_samples=2)
 N = 64

@@ -14,14 +14,14 @@ from conftest import load_model, lower
 
 from tunebench import stats
 from tunebench.database import Database, provenance
-from tunebench.runners import Job, Outcome
 from tunebench.runners.local import LocalRunner
 from tunebench.search import Trials
 from tunebench.targets import cpu_device
 from tunebench.tasks import Task
+from tunebench.trials import Job, Outcome
 from tunebench.tune import Options, Progress, kernels, sources, tune
 
-OPTIONS = Options(trials=6, time_limit_s=60, threads=2, depth=40)
+OPTIONS = Options(trials=6, time_limit_s=60, threads=2, depth=40, cold_bytes=1 << 15)
 PICKED = ("silu_mul", "matmul", "attention")  # of decode, one of each space
 
 pytestmark = pytest.mark.usefixtures("small_caches")
@@ -75,7 +75,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> type[Watched]:
 
 def run(found: list[Task], target: tvm.target.Target, folder: Path, options: Options = OPTIONS) -> Progress:
     """One tuning run."""
-    return tune(found, Database(folder, provenance(target, cpu_device(), 2)), target, options, lambda progress: None)
+    database = Database(folder, provenance(target, cpu_device(), 2))
+    return tune(found, database, target, lambda: LocalRunner(target, 2, 2), options, lambda progress: None)
 
 
 def reopened(folder: Path, target: tvm.target.Target) -> Database:
@@ -93,7 +94,7 @@ def test_a_second_run_measures_nothing_twice(
     second = run(found, target, tmp_path)
     assert second.trials == 0
     assert Trials(reopened(tmp_path, target).open_search()).measured == kept
-    more = run(found, target, tmp_path, Options(trials=40, time_limit_s=20, threads=2, depth=40))
+    more = run(found, target, tmp_path, Options(trials=40, time_limit_s=20, threads=2, depth=40, cold_bytes=1 << 15))
     assert set(watched.timed.values()) == {1}
     assert more.trials + first.trials == sum(watched.timed.values())
 
@@ -112,7 +113,7 @@ def test_rounds_that_overlap_are_as_good(
         busy.append(tuple(search.task.name for search in progress.searches if search.doing == "search"))
 
     database = Database(tmp_path, provenance(target, cpu_device(), 2))
-    progress = tune(found, database, target, OPTIONS, watch)
+    progress = tune(found, database, target, lambda: LocalRunner(target, 2, 2), OPTIONS, watch)
     kept = Trials(reopened(tmp_path, target).open_search()).measured
     assert progress.trials == progress.valid == len(kept) == sum(watched.timed.values())
     assert set(watched.timed.values()) == {1}
@@ -198,7 +199,7 @@ def test_a_winner_is_lost_only_to_a_verdict(
 
     monkeypatch.setattr(watched, "tuned_ns", 300)  # new trials that look better, and cannot be measured again
     monkeypatch.setattr(watched, "duel", duel)
-    run(found, target, tmp_path, Options(trials=12, time_limit_s=30, threads=2, depth=40))
+    run(found, target, tmp_path, Options(trials=12, time_limit_s=30, threads=2, depth=40, cold_bytes=1 << 15))
     after = reopened(tmp_path, target)
     assert set(after.promoted()) == before
     assert {entry.decision for entry in after.entries.values()} == {"promoted"}
@@ -244,7 +245,7 @@ def test_a_default_that_fails_is_a_reason_not_an_end(
 
 
 def test_without_made_up_times_it_holds_too(found: list[Task], target: tvm.target.Target, tmp_path: Path) -> None:
-    progress = run(found, target, tmp_path, Options(trials=3, time_limit_s=15, threads=2, depth=40))
+    progress = run(found, target, tmp_path, Options(trials=3, time_limit_s=15, threads=2, depth=40, cold_bytes=1 << 15))
     assert progress.valid == progress.trials > 0
     database = reopened(tmp_path, target)
     assert {entry.decision for entry in database.entries.values()} <= {"promoted", "kept default", "inconclusive"}

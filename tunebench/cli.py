@@ -17,8 +17,9 @@ from tunebench.errors import TuneBenchError
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from tunebench.bench import Lowered, Plan, Session
+    from tunebench.arms import Plan
     from tunebench.results import Result
+    from tunebench.session import Lowered, Session
     from tunebench.spec import Workload
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ DEMO_BUDGET_S = 8.0  # of each arm of each test
 Models = Annotated[list[str], typer.Option("--model", "-m", help="A model of `list models`, or a path to a config.")]
 Schemes = Annotated[list[str], typer.Option("--scheme", "-q", help="Quantization scheme; repeat for several.")]
 TargetName = Annotated[str, typer.Option("--target", help="What to compile for; `list targets`.")]
+TargetNames = Annotated[list[str], typer.Option("--target", help="As for tune; repeat to compare several in one run.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a kernel; 0: all cores.")]
 Batch = Annotated[int, typer.Option(min=1, help="Sequences at a time.")]
 Context = Annotated[int, typer.Option(min=16, help="Positions of the KV cache.")]
@@ -79,20 +81,22 @@ def tune_command(
     limit_s = options.seconds(time_limit)
     session = _session(target, threads, work_dir, name)
     _make_folder(session.results_path.parent)
-    from tunebench import bench as bench_module
+    from tunebench.arms import Plan
+    from tunebench.bench import run_tune
     from tunebench.progress import TuneView
+    from tunebench.session import model_name
     from tunebench.tune import Options
 
     phases = options.phases(phase)
-    allowed = Options(trials, limit_s, session.threads, seed, depth, phases)
+    allowed = Options(trials, limit_s, seed=seed, depth=depth, phases=phases)
     tests = options.tests(str(max(options.numbers(prompt, "--prompt"))), "32", "0", context)
-    lowered = [_lower(session, load) for load in _workloads(session, model, scheme, batch, prompt, context)]
+    lowered = [_lower(session, load) for load in _loads(model, scheme, batch, prompt, context)]
     changed = []  # models with at least one tuned kernel
     try:
         for each in lowered:
             load = each.model.workload
-            with TuneView(console, f"{bench_module.model_name(load)} {load.scheme.name}") as view:
-                row = bench_module.run_tune(session, each, allowed, view)
+            with TuneView(console, f"{model_name(load)} {load.scheme.name}") as view:
+                row = run_tune(each, allowed, view)
             won = sum(kernel.decision == "promoted" for kernel in row.kernels)
             changed += [each] if any(kernel.schedule != "default" for kernel in row.kernels) else []
             console.print(
@@ -104,7 +108,7 @@ def tune_command(
         console.print("Stopped. What was measured is kept: run the same command to go on.")
         raise typer.Exit(130) from None
     if bench and changed:
-        _bench_all(session, changed, bench_module.Plan(tests, seed=seed, sample_limit_s=60.0))
+        _bench_all([[each] for each in changed], Plan(tests, seed=seed, sample_limit_s=60.0))
         report_command(work_dir=work_dir, name=name)
 
 
@@ -118,14 +122,17 @@ def compile_command(
     context: Context = 2048,
 ) -> None:
     """Build every kernel of a model for a target, which need not be this machine's; nothing is measured."""
+    from dataclasses import replace
+
     from tunebench import compile_check, lowering, targets, tasks, workload
 
     preset = targets.find(target)
     session_target = lowering.tvm_target(preset, 1)
     failed = 0
-    for load in _loads(preset.device, model, scheme, batch, prompt, context):
+    kind = "cpu" if preset.device == "cpu" else "gpu"
+    for load in _loads(model, scheme, batch, prompt, context):
         with console.status(f"building {load.model} {load.scheme.name}"):
-            found = workload.load(load)
+            found = workload.load(replace(load, device=kind))
             mod = lowering.prefix(workload.build(found), session_target)
             built = list(compile_check.build_all(tasks.extract(mod, found), session_target))
         table = Table(box=None, pad_edge=False)
@@ -149,7 +156,7 @@ def compile_command(
 def bench_command(
     model: Models,
     scheme: Schemes = ["q4f16_1"],  # noqa: B006
-    target: TargetName = "llvm",
+    target: TargetNames = ["llvm"],  # noqa: B006
     n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", help="Prompt lengths; 0 for none.")] = "128,512",
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Numbers of generated tokens; 0 for none.")] = "128",
     n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Positions already in the cache.")] = "0",
@@ -175,17 +182,17 @@ def bench_command(
     _check_engines(engine)
     tests = options.tests(n_prompt, n_gen, n_depth, context)
     limit_s = options.seconds(sample_limit)
-    session = _session(target, threads, work_dir, name)
-    _make_folder(session.results_path.parent)
+    sessions = [_session(each, threads, work_dir, name) for each in dict.fromkeys(target)]
+    _make_folder(sessions[0].results_path.parent)
     from dataclasses import replace
 
-    from tunebench.bench import Plan
+    from tunebench.arms import Plan
 
     plan = Plan(tests, tuple(dict.fromkeys(schedule)), sample_limit_s=limit_s, weights=weights, seed=seed)
     plan = replace(plan, engines=tuple(dict.fromkeys(engine)))
     plan = replace(plan, protocol=replace(plan.protocol, samples=reps, least_samples=min(reps, 5)))
-    lowered = [_lower(session, load) for load in _workloads(session, model, scheme, batch, prompt, context)]
-    _bench_all(session, lowered, plan)
+    loads = _loads(model, scheme, batch, prompt, context)
+    _bench_all([[_lower(session, load) for session in sessions] for load in loads], plan)
 
 
 @app.command(name="report")
@@ -287,14 +294,12 @@ def demo_command(
     session = _session("llvm", 0, work_dir, "demo")
     from dataclasses import replace
 
-    from tunebench.bench import Plan
+    from tunebench.arms import Plan
 
     tests = (Test(n_prompt=128), Test(n_prompt=100), Test(n_gen=32), Test(n_gen=32, n_depth=512))
     plan = Plan(tests)
     plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
-    _bench_all(
-        session, [_lower(session, load) for load in _workloads(session, ["demo"], schemes, 1, "128", 1024)], plan
-    )
+    _bench_all([[_lower(session, load)] for load in _loads(["demo"], schemes, 1, "128", 1024)], plan)
     report_command(work_dir=work_dir, name="demo")
 
 
@@ -311,22 +316,11 @@ def _check_engines(names: list[str]) -> None:
 
 
 def _session(target: str, threads: int, work_dir: Path, name: str) -> Session:
-    from tunebench import environment, targets
+    from tunebench import backends, targets
+    from tunebench.session import Session
 
-    preset = targets.find(target)
-    if not preset.runs_here:
-        raise TuneBenchError(
-            f"target {target!r} can be compiled for here, but not measured.",
-            "Use `tunebench compile` with it, and `tune` and `bench` where the device is.",
-        )
-    if preset.device == "cpu":
-        threads = threads or environment.usable_cores()
-        environment.set_threads(threads)
-    else:
-        threads = 0
-    from tunebench.bench import Session
-
-    return Session(target, preset, threads, work_dir, work_dir / "reports" / name / "results.jsonl")
+    backend = backends.open_backend(targets.find(target), threads)
+    return Session(backend, work_dir, work_dir / "reports" / name / "results.jsonl")
 
 
 def _make_folder(folder: Path) -> None:
@@ -340,48 +334,45 @@ def _make_folder(folder: Path) -> None:
         ) from None
 
 
-def _workloads(
-    session: Session, models: list[str], schemes: list[str], batch: int, chunks: str, context: int
-) -> list[Workload]:
-    return _loads(session.preset.device, models, schemes, batch, chunks, context)
-
-
-def _loads(device: str, models: list[str], schemes: list[str], batch: int, chunks: str, context: int) -> list[Workload]:
+def _loads(models: list[str], schemes: list[str], batch: int, chunks: str, context: int) -> list[Workload]:
     from tunebench import quantization, registry
     from tunebench.spec import Workload
 
     known = quantization.schemes()
     chosen = [registry.pick(known, scheme, "scheme") for scheme in dict.fromkeys(schemes)]
     lengths = tuple(sorted({SMALLEST_CHUNK, *options.numbers(chunks, "--prompt")}))
-    kind = "cpu" if device == "cpu" else "gpu"
     each = [(model, scheme) for model in dict.fromkeys(models) for scheme in chosen]
-    return [Workload(model, scheme, batch, lengths, context, kind) for model, scheme in each]
+    return [Workload(model, scheme, batch, lengths, context) for model, scheme in each]
 
 
 def _lower(session: Session, load: Workload) -> Lowered:
-    from tunebench.bench import lower
+    from tunebench.session import lower
 
     with console.status(f"building {load.model} {load.scheme.name}"):
         return lower(session, load)
 
 
-def _bench_all(session: Session, lowered: list[Lowered], plan: Plan) -> None:
+def _bench_all(models: list[list[Lowered]], plan: Plan) -> None:
+    """Bench each model, on one target or several."""
     from tunebench.bench import run_bench
 
     statuses = []
-    for each in lowered:
-        title = f"{each.model.workload.model} {each.model.workload.scheme.name}"
+    for lowered in models:
+        load = lowered[0].model.workload
+        title = f"{load.model} {load.scheme.name}"
         with console.status(title) as status:
 
             def say(words: str, status: Status = status, title: str = title) -> None:
                 status.update(f"{title}: {words}")
 
-            for row in run_bench(session, each, plan, say):
+            for row in run_bench(lowered, plan, say):
                 statuses.append(row.status)
-                arm = row.schedule if row.engine == "tvm" else row.engine
+                arm = row.engine if row.schedule == "library" else row.schedule
+                arm = f"{row.target} {arm}" if len(lowered) > 1 else arm
                 label = f"{row.model} {row.scheme} {row.test} {arm}"
                 console.print(f"{label:44s} {_figure(row)}", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"Rows are in {session.results_path}; `tunebench report` shows them.", soft_wrap=True)
+    path = models[0][0].session.results_path
+    console.print(f"Rows are in {path}; `tunebench report` shows them.", soft_wrap=True)
     if "failed" in statuses:
         raise typer.Exit(1)
 

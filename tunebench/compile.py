@@ -1,4 +1,4 @@
-"""Workload (+ database) -> something the virtual machine runs, with its coverage."""
+"""Workload (+ database) -> something that runs, with its coverage: for TVM's virtual machine, or a plan."""
 
 from __future__ import annotations
 
@@ -12,22 +12,47 @@ from tvm.s_tir import meta_schedule as ms
 
 from tunebench import lowering, templates
 from tunebench.database import replay, task_key
+from tunebench.plan import Plan
+from tunebench.planning import plan_model
+from tunebench.workload import Model
+
+Records = Mapping[str, ms.database.TuningRecord]
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """An executable and which of its kernels are tuned."""
+    """A compiled model and which of its kernels are tuned."""
 
-    executable: relax.VMExecutable
     tuned: Mapping[str, str]  # task key -> where its kernel comes from, tuned or library
-    planned_bytes: int  # storage that TVM's planner sets aside for the function that needs most
+    planned_bytes: int  # storage that TVM's planner sets aside beside weights and cache
+    executable: relax.VMExecutable | None = None
+    plan: Plan | None = None
 
 
-def compile_model(
-    mod: tvm.IRModule, target: tvm.target.Target, records: Mapping[str, ms.database.TuningRecord]
-) -> Compiled:
-    """Compile a module after the prefix; kernels without a record get their default schedule."""
+def compile_model(mod: tvm.IRModule, target: tvm.target.Target, records: Records) -> Compiled:
+    """Compile a module after the prefix for the virtual machine."""
+    kernels, tuned = _scheduled(mod, target, records)
     scheduled = tvm.IRModule(dict(mod.functions_items()))
+    for name, kernel in kernels.items():
+        func = lowering.realize(kernel)["main"].with_attr("global_symbol", name)
+        scheduled.update_func(scheduled.get_global_var(name), func)
+    lowered = lowering.tail(scheduled, target)
+    planned = max(map(_planned_bytes, lowered.functions.values()))
+    return Compiled(tuned, planned, executable=tvm.compile(lowered, target=target, relax_pipeline=None))
+
+
+def compile_plan(mod: tvm.IRModule, model: Model, target: tvm.target.Target, records: Records) -> Compiled:
+    """Compile a module after the prefix to a plan."""
+    kernels, tuned = _scheduled(mod, target, records)
+    plan = plan_model(mod, model, target, kernels)
+    return Compiled(tuned, plan.scratch_bytes, plan=plan)
+
+
+def _scheduled(
+    mod: tvm.IRModule, target: tvm.target.Target, records: Records
+) -> tuple[dict[str, tvm.IRModule], dict[str, str]]:
+    """Every kernel by name, under its record or by default; and where tuned ones come from, by key."""
+    kernels: dict[str, tvm.IRModule] = {}
     tuned: dict[str, str] = {}
     for gv, func in mod.functions_items():
         if not isinstance(func, tvm.tirx.PrimFunc):
@@ -36,13 +61,10 @@ def compile_model(
         key = task_key(kernel)
         if key in records:
             tuned[key] = templates.source(records[key].trace)
-            new = lowering.realize(replay(kernel, records[key]))
+            kernels[gv.name_hint] = replay(kernel, records[key])
         else:
-            new = lowering.default_schedule(kernel, target)
-        scheduled.update_func(gv, new["main"].with_attr("global_symbol", gv.name_hint))
-    lowered = lowering.tail(scheduled, target)
-    planned = max(map(_planned_bytes, lowered.functions.values()))
-    return Compiled(tvm.compile(lowered, target=target, relax_pipeline=None), tuned, planned)
+            kernels[gv.name_hint] = lowering.default_schedule(kernel, target)
+    return kernels, tuned
 
 
 def _planned_bytes(func: tvm.ir.BaseFunc) -> int:

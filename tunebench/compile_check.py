@@ -10,8 +10,8 @@ from pathlib import Path
 import tvm
 
 from tunebench import cuda_compiler, gpu_ops, lowering, templates
-from tunebench.runners import brief
 from tunebench.tasks import Task
+from tunebench.trials import brief
 
 
 @dataclass(frozen=True)

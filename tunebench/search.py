@@ -18,8 +18,8 @@ from tvm.target import codegen
 from tunebench import cost_model, dot, environment, gpu_ops, lowering, spaces, stats, templates
 from tunebench.database import Entry, task_key
 from tunebench.measure import Protocol
-from tunebench.runners import LOST, Job, Runner
 from tunebench.tasks import Task
+from tunebench.trials import LOST, Job, Runner
 from tunebench.tvmscript import quick_parsing
 
 with quick_parsing():  # every TuneContext imports them
@@ -128,8 +128,8 @@ def begin(
     device = "gpu" if kernel.gpu else "cpu"
     space = next((s for s in spaces.spaces().values() if s.device == device and s.matches(sch, kernel)), None)
     generator: object = "post-order-apply"
-    if space:
-        generate = space.generate
+    if space or kernel.gpu:  # MetaSchedule's own rules lose to DLight by far, and most do not build
+        generate = space.generate if space else _nothing
         generator = ms.space_generator.ScheduleFn(
             lambda schedule: generate(schedule, kernel), sch_rules=[], postprocs=[], mutator_probs={}
         )
@@ -145,12 +145,17 @@ def begin(
         rand_state=seed + 1,
     )
     name = space.name if space else "metaschedule"
-    if kernel.gpu and not space:  # MetaSchedule's own rules lose to DLight by far, and most do not build
+    if kernel.gpu and not space:
         name = ""
     default_mod = lowering.default_schedule(task.mod, target)
     found = TaskSearch(task, entry, name, context, default_mod, depth, cold_bytes)
     found.reason = "" if name else "no space is for it"
     return found
+
+
+def _nothing(sch: s_tir.Schedule, kernel: spaces.Kernel) -> list[s_tir.Schedule]:
+    """No designs, for kernels that no space is for."""
+    return []
 
 
 def _described(sch: s_tir.Schedule, target: tvm.target.Target, threads: int) -> spaces.Kernel:

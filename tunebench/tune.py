@@ -8,25 +8,22 @@ stopped anywhere, and a later one goes on without measuring anything twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol as Interface
 
 import tvm
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import cost_model, cuda_runtime, environment, lowering, stats, templates
+from tunebench import cost_model, lowering, stats, templates
 from tunebench.database import Database, Entry, replay
 from tunebench.measure import Protocol
-from tunebench.runners import Outcome, Runner
-from tunebench.runners.cuda import CudaRunner
-from tunebench.runners.local import LocalRunner
 from tunebench.search import Costs, Round, TaskSearch, Trials, begin, measure, propose, record_key
 from tunebench.spec import Kernel
 from tunebench.tasks import Task, phase, piece_ns, shares
+from tunebench.trials import Outcome, Runner
 
 FINALISTS = 3
-MOST_WORKERS = 8  # each holds inputs of twice the last-level cache
 JUDGE_S = 0.7  # what a verdict takes beyond the calls of the default schedule
 PRIORITY = {"decode": 0.5, "prefill": 0.5}  # of the phases; pieces of one phase share it evenly
 DEFAULT = Protocol(warmups=0, samples=5, least_samples=1, budget_s=0.5, sample_s=0.0)
@@ -44,6 +41,7 @@ class Options:
     threads: int = 1  # of a CPU's kernels; 0 on a GPU
     seed: int = 0
     depth: int = 256  # positions in the cache when attention is measured
+    cold_bytes: int = 64 << 20  # inputs of a kernel are rotated until they add up to this
     phases: tuple[str, ...] = ("decode", "prefill")  # kernels that run in neither are left as they are
 
 
@@ -84,11 +82,16 @@ class Watcher(Interface):
 
 
 def tune(
-    tasks: list[Task], database: Database, target: tvm.target.Target, options: Options, watch: Watcher
+    tasks: list[Task],
+    database: Database,
+    target: tvm.target.Target,
+    make_runner: Callable[[], Runner],
+    options: Options,
+    watch: Watcher,
 ) -> Progress:
     """Search every task, judge the winners, and promote those that won."""
     wanted = [task for task in tasks if any(phase(bucket) in options.phases for bucket in task.calls)]
-    run = _Run(wanted, database, target, options, watch)
+    run = _Run(wanted, database, target, make_runner, options, watch)
     try:
         run.measure_defaults()
         run.search()
@@ -134,18 +137,17 @@ def kernels(tasks: list[Task], entries: Mapping[str, Entry], tuned: Mapping[str,
     return rows
 
 
-def _runner(target: tvm.target.Target, threads: int) -> Runner:
-    cores = environment.usable_cores()
-    if lowering.is_cpu(target):
-        return LocalRunner(target, threads, min(MOST_WORKERS, cores))
-    return CudaRunner(target, max(1, cores - 2))  # one core for the search, one for the process on the GPU
-
-
 class _Run:
     """One tuning run."""
 
     def __init__(
-        self, tasks: list[Task], database: Database, target: tvm.target.Target, options: Options, watch: Watcher
+        self,
+        tasks: list[Task],
+        database: Database,
+        target: tvm.target.Target,
+        make_runner: Callable[[], Runner],
+        options: Options,
+        watch: Watcher,
     ) -> None:
         self.tasks, self.database, self.target = tasks, database, target
         self.options, self.watch = options, watch
@@ -153,15 +155,14 @@ class _Run:
         self.model = cost_model.load(database.cost_model_path, of_decisions=not lowering.is_cpu(target))
         self.progress = Progress([self._begin(task) for task in tasks], options.time_limit_s, phases=options.phases)
         self.progress.costs.seconds.update(dict.fromkeys(("search", "build", "run", "model", "verify"), 0.0))
-        self.runner = _runner(target, options.threads)
+        self.runner = make_runner()
 
     def _begin(self, task: Task) -> TaskSearch:
         entry = self.database.entries.setdefault(task.key, Entry(task.name))
         options = self.options
         if not entry.default_ns:
             entry.depth = options.depth  # what is measured later must be at the same
-        cold_bytes = 2 * (environment.last_level_cache_bytes() if options.threads else cuda_runtime.l2_bytes())
-        return begin(task, entry, self.target, options.threads, entry.depth, cold_bytes, options.seed)
+        return begin(task, entry, self.target, options.threads, entry.depth, options.cold_bytes, options.seed)
 
     def close(self) -> None:
         """Keep what was learned and end the workers."""

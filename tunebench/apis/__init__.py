@@ -63,6 +63,10 @@ class Device(Protocol):
         """Copy a whole array to the start of a buffer, in order with what runs."""
         ...
 
+    def copy(self, to: Buffer, source: Buffer, size_bytes: int) -> None:
+        """Copy the first bytes of a buffer to another, in order with what runs."""
+        ...
+
     def read(self, buffer: Buffer, size_bytes: int) -> np.ndarray:
         """The first bytes of a buffer, uint8, once all that was submitted is done."""
         ...
@@ -71,8 +75,8 @@ class Device(Protocol):
         """The shader, ready to launch; RuntimeError with the compiler's words where it is wrong."""
         ...
 
-    def record(self, calls: Sequence[Call]) -> Recording:
-        """Prepare launches."""
+    def record(self, calls: Sequence[Call], times: int = 1) -> Recording:
+        """Prepare launches, all of them so many times."""
         ...
 
     def wait(self) -> None:

@@ -12,6 +12,7 @@ from tunebench.apis import Api, Buffer, Call, Device
 from tunebench.errors import TuneBenchError
 from tunebench.plan import Shader
 
+PATTERNS = tuple(2**i for i in range(8))  # bytes that a fill takes along, and so need not outlive the call
 OPTIONS = ["-cl-std=CL1.2", "-cl-mad-enable", "-cl-fast-relaxed-math"]
 
 
@@ -60,8 +61,16 @@ class OpenClDevice:
             ) from None
 
     def write(self, buffer: Buffer, array: np.ndarray) -> None:
-        """Copy an array to a buffer."""
-        self._cl.enqueue_copy(self._queue, buffer, np.ascontiguousarray(array))
+        """Copy an array to a buffer; a few numbers without waiting for what runs before."""
+        array = np.ascontiguousarray(array)
+        if array.nbytes in PATTERNS:
+            self._cl.enqueue_fill_buffer(self._queue, buffer, array, 0, array.nbytes)
+        else:
+            self._cl.enqueue_copy(self._queue, buffer, array)
+
+    def copy(self, to: Buffer, source: Buffer, size_bytes: int) -> None:
+        """Copy between buffers."""
+        self._cl.enqueue_copy(self._queue, to, source, byte_count=size_bytes)
 
     def read(self, buffer: Buffer, size_bytes: int) -> np.ndarray:
         """A buffer's first bytes."""
@@ -81,7 +90,7 @@ class OpenClDevice:
             lines = [line.strip() for line in str(error).splitlines() if "error" in line]
             raise RuntimeError(f"OpenCL C: {(lines or [str(error)])[0][:400]}") from None
 
-    def record(self, calls: Sequence[Call]) -> OpenClRecording:
+    def record(self, calls: Sequence[Call], times: int = 1) -> OpenClRecording:
         """A kernel object for each launch, its arguments set once."""
         prepared = []
         for call in calls:
@@ -90,7 +99,7 @@ class OpenClDevice:
             kernel.set_args(*call.buffers)
             sizes = tuple(b * t for b, t in zip(call.blocks, shader.threads, strict=True))
             prepared.append((kernel, sizes, shader.threads))
-        return OpenClRecording(self._cl, self._queue, prepared)
+        return OpenClRecording(self._cl, self._queue, prepared * times)
 
     def wait(self) -> None:
         """Until the queue is empty."""

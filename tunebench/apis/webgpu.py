@@ -73,6 +73,12 @@ class WebGpuDevice:
             data = np.concatenate([data, np.zeros(-data.size % 4, np.uint8)])
         self._device.queue.write_buffer(buffer, 0, data)
 
+    def copy(self, to: Buffer, source: Buffer, size_bytes: int) -> None:
+        """Copy between buffers."""
+        encoder = self._device.create_command_encoder()
+        encoder.copy_buffer_to_buffer(source, 0, to, 0, -(-size_bytes // 4) * 4)
+        self._device.queue.submit([encoder.finish()])
+
     def read(self, buffer: Buffer, size_bytes: int) -> np.ndarray:
         """A buffer's first bytes."""
         data = self._device.queue.read_buffer(buffer, size=-(-size_bytes // 4) * 4)
@@ -105,7 +111,7 @@ class WebGpuDevice:
         data = np.array([value, 0, 0, 0], np.uint32)
         return self._device.create_buffer_with_data(data=data, usage=usage.UNIFORM)
 
-    def record(self, calls: Sequence[Call]) -> WebGpuRecording:
+    def record(self, calls: Sequence[Call], times: int = 1) -> WebGpuRecording:
         """Bind groups made once; encoding is a few calls for each launch."""
         prepared = []
         for call in calls:
@@ -115,7 +121,7 @@ class WebGpuDevice:
             prepared.append(
                 (pipeline, self._device.create_bind_group(layout=layout, entries=entries), _spread(call.blocks))
             )
-        return WebGpuRecording(self._device, self._timer, prepared)
+        return WebGpuRecording(self._device, self._timer, prepared * times)
 
     def wait(self) -> None:
         """Until the queue is empty."""

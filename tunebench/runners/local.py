@@ -19,7 +19,7 @@ import tvm
 from tvm.support.popen_pool import PopenWorker
 
 from tunebench.measure import Protocol, Samples, interleave
-from tunebench.runners import (
+from tunebench.trials import (
     BUILD_TIMEOUT_S,
     LOST,
     MAX_SETS,

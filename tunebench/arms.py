@@ -1,0 +1,115 @@
+"""What a bench compares: engines under a schedule on a target, loaded and ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tunebench import environment, weights, workload
+from tunebench.backends import OWN_ENGINE
+from tunebench.compile import Compiled
+from tunebench.database import Database
+from tunebench.engines import Engine, Peer, peers
+from tunebench.errors import TuneBenchError
+from tunebench.measure import Protocol
+from tunebench.session import SCRATCH_BYTES, Lowered, model_name
+from tunebench.spec import Test
+from tunebench.workload import Model
+
+PROTOCOL = Protocol(warmups=1, samples=10, least_samples=5, budget_s=30.0, patience_s=60.0)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure of one model. Times in seconds."""
+
+    tests: tuple[Test, ...]
+    schedules: tuple[str, ...] = ("default", "tuned")  # of TuneBench's own engines
+    engines: tuple[str, ...] = (OWN_ENGINE,)
+    protocol: Protocol = PROTOCOL
+    sample_limit_s: float = 300.0  # a test whose one sample would take longer is not run
+    weights: Path | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things that are compared; or why it cannot run."""
+
+    lowered: Lowered
+    engine: str
+    schedule: str  # default, tuned; library for an engine that brings its own kernels
+    loaded: Engine | None = None
+    compiled: Compiled | None = None
+    reason: str = ""
+    database: Database | None = field(default=None, compare=False)
+
+
+def load_arms(lowered: Sequence[Lowered], plan: Plan, say: Say) -> dict[str, Arm]:
+    """Every arm by name, its weights loaded. Peers run on the first target."""
+    arms: dict[str, Arm] = {}
+    for each in lowered:
+        target = each.session.backend.target_name
+        if OWN_ENGINE in plan.engines:
+            for schedule, arm in _own(each, plan, say).items():
+                arms[f"{target} {schedule}" if len(lowered) > 1 else schedule] = arm
+    for name in plan.engines:
+        if name != OWN_ENGINE:  # by which a user asks for TuneBench's own, whatever it is called on a target
+            arms[name] = _peer(lowered[0], peers()[name], plan, say)
+    return arms
+
+
+def _own(lowered: Lowered, plan: Plan, say: Say) -> dict[str, Arm]:
+    """TuneBench's own engine under each schedule."""
+    session, model = lowered.session, lowered.model
+    backend, name = session.backend, session.backend.target_name
+    database = session.database()
+    records = database.promoted()
+    tuned = any(task.key in records for task in lowered.tasks)
+    if "tuned" in plan.schedules and not tuned and not backend.absent:
+        raise TuneBenchError(
+            f"nothing tuned for {model_name(model.workload)} in {database.folder}.",
+            "Run `tunebench tune` first, or bench with --schedule default.",
+        )
+    say(f"compile for {name}")
+    compiled = {
+        each: backend.compile(lowered.mod, model, records if each == "tuned" else {}, session.work_dir)
+        for each in plan.schedules
+    }
+    if backend.absent:
+        return {each: Arm(lowered, backend.engine, each, reason=backend.absent) for each in plan.schedules}
+    say(f"load weights for {name}")
+    loaded = backend.engines(model, compiled, _weights(model, plan))
+    return {
+        each: Arm(lowered, backend.engine, each, loaded[each], compiled[each], database=database) for each in compiled
+    }
+
+
+def _peer(lowered: Lowered, peer: Peer, plan: Plan, say: Say) -> Arm:
+    """Another engine, on the same weights."""
+    session, model = lowered.session, lowered.model
+    reason = peer.refuses(model) or _no_room(model)
+    if reason:
+        return Arm(lowered, peer.name, "library", reason=reason)
+    say(f"load weights into {peer.name}")
+    session.work_dir.mkdir(parents=True, exist_ok=True)
+    engine = peer.load(model, _weights(model, plan), session.threads, session.work_dir)
+    return Arm(lowered, peer.name, "library", engine)
+
+
+def _no_room(model: Model) -> str:
+    """Why another copy of the weights and the cache will not fit, or an empty string."""
+    if model.workload.device == "gpu":
+        return ""  # a peer says itself what it finds no room for
+    needed, free = model.weight_bytes + model.cache_bytes + SCRATCH_BYTES, environment.available_memory_bytes()
+    if needed <= free:
+        return ""
+    return f"a second copy of the model needs about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+
+
+def _weights(model: Model, plan: Plan) -> Iterable[tuple[str, np.ndarray]]:
+    return weights.read(model, plan.weights) if plan.weights else workload.random_weights(model, plan.seed)
