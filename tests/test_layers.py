@@ -12,7 +12,7 @@ import pytest
 LAYERS: list[tuple[str, ...]] = [  # bottom to top
     ("spec", "errors"),
     ("registry", "environment", "options", "plan", "pieces"),
-    ("apis",),
+    ("apis", "shaders"),
     ("plan_engine",),
     ("tvmscript",),
     ("ops", "gpu_ops"),

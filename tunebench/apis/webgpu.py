@@ -13,7 +13,7 @@ from tunebench.errors import TuneBenchError
 from tunebench.plan import Shader
 
 MOST_BLOCKS = 65535  # along one axis of a grid
-WANTED = ("shader-f16", "subgroup", "subgroup-barrier", "timestamp-query")
+WANTED = ("shader-f16", "subgroup", "subgroup-barrier", "timestamp-query", "cooperative-matrix")
 BIGGEST = 2**32 - 4  # of a buffer: what fits the 32 bits of a shader's arrayLength
 
 
@@ -48,10 +48,16 @@ class WebGpuDevice:
         limits = self._limits
         return {
             "kind": "webgpu",
+            "keys": ["webgpu", "gpu", *self._kinds()],
             "max_num_threads": min(1024, limits["max-compute-invocations-per-workgroup"]),
             "max_shared_memory_per_block": limits["max-compute-workgroup-storage-size"],
             "supports_subgroups": "subgroup" in self.features and self.lanes == 32,
         }
+
+    def _kinds(self) -> list[str]:
+        """What templates may use beyond WGSL: addition over subgroups of 32, products of matrices."""
+        lanes = "subgroup" in self.features and self.lanes == 32
+        return ["lanes32"] * lanes + ["matrix16"] * ("cooperative-matrix" in self.features)
 
     def allocate(self, size_bytes: int) -> Buffer:
         """New storage; TuneBenchError where a shader could not be given as much."""
