@@ -64,21 +64,23 @@ inline uint fma2(uint a, uint b, uint c) {
 OPENCL_PTX = """\
 inline float2 unpack(uint v) {
   float2 r;
-  asm("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }" : "=f"(r.x), "=f"(r.y) : "r"(v));
+  __asm__("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }"
+          : "=f"(r.x), "=f"(r.y) : "r"(v));
   return r;
 }
 inline uint pack(float a, float b) {
   uint r;
-  asm("{ .reg .f16 a, b; cvt.rn.f16.f32 a, %1; cvt.rn.f16.f32 b, %2; mov.b32 %0, {a, b}; }" : "=r"(r) : "f"(a), "f"(b));
+  __asm__("{ .reg .f16 a, b; cvt.rn.f16.f32 a, %1; cvt.rn.f16.f32 b, %2; mov.b32 %0, {a, b}; }"
+          : "=r"(r) : "f"(a), "f"(b));
   return r;
 }
 inline uint fma2(uint a, uint b, uint c) {
   uint r;
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  __asm__("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
   return r;
 }
 inline float4 mma(float4 c, uint a0, uint a1, uint a2, uint a3, uint b0, uint b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+  __asm__("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c.x), "+f"(c.y), "+f"(c.z), "+f"(c.w) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
   return c;
@@ -86,7 +88,7 @@ inline float4 mma(float4 c, uint a0, uint a1, uint a2, uint a3, uint b0, uint b1
 inline float sum32(float v) {
   for (int step = 16; step > 0; step /= 2) {
     float other;
-    asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, 0xffffffff;" : "=f"(other) : "f"(v), "r"(step));
+    __asm__ volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, 0xffffffff;" : "=f"(other) : "f"(v), "r"(step));
     v += other;
   }
   return v;
@@ -133,7 +135,8 @@ def shader(
 
 def _wgsl(params: Sequence[Param], threads: int, body: str, shared: Sequence[Shared]) -> str:
     half, sums = "fma2(" in body, "sum32(" in body
-    lines = ["enable f16;"] * half + ["enable subgroups;"] * sums
+    lines = ["enable f16;"] * (half or any(each.element == "f16" for each in shared))
+    lines += ["enable subgroups;"] * sums + ["enable wgpu_cooperative_matrix;"] * ("coop_mat" in body)
     for i, param in enumerate(params):
         access = "read_write" if param.writes else "read"
         lines.append(f"@group(0) @binding({i}) var<storage, {access}> {param.name} : array<{param.element}>;")

@@ -13,7 +13,8 @@ from tunebench.errors import TuneBenchError
 from tunebench.plan import Shader
 
 MOST_BLOCKS = 65535  # along one axis of a grid
-WANTED = ("shader-f16", "subgroup", "subgroup-barrier", "timestamp-query", "cooperative-matrix")
+WANTED = ("shader-f16", "subgroup", "subgroup-barrier", "timestamp-query")
+EXPERIMENTAL = ("cooperative-matrix",)
 BIGGEST = 2**32 - 4  # of a buffer: what fits the 32 bits of a shader's arrayLength
 
 
@@ -24,11 +25,13 @@ class WebGpuDevice:
         import wgpu
 
         self._wgpu = wgpu
-        self.features = frozenset(name for name in WANTED if name in adapter.features)
+        self.features = frozenset(name for name in (*WANTED, *EXPERIMENTAL) if name in adapter.features)
         self._limits = {key: value for key, value in adapter.limits.items() if key.startswith("max-")}
-        self._device = adapter.request_device_sync(
-            required_features=sorted(self.features), required_limits=dict(self._limits)
-        )
+        try:
+            self._device = self._request(adapter)
+        except (RuntimeError, wgpu.GPUError):  # experimental features may be there and not be given
+            self.features -= set(EXPERIMENTAL)
+            self._device = self._request(adapter)
         info = adapter.info
         self.name = str(info["device"])
         self.backend = str(info["backend_type"])
@@ -42,6 +45,9 @@ class WebGpuDevice:
         self.free_bytes = self.cache_bytes = 0
         self._fence = self.allocate(4)
         self._timer = _Timer(self._device) if "timestamp-query" in self.features else None
+
+    def _request(self, adapter: Any) -> Any:
+        return adapter.request_device_sync(required_features=sorted(self.features), required_limits=dict(self._limits))
 
     def target(self) -> dict[str, Any]:
         """TVM's target: the limits that its code generator asks for."""

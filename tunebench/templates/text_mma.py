@@ -86,7 +86,7 @@ class _Kernel:
                 f"    let low{i} : vec4u = tile[here + {i * 64}u + place * 4u + quad];",
                 f"    let high{i} : vec4u = tile[here + {i * 64 + 32}u + place * 4u + quad];",
             ]
-            for half, (a, b) in enumerate(("xy", "zw")):
+            for half, (a, b) in enumerate((("x", "y"), ("z", "w"))):
                 for j in columns:
                     given = f"low{i}.{a}, high{i}.{a}, low{i}.{b}, high{i}.{b}, b{j}_{2 * half}, b{j}_{2 * half + 1}"
                     lines.append(f"    acc{i}_{j} = mma(acc{i}_{j}, {given});")
@@ -136,7 +136,7 @@ class _Kernel:
         n, lines = self.op["n"], []
         for i in range(self.rows // 16):
             for j in range(self.width // 8):
-                for half, (a, b) in enumerate(("xy", "zw")):
+                for half, (a, b) in enumerate((("x", "y"), ("z", "w"))):
                     name = f"o{i}_{j}_{half}"
                     row = f"(m0 + {16 * i + 8 * half}u + place)"
                     lines.append(f"  let {name} : u32 = ({row} * {n}u + n0 + {8 * j}u) / 2u + quad;")
