@@ -13,6 +13,7 @@ LAYERS: list[tuple[str, ...]] = [  # bottom to top
     ("spec", "errors"),
     ("registry", "environment", "options", "plan", "pieces"),
     ("apis", "shaders"),
+    ("abilities",),
     ("plan_engine",),
     ("tvmscript",),
     ("ops", "gpu_ops"),

@@ -14,6 +14,7 @@ from tunebench.plan import Shader
 
 MOST_BLOCKS = 65535  # along one axis of a grid
 WANTED = ("shader-f16", "subgroup", "subgroup-barrier", "timestamp-query")
+BACKENDS = ("Vulkan", "Metal", "DX12")  # not OpenGL, which has no subgroups
 EXPERIMENTAL = ("cooperative-matrix",)
 BIGGEST = 2**32 - 4  # of a buffer: what fits the 32 bits of a shader's arrayLength
 
@@ -205,7 +206,9 @@ class _Timer:
 def open_device() -> Device:
     """The adapter that promises most."""
     import wgpu
+    from wgpu.backends.wgpu_native import extras
 
+    extras.set_instance_extras(backends=BACKENDS)
     try:
         adapter = wgpu.gpu.request_adapter_sync(power_preference="high-performance")
     except RuntimeError as error:
