@@ -309,3 +309,21 @@ def absent(name: str) -> str | None:
     except TuneBenchError as error:
         return str(error)
     return None
+
+
+def test_kernels_that_add_up_over_lanes_compile_on_webgpu() -> None:
+    if (why := absent("webgpu")) is not None:
+        pytest.skip(why)
+    device = apis.open_device("webgpu")
+    lanes = Gpu("webgpu", 0, 256, 16 << 10, frozenset({"lanes32"}))
+    template, _ = next(iter(templates.serving(OPERATIONS["one row"], lanes).items()))
+    assert template.text
+    decisions = {"rows": 4, "lanes": 32, "threads": 128, "unroll": 1}
+    with_lanes = template.text(OPERATIONS["one row"], decisions, lanes)
+    subgroups = tvm.target.Target({**device.target(), "supports_subgroups": True})
+    default = programs.program(lowering.default_schedule(plain(OPERATIONS["one row"]), subgroups), subgroups)
+    for name, program in (("subgroupAdd", with_lanes), ("subgroupShuffleDown", default)):
+        for shader in program.shaders.values():
+            assert name in shader.source
+            assert "enable subgroups;" in shader.source  # browsers want it, wgpu does not know it
+            device.compile(shader)

@@ -15,6 +15,7 @@ from tunebench.plan import Shader
 MOST_BLOCKS = 65535  # along one axis of a grid
 WANTED = ("shader-f16", "subgroup", "subgroup-barrier", "timestamp-query")
 BACKENDS = ("Vulkan", "Metal", "DX12")  # not OpenGL, which has no subgroups
+ENABLED = "enable subgroups;"  # which naga, other than browsers, takes for granted and does not know as a directive
 EXPERIMENTAL = ("cooperative-matrix",)
 BIGGEST = 2**32 - 4  # of a buffer: what fits the 32 bits of a shader's arrayLength
 
@@ -101,7 +102,7 @@ class WebGpuDevice:
         """A pipeline; bindings are the buffers in order, then TVM's uniform with the number of blocks."""
         layout = self._layout(shader.writes)
         try:
-            module = self._device.create_shader_module(code=shader.source)
+            module = self._device.create_shader_module(code=shader.source.replace(ENABLED, ""))
             stage = {"module": module, "entry_point": shader.entry}
             return self._device.create_compute_pipeline(layout=layout[0], compute=stage), layout[1]
         except self._wgpu.GPUError as error:
