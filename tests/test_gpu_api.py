@@ -171,6 +171,16 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
+def test_tiles_of_halves_compute_what_the_plain_kernel_does(name: str) -> None:
+    if (why := absent("webgpu")) is not None:
+        pytest.skip(why)
+    device = apis.open_device("webgpu")
+    made = draws(PRODUCTS[name], templates.gpu_of(tvm.target.Target(device.target())), 3)
+    assert made
+    check(device, plain(PRODUCTS[name]), made)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
 def test_tensor_cores_get_their_operands_in_order(emulated: Device, name: str) -> None:
     op = PRODUCTS[name]
     gpu = Gpu("opencl", 0, 256, 32 << 10, frozenset({"ptx"}))

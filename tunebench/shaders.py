@@ -3,8 +3,10 @@
 In a body, every declaration has its type (`let a : f32 = ...;`, `var i : u32 = 0u;`), constructors are WGSL's
 (`vec4f(...)`, `u32(...)`), loops and operators are what both have, and there are no private arrays: whoever writes a
 kernel unrolls it. `tid` is the thread in its block, `bid` and `bid_y` the block. float16 is packed in pairs in u32.
-Beyond WGSL's own functions: `unpack(u32) -> vec2f` and `pack(f32, f32) -> u32` of two halves, `as_f32`, `as_u32`,
-`fma2(u32, u32, u32) -> u32` on two halves, and `sum32(f32)` over the 32 lanes of a subgroup.
+Beyond WGSL's own functions: `unpack(u32) -> vec2f` and `pack(f32, f32) -> u32` of two halves, `as_f32`, `as_u32`, and
+`sum32(f32)` over the 32 lanes of a subgroup. Kernels of one language may use all of it: OpenCL C on NVIDIA has `mma`,
+`fma2(u32, u32, u32)` on two halves, and `paired`, eight halves as four pairs of places 4 apart; WGSL has f16, which its
+compilers do not take from the bits of a u32.
 """
 
 from __future__ import annotations
@@ -28,11 +30,6 @@ fn unpack(v : u32) -> vec2f { return unpack2x16float(v); }
 fn pack(a : f32, b : f32) -> u32 { return pack2x16float(vec2f(a, b)); }
 fn as_f32(v : u32) -> f32 { return bitcast<f32>(v); }
 fn as_u32(v : f32) -> u32 { return bitcast<u32>(v); }
-"""
-WGSL_HALF = """\
-fn fma2(a : u32, b : u32, c : u32) -> u32 {
-  return bitcast<u32>(fma(bitcast<vec2<f16>>(a), bitcast<vec2<f16>>(b), bitcast<vec2<f16>>(c)));
-}
 """
 WGSL_SUM = "fn sum32(v : f32) -> f32 { return subgroupAdd(v); }\n"
 OPENCL = """\
@@ -134,8 +131,9 @@ def shader(
 
 
 def _wgsl(params: Sequence[Param], threads: int, body: str, shared: Sequence[Shared]) -> str:
-    half, sums = "fma2(" in body, "sum32(" in body
-    lines = ["enable f16;"] * (half or any(each.element == "f16" for each in shared))
+    elements = [*(each.element for each in params), *(each.element for each in shared)]
+    half, sums = any("f16" in element for element in elements), "sum32(" in body
+    lines = ["enable f16;"] * half
     lines += ["enable subgroups;"] * sums + ["enable wgpu_cooperative_matrix;"] * ("coop_mat" in body)
     for i, param in enumerate(params):
         access = "read_write" if param.writes else "read"
@@ -143,7 +141,7 @@ def _wgsl(params: Sequence[Param], threads: int, body: str, shared: Sequence[Sha
     lines += [f"var<workgroup> {each.name} : array<{each.element}, {each.count}>;" for each in shared]
     head = "\n".join(lines)
     return f"""{head}
-{WGSL}{WGSL_HALF * half}{WGSL_SUM * sums}
+{WGSL}{WGSL_SUM * sums}
 @compute @workgroup_size({threads}, 1, 1)
 fn {ENTRY}(@builtin(workgroup_id) block_id : vec3u, @builtin(local_invocation_id) thread_id : vec3u) {{
   let tid : u32 = thread_id.x;

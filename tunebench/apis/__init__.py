@@ -103,7 +103,7 @@ def apis() -> dict[str, Api]:
 
 @functools.cache
 def open_device(name: str) -> Device:
-    """The first device of an API, once in a process; TuneBenchError where a package, a driver or a device is missing."""
+    """The first device of an API, opened once; TuneBenchError where a package, a driver or a device is missing."""
     api = registry.pick(apis(), name, "API")
     missing = [package for package in api.packages if importlib.util.find_spec(package) is None]
     if missing:

@@ -63,9 +63,11 @@ class WebGpuDevice:
         }
 
     def _kinds(self) -> list[str]:
-        """What templates may use beyond WGSL: addition over subgroups of 32, products of matrices."""
+        """What templates may use beyond WGSL: halves, addition over subgroups of 32, products of matrices."""
         lanes = "subgroup" in self.features and self.lanes == 32
-        return ["lanes32"] * lanes + ["matrix16"] * ("cooperative-matrix" in self.features)
+        found = {"half": "shader-f16" in self.features, "lanes32": lanes}
+        found["matrix16"] = lanes and "cooperative-matrix" in self.features
+        return [name for name, there in found.items() if there]
 
     def allocate(self, size_bytes: int) -> Buffer:
         """New storage; TuneBenchError where a shader could not be given as much."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tunebench.plan import Launch, Program
-from tunebench.shaders import ENTRY, Param, Shared, shader
+from tunebench.shaders import ENTRY, Param, Shared, nibble, shader
 from tunebench.templates import Choices, Decisions, Gpu, Operation, Template
 
 GROUP = 32
 ROW = GROUP + 8  # halves from one row of a tile to the next: the spare ones keep rows in different banks
 TILE = 16
 MOST_TILES = 16  # accumulators of a subgroup, 8 registers each
-BIAS = "0x64006400u"  # 1024 twice, whose mantissa's low bits take an integer
-MINUS_BIAS = "0xe407e407u"  # -(1024 + 7) twice
+ZERO_POINT = 7  # of 4-bit weights
 
 
 def _choices(op: Operation, gpu: Gpu) -> Choices:
@@ -53,8 +52,8 @@ class _Kernel:
 
     def params(self) -> list[Param]:
         """The buffers, in the order of the operation's arguments."""
-        params = [Param("x", "vec4u"), Param("w", "u32" if self.op["bits"] == 4 else "vec4u")]
-        params += [Param("scale", "u32")] if self.op["bits"] < 16 else []
+        params = [Param("x", "vec4<f16>"), Param("w", "u32" if self.op["bits"] == 4 else "vec4<f16>")]
+        params += [Param("scale", "f16")] if self.op["bits"] < 16 else []
         params += [Param("residual", "u32")] if self.op["residual"] else []
         return [*params, Param("y", "u32" if self.op["out"] == "float16" else "f32", True)]
 
@@ -92,39 +91,31 @@ class _Kernel:
 
     def _stage(self) -> list[str]:
         """A group's rows of x and of weights to shared memory."""
-        threads, k, bits = 32 * self.warps, self.op["k"], self.op["bits"]
-        lines = []
-        for name, count, first in (("x", self.rows, "m0"), ("w", self.width, "n0")):
-            lines += [
-                f"    for (var i : u32 = tid; i < {count * 4}u; i += {threads}u) {{",
-                "      let line : u32 = i / 4u;",
-                f"      let to : u32 = line * {ROW}u + (i % 4u) * 8u;",
+        threads, k = 32 * self.warps, self.op["k"]
+
+        def copied(name: str, count: int, first: str) -> list[str]:
+            return [
+                f"    for (var i : u32 = tid; i < {count * 8}u; i += {threads}u) {{",
+                f"      let v : vec4<f16> = {name}[({first} + i / 8u) * {k // 4}u + g * 8u + i % 8u];",
+                f"      let to : u32 = i / 8u * {ROW}u + (i % 8u) * 4u;",
+                *(f"      {name}s[to + {c}u] = v.{'xyzw'[c]};" for c in range(4)),
+                "    }",
             ]
-            if name == "x" or bits == 16:
-                lines.append(f"      let words : vec4u = {name}[({first} + line) * {k // 8}u + g * 4u + i % 4u];")
-                for c, at in zip("xyzw", (0, 2, 4, 6), strict=True):
-                    lines += [
-                        f"      let h{c} = bitcast<vec2<f16>>(words.{c});",
-                        f"      {name}s[to + {at}u] = h{c}.x;",
-                        f"      {name}s[to + {at + 1}u] = h{c}.y;",
-                    ]
-            else:
-                lines += [
-                    f"      let at : u32 = (n0 + line) * {k // GROUP}u + g;",
-                    "      let word : u32 = w[at * 4u + i % 4u];",
-                    "      let both : u32 = scale[at >> 1u];",
-                    "      let s : u32 = select(both & 0xffffu, both >> 16u, (at & 1u) == 1u) * 0x10001u;",
-                ]
-                for j in range(4):
-                    moved = f"(word >> {4 * j}u)" if j else "word"
-                    integer = f"fma2(({moved} & 0x000f000fu) | {BIAS}, 0x3c003c00u, {MINUS_BIAS})"
-                    lines += [
-                        f"      let h{j} = bitcast<vec2<f16>>(fma2({integer}, s, 0x80008000u));",
-                        f"      ws[to + {j}u] = h{j}.x;",
-                        f"      ws[to + {j + 4}u] = h{j}.y;",
-                    ]
-            lines.append("    }")
-        return lines
+
+        lines = copied("x", self.rows, "m0")
+        if self.op["bits"] == 16:
+            return lines + copied("w", self.width, "n0")
+        lines += [
+            f"    for (var i : u32 = tid; i < {self.width * 4}u; i += {threads}u) {{",
+            f"      let at : u32 = (n0 + i / 4u) * {k // GROUP}u + g;",
+            "      let word : u32 = w[at * 4u + i % 4u];",
+            "      let s : f32 = f32(scale[at]);",
+            f"      let to : u32 = i / 4u * {ROW}u + (i % 4u) * 8u;",
+        ]
+        for c in range(8):
+            value = f"fma({nibble('word', c, 4)}, 16.0f * s, -{16.0 + ZERO_POINT}f * s)"
+            lines.append(f"      ws[to + {c}u] = f16({value});")
+        return [*lines, "    }"]
 
     def _store(self) -> list[str]:
         """Each product through shared memory, where its place of elements is known."""
