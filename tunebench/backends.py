@@ -200,8 +200,8 @@ class CudaBackend:
 
     def __init__(self, preset: TargetPreset) -> None:
         self.target_name = preset.name
-        self.device = device_name(preset)
         self.target = lowering.tvm_target(preset, 0)
+        self.device = device_name(preset)
         self.cold_bytes = 2 * cuda_runtime.l2_bytes()
 
     def free_bytes(self) -> int | None:
