@@ -32,10 +32,11 @@ class TargetPreset:
     name: str
     kind: str  # TVM's target kind
     summary: str
-    attrs: tuple[tuple[str, str | int], ...] = ()
+    attrs: tuple[tuple[str, str | int | tuple[str, ...]], ...] = ()
     device: str = "cpu"  # the TVM device that runs it
     runs_here: bool = True  # False: code generation only
     tag: str = ""  # of TVM, in place of `attrs`
+    blocked: str = ""  # why nothing can be compiled for it; empty where it can
 
 
 @dataclass(frozen=True)
