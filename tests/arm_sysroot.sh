@@ -1,12 +1,13 @@
 #!/bin/sh
 # An arm64 userland with Python, NumPy and TVM, for tests/test_arm.py to run under qemu-aarch64.
 #
-#   tests/arm_sysroot.sh [FOLDER]   about 1 GB, by default in .arm-sysroot; then: python -m pytest -m slow tests/test_arm.py
+#   PYTHON=.venv/bin/python tests/arm_sysroot.sh     half a gigabyte in .arm-sysroot
+#   .venv/bin/python -m pytest -m slow tests/test_arm.py
 #
-# It takes Debian (or a derivative that has arm64) for the packages, pip for the wheels, and no rights but to write to
-# FOLDER. The test also needs the packages qemu-user and binutils-aarch64-linux-gnu.
+# It takes Debian (or a derivative that has arm64) for the packages, pip for the wheels, and no rights but to write
+# here. The packages qemu-user and binutils-aarch64-linux-gnu must be installed.
 set -eu
-folder=${1:-$(dirname "$0")/../.arm-sysroot}
+folder=$(dirname "$0")/../.arm-sysroot
 mkdir -p "$folder/apt/lists/partial" "$folder/apt/cache/archives/partial" "$folder/root" "$folder/wheels"
 folder=$(cd "$folder" && pwd)
 : > "$folder/apt/status"

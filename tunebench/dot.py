@@ -87,6 +87,42 @@ def _pmaddwd(sums: tirx.Expr, words: tirx.Expr, fours: tirx.Expr) -> tirx.Expr:
     return sums
 
 
+def _less_128(words: tirx.Expr) -> tirx.Expr:
+    """Bytes minus 128, signed."""
+    return T.reinterpret(words ^ T.broadcast(T.uint32(0x80808080), 4), dtype="int8x16")
+
+
+def _sdot_wide(sums: tirx.Expr, words: tirx.Expr, fours: tirx.Expr) -> tirx.Expr:
+    """Weights minus 128; 128 times the activations, the same for all lanes, makes it good."""
+    right = T.reinterpret(fours, dtype="int8x16")
+    low = _call(SDOT, "int32x4", T.broadcast(T.int32(0), 4), T.broadcast(T.int8(-128), 16), right)
+    return _call(SDOT, "int32x4", sums, _less_128(words), right) - low
+
+
+def _smull(sums: tirx.Expr, words: tirx.Expr, fours: tirx.Expr) -> tirx.Expr:
+    """Products of 16 bits, added in pairs twice."""
+    return sums + _products(T.reinterpret(words, dtype="int8x16"), T.reinterpret(fours, dtype="int8x16"))
+
+
+def _smull_wide(sums: tirx.Expr, words: tirx.Expr, fours: tirx.Expr) -> tirx.Expr:
+    right = T.reinterpret(fours, dtype="int8x16")
+    sum_of_four = _long_pairs(_long_pairs(right, "v8i16.v16i8", "int16x8"), "v4i32.v8i16", "int32x4")
+    return sums + _products(_less_128(words), right) + sum_of_four * T.broadcast(T.int32(128), 4)
+
+
+def _products(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
+    def eight(start: int) -> tirx.Expr:
+        halves = (T.Shuffle([vector], list(range(start, start + 8))) for vector in (left, right))
+        return _call("aarch64.neon.smull.v8i16", "int16x8", *halves)
+
+    pairs = _call("aarch64.neon.addp.v8i16", "int16x8", eight(0), eight(8))
+    return _long_pairs(pairs, "v4i32.v8i16", "int32x4")
+
+
+def _long_pairs(vector: tirx.Expr, types: str, dtype: str) -> tirx.Expr:
+    return _call(f"aarch64.neon.saddlp.{types}", dtype, vector)
+
+
 INSTRUCTIONS = (
     Instruction("tunebench.dot.avx512vnni", ("avx512vnni",), 8, _vpdpbusd_512),
     Instruction("tunebench.dot.avxvnni", ("avxvnni",), 8, _split(8, _accumulating("x86.avx512.vpdpbusd.256", 8))),
@@ -94,6 +130,9 @@ INSTRUCTIONS = (
     Instruction("tunebench.dot.avx2.wide", ("avx2",), 8, _split(8, _pmaddwd)),
     Instruction("tunebench.dot.i8mm", ("i8mm",), 8, _split(4, _accumulating("aarch64.neon.usdot.v4i32.v16i8", 4))),
     Instruction("tunebench.dot.dotprod", ("dotprod",), 7, _split(4, _accumulating(SDOT, 4, "int8"))),
+    Instruction("tunebench.dot.dotprod.wide", ("dotprod",), 8, _split(4, _sdot_wide)),
+    Instruction("tunebench.dot.neon", ("neon", "v8a"), 7, _split(4, _smull)),
+    Instruction("tunebench.dot.neon.wide", ("neon", "v8a"), 8, _split(4, _smull_wide)),
 )
 
 
