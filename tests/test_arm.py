@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ Arrays = Sequence[np.ndarray]
 def dot_designs(name: str, rows: int, bits: int) -> list[s_tir.Schedule]:
     """Every design of a product with int8 activations, for a target."""
     target = cpu_target(name)
-    kernel = Kernel(("unpack", "dot", "matmul", "out"), 4, THREADS, {bits: dot.instruction(target, bits)})
+    dots = {bits: dot.instruction(target, bits)}
+    kernel = Kernel(("unpack", "dot", "matmul", "out"), 4, THREADS, dots, dot.matrix_instruction(target))
     return cpu_dot.SPACES[0].generate(s_tir.Schedule(product(rows, bits)), kernel)
 
 
@@ -64,9 +66,25 @@ def test_a_target_multiplies_bytes_with_its_best_instruction(
 ) -> None:
     target = cpu_target(name)
     assert dot.instruction(target, bits) == intrinsic
-    code = tvm.compile(dot_designs(name, 1, bits)[0].mod, target=target).mod.inspect_source("asm")
-    found = [line.split()[0] for line in code.splitlines() if line.startswith("\t")]
-    assert mnemonic in {each.partition(".")[0] for each in found}
+    assert mnemonics(dot_designs(name, 1, bits)[0], target)[mnemonic]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_pairs_of_rows_are_multiplied_as_matrices(bits: int) -> None:
+    target = cpu_target("graviton3")
+    designs = [mnemonics(design, target) for design in dot_designs("graviton3", 2, bits)]
+    (paired,) = [found for found in designs if found["usmmla"]]
+    assert not paired["usdot"]
+    assert paired["uzp1"] < paired["usmmla"]  # sums stay as the instruction leaves them until a group is done
+    assert not any(mnemonics(design, target)["usmmla"] for design in dot_designs("graviton3", 1, bits))
+    assert not dot.matrix_instruction(cpu_target("rpi5"))
+
+
+def mnemonics(design: s_tir.Schedule, target: tvm.target.Target) -> Counter[str]:
+    """How often each instruction is in a kernel's machine code."""
+    code = tvm.compile(design.mod, target=target).mod.inspect_source("asm")
+    lines = (line.split() for line in code.splitlines() if line.startswith("\t"))
+    return Counter(words[0].partition(".")[0] for words in lines if words)
 
 
 @pytest.mark.parametrize(

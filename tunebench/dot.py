@@ -144,8 +144,34 @@ def instruction(target: Target, weight_bits: int) -> str:
     return ""
 
 
+MATRIX = "tunebench.dot.i8mm.rows"  # two rows of activations at a time, eight places
+
+
+def matrix_instruction(target: Target) -> str:
+    """The TensorIntrin for products of two rows, registered; empty where the target has none."""
+    return MATRIX if codegen.target_has_features("i8mm", target) else ""
+
+
+def _usmmla(sums: list[tirx.Expr], words: list[tirx.Expr], eights: list[tirx.Expr]) -> list[tirx.Expr]:
+    """Rows of sums -> rows of sums: a product of 2 outputs x 8 places with 8 places x 2 rows gives 4 sums, by output.
+
+    LLVM leaves out the shuffles between one call and the next.
+    """
+    x, done = T.Shuffle(eights, list(range(16))), []
+    for start in range(0, LANES, 4):
+        low, high, first, second = (T.Shuffle([v], list(range(start, start + 4))) for v in (*words, *sums))
+        halves = []
+        for order in ([0, 4, 1, 5], [2, 6, 3, 7]):
+            outputs = T.reinterpret(T.Shuffle([low, high], order), dtype="uint8x16")
+            by_output = T.Shuffle([first, second], order)
+            halves.append(_call("aarch64.neon.usmmla.v4i32.v16i8", "int32x4", by_output, outputs, x))
+        done.append([T.Shuffle(halves, order) for order in ([0, 2, 4, 6], [1, 3, 5, 7])])
+    return [T.Shuffle(list(parts), list(range(LANES))) for parts in zip(*done, strict=True)]
+
+
 def _register() -> None:
     with quick_parsing():
+        TensorIntrin.register(MATRIX, *_matrix(), override=True)
         for each in INSTRUCTIONS:
             TensorIntrin.register(each.name, _description(), _implementation(each), override=True)
 
@@ -190,6 +216,50 @@ def _implementation(each: Instruction) -> tirx.PrimFunc:
             )
 
     return dot
+
+
+def _matrix() -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
+    """Description and implementation of `MATRIX`; the sums' rows lie side by side, the activations' need not."""
+
+    @T.prim_func(s_tir=True)
+    def description(a: T.handle, b: T.handle, c: T.handle) -> None:
+        stride = T.int32()
+        words = T.match_buffer(a, (2, LANES), "uint32", offset_factor=1)
+        eights = T.match_buffer(b, (2, 2 * PER_BYTES), "int8", offset_factor=1, strides=[stride, 1])
+        sums = T.match_buffer(c, (2, LANES), "int32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(sums[0:2, 0:LANES], words[0:2, 0:LANES], eights[0:2, 0 : 2 * PER_BYTES])
+            T.writes(sums[0:2, 0:LANES])
+            for i, j, k, m in T.grid(2, LANES, 2, PER_BYTES):
+                with T.sblock("update"):
+                    row, lane, part, byte = T.axis.remap("SSRR", [i, j, k, m])
+                    sums[row, lane] = sums[row, lane] + T.Cast(
+                        "int32",
+                        T.bitwise_and(T.shift_right(words[part, lane], T.Cast("uint32", byte * 8)), T.uint32(255)),
+                    ) * T.Cast("int32", eights[row, part * PER_BYTES + byte])
+
+    @T.prim_func(s_tir=True)
+    def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
+        stride = T.int32()
+        words = T.match_buffer(a, (2, LANES), "uint32", offset_factor=1)
+        eights = T.match_buffer(b, (2, 2 * PER_BYTES), "int8", offset_factor=1, strides=[stride, 1])
+        sums = T.match_buffer(c, (2, LANES), "int32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(sums[0:2, 0:LANES], words[0:2, 0:LANES], eights[0:2, 0 : 2 * PER_BYTES])
+            T.writes(sums[0:2, 0:LANES])
+            found = T.meta_var(
+                _usmmla(
+                    [sums.vload([row, 0], dtype="int32x16") for row in range(2)],
+                    [words.vload([part, 0], dtype="uint32x16") for part in range(2)],
+                    [eights.vload([row, 0], dtype="int8x8") for row in range(2)],
+                )
+            )
+            first: T.let[T.int32x16] = found[0]
+            second: T.let[T.int32x16] = found[1]
+            sums[0, T.ramp(T.int32(0), 1, LANES)] = first
+            sums[1, T.ramp(T.int32(0), 1, LANES)] = second
+
+    return description, implementation
 
 
 def product(weight_bits: int, group_size: int, out_dtype: str) -> Callable[..., te.Tensor]:
