@@ -27,17 +27,17 @@ def _arm(
 TARGETS = (
     _arm("apple-m1", "Apple M1: dotprod", "darwin", "apple-m1", ("dotprod",)),
     _arm("apple-m2", "Apple M2 and later: i8mm", "darwin", "apple-m2", ("dotprod", "i8mm", "bf16")),
-    _arm("rpi4", "Raspberry Pi 4, Cortex-A72: no products of bytes", "linux", "cortex-a72", ()),
+    _arm("rpi4", "Raspberry Pi 4, Cortex-A72: NEON alone", "linux", "cortex-a72", ()),
     _arm("rpi5", "Raspberry Pi 5, Cortex-A76: dotprod", "linux", "cortex-a76", ("dotprod",)),
     _arm("graviton3", "AWS Graviton 3, Neoverse V1: i8mm, SVE", "linux", "neoverse-v1", ("i8mm", "bf16", "sve")),
     _arm("graviton4", "AWS Graviton 4, Neoverse V2: i8mm, SVE2", "linux", "neoverse-v2", ("i8mm", "bf16", "sve2")),
-    _arm("android-v8", "phones of Armv8.2: dotprod", "android", "generic", ("dotprod",), PHONE),
+    _arm("android-v8", "phones of Armv8.2: dotprod", "android", "generic", ("dotprod", "fp16"), PHONE),
     _arm(
         "android-v9",
         "phones of Armv9: i8mm; no SVE, which many turn off",
         "android",
         "generic",
-        ("i8mm", "bf16"),
+        ("i8mm", "bf16", "fp16"),
         NEWER_PHONE,
     ),
 )
