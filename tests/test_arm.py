@@ -18,13 +18,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
+import tvm_ffi
 from conftest import THREADS, cpu_target, draw_designs, load_model, lower
 from test_dot import inputs as dot_inputs
 from test_dot import product
 from tvm import rpc, s_tir
 from tvm.rpc.tracker import Tracker
+from tvm.s_tir import meta_schedule as ms
 
 from tunebench import dot, lowering, runners
+from tunebench.database import replay
 from tunebench.spaces import Kernel, cpu_dot
 from tunebench.workload import Model
 
@@ -78,6 +81,20 @@ def test_pairs_of_rows_are_multiplied_as_matrices(bits: int) -> None:
     assert paired["uzp1"] < paired["usmmla"]  # sums stay as the instruction leaves them until a group is done
     assert not any(mnemonics(design, target)["usmmla"] for design in dot_designs("graviton3", 1, bits))
     assert not dot.matrix_instruction(cpu_target("rpi5"))
+
+
+def test_a_record_of_them_replays(tmp_path: Path) -> None:
+    design, mod = dot_designs("graviton3", 2, 8)[-1], tvm.IRModule({"main": product(2, 8)})
+    paths = str(tmp_path / "workload.json"), str(tmp_path / "record.json")
+    written = ms.database.JSONDatabase(*paths)
+    workload = written.commit_workload(mod)
+    arguments = ms.arg_info.ArgInfo.from_entry_func(mod, remove_preproc=True)
+    written.commit_tuning_record(
+        ms.database.TuningRecord(design.trace, workload, [1e-3], cpu_target("graviton3"), arguments)
+    )
+    (record,) = ms.database.JSONDatabase(*paths).get_all_tuning_records()
+    assert dot.MATRIX in str(record.trace)
+    assert tvm_ffi.structural_equal(replay(mod, record), design.mod)
 
 
 def mnemonics(design: s_tir.Schedule, target: tvm.target.Target) -> Counter[str]:
