@@ -89,6 +89,7 @@ def test_every_instruction_is_exact(name: str, bits: int, extreme: bool) -> None
         ("x86_64-linux-gnu", "x86-64-v3", 4, "vpmaddubsw"),
         ("x86_64-linux-gnu", "x86-64-v3", 8, "vpmaddwd"),
         ("aarch64-linux-gnu", "neoverse-n1", 4, "sdot"),
+        ("aarch64-linux-gnu", "neoverse-n1", 8, "sdot"),
         ("aarch64-linux-gnu", "neoverse-v1", 8, "usdot"),
     ],
 )

@@ -25,7 +25,7 @@ def of(preset: TargetPreset) -> Abilities:
     """This machine's abilities for a target."""
     everything = frozenset(ACTIONS)
     if not preset.runs_here:
-        return Abilities(_without(preset), preset.absent or "compiled for only")
+        return Abilities(_without(preset), preset.blocked or preset.absent or "no such device here")
     if preset.api:
         try:
             device = apis.open_device(preset.api)
@@ -43,6 +43,6 @@ def of(preset: TargetPreset) -> Abilities:
 
 def _without(preset: TargetPreset) -> frozenset[str]:
     """What needs no device: a CPU's code is built with LLVM, a GPU's sources are built by its driver."""
-    if not preset.generates:
+    if preset.blocked:
         return frozenset()
     return frozenset({"generate", "build"} if preset.device in ("cpu", "cuda") else {"generate"})

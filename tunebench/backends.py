@@ -287,10 +287,11 @@ class AbsentBackend:
 
     def __init__(self, preset: TargetPreset) -> None:
         self.target_name, self.engine = preset.name, preset.api or OWN_ENGINE
-        self.absent = preset.absent or f"no device for {preset.name} on this machine"
+        self.absent = preset.blocked or preset.absent or f"no device for {preset.name} on this machine"
         self.device = "none"
         self.kind = "cpu" if preset.device == "cpu" else "gpu"
-        self.target = lowering.tvm_target(preset, 1)
+        self._blocked = bool(preset.blocked)
+        self.target = tvm.target.Target("opencl") if self._blocked else lowering.tvm_target(preset, 1)
 
     def free_bytes(self) -> int | None:
         """There is no memory to fit in."""
@@ -301,10 +302,9 @@ class AbsentBackend:
         return {}
 
     def compile(self, mod: tvm.IRModule, model: Model, records: Records, folder: Path) -> Compiled:
-        """Sources where the target's kernels are source, else what TVM's virtual machine would run."""
-        if self.target.kind.name in LANGUAGES:
-            return compile_plan(mod, model, self.target, records)
-        return compile_model(mod, self.target, records)
+        """Sources where the target's kernels are source; `tunebench compile` builds for the others."""
+        source = self.target.kind.name in LANGUAGES and not self._blocked
+        return compile_plan(mod, model, self.target, records) if source else Compiled({}, 0)
 
     def runner(self) -> Runner:
         """Raises: nothing can be measured."""

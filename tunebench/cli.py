@@ -127,7 +127,7 @@ def compile_command(
 
     from tunebench import compile_check, lowering, targets, tasks, workload
 
-    preset = targets.find(target)
+    preset = targets.to_compile(target)
     session_target = lowering.tvm_target(preset, 1)
     failed = 0
     kind = "cpu" if preset.device == "cpu" else "gpu"

@@ -87,6 +87,42 @@ def _pmaddwd(sums: tirx.Expr, words: tirx.Expr, fours: tirx.Expr) -> tirx.Expr:
     return sums
 
 
+def _less_128(words: tirx.Expr) -> tirx.Expr:
+    """Bytes minus 128, signed."""
+    return T.reinterpret(words ^ T.broadcast(T.uint32(0x80808080), 4), dtype="int8x16")
+
+
+def _sdot_wide(sums: tirx.Expr, words: tirx.Expr, fours: tirx.Expr) -> tirx.Expr:
+    """Weights minus 128; 128 times the activations, the same for all lanes, makes it good."""
+    right = T.reinterpret(fours, dtype="int8x16")
+    low = _call(SDOT, "int32x4", T.broadcast(T.int32(0), 4), T.broadcast(T.int8(-128), 16), right)
+    return _call(SDOT, "int32x4", sums, _less_128(words), right) - low
+
+
+def _smull(sums: tirx.Expr, words: tirx.Expr, fours: tirx.Expr) -> tirx.Expr:
+    """Products of 16 bits, added in pairs twice."""
+    return sums + _products(T.reinterpret(words, dtype="int8x16"), T.reinterpret(fours, dtype="int8x16"))
+
+
+def _smull_wide(sums: tirx.Expr, words: tirx.Expr, fours: tirx.Expr) -> tirx.Expr:
+    right = T.reinterpret(fours, dtype="int8x16")
+    sum_of_four = _long_pairs(_long_pairs(right, "v8i16.v16i8", "int16x8"), "v4i32.v8i16", "int32x4")
+    return sums + _products(_less_128(words), right) + sum_of_four * T.broadcast(T.int32(128), 4)
+
+
+def _products(left: tirx.Expr, right: tirx.Expr) -> tirx.Expr:
+    def eight(start: int) -> tirx.Expr:
+        halves = (T.Shuffle([vector], list(range(start, start + 8))) for vector in (left, right))
+        return _call("aarch64.neon.smull.v8i16", "int16x8", *halves)
+
+    pairs = _call("aarch64.neon.addp.v8i16", "int16x8", eight(0), eight(8))
+    return _long_pairs(pairs, "v4i32.v8i16", "int32x4")
+
+
+def _long_pairs(vector: tirx.Expr, types: str, dtype: str) -> tirx.Expr:
+    return _call(f"aarch64.neon.saddlp.{types}", dtype, vector)
+
+
 INSTRUCTIONS = (
     Instruction("tunebench.dot.avx512vnni", ("avx512vnni",), 8, _vpdpbusd_512),
     Instruction("tunebench.dot.avxvnni", ("avxvnni",), 8, _split(8, _accumulating("x86.avx512.vpdpbusd.256", 8))),
@@ -94,6 +130,9 @@ INSTRUCTIONS = (
     Instruction("tunebench.dot.avx2.wide", ("avx2",), 8, _split(8, _pmaddwd)),
     Instruction("tunebench.dot.i8mm", ("i8mm",), 8, _split(4, _accumulating("aarch64.neon.usdot.v4i32.v16i8", 4))),
     Instruction("tunebench.dot.dotprod", ("dotprod",), 7, _split(4, _accumulating(SDOT, 4, "int8"))),
+    Instruction("tunebench.dot.dotprod.wide", ("dotprod",), 8, _split(4, _sdot_wide)),
+    Instruction("tunebench.dot.neon", ("neon", "v8a"), 7, _split(4, _smull)),
+    Instruction("tunebench.dot.neon.wide", ("neon", "v8a"), 8, _split(4, _smull_wide)),
 )
 
 
@@ -105,8 +144,34 @@ def instruction(target: Target, weight_bits: int) -> str:
     return ""
 
 
+MATRIX = "tunebench.dot.i8mm.rows"  # two rows of activations at a time, eight places
+
+
+def matrix_instruction(target: Target) -> str:
+    """The TensorIntrin for products of two rows, registered; empty where the target has none."""
+    return MATRIX if codegen.target_has_features("i8mm", target) else ""
+
+
+def _usmmla(sums: list[tirx.Expr], words: list[tirx.Expr], eights: list[tirx.Expr]) -> list[tirx.Expr]:
+    """Rows of sums -> rows of sums: a product of 2 outputs x 8 places with 8 places x 2 rows gives 4 sums, by output.
+
+    LLVM leaves out the shuffles between one call and the next.
+    """
+    x, done = T.Shuffle(eights, list(range(16))), []
+    for start in range(0, LANES, 4):
+        low, high, first, second = (T.Shuffle([v], list(range(start, start + 4))) for v in (*words, *sums))
+        halves = []
+        for order in ([0, 4, 1, 5], [2, 6, 3, 7]):
+            outputs = T.reinterpret(T.Shuffle([low, high], order), dtype="uint8x16")
+            by_output = T.Shuffle([first, second], order)
+            halves.append(_call("aarch64.neon.usmmla.v4i32.v16i8", "int32x4", by_output, outputs, x))
+        done.append([T.Shuffle(halves, order) for order in ([0, 2, 4, 6], [1, 3, 5, 7])])
+    return [T.Shuffle(list(parts), list(range(LANES))) for parts in zip(*done, strict=True)]
+
+
 def _register() -> None:
     with quick_parsing():
+        TensorIntrin.register(MATRIX, *_matrix(), override=True)
         for each in INSTRUCTIONS:
             TensorIntrin.register(each.name, _description(), _implementation(each), override=True)
 
@@ -151,6 +216,50 @@ def _implementation(each: Instruction) -> tirx.PrimFunc:
             )
 
     return dot
+
+
+def _matrix() -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
+    """Description and implementation of `MATRIX`; the sums' rows lie side by side, the activations' need not."""
+
+    @T.prim_func(s_tir=True)
+    def description(a: T.handle, b: T.handle, c: T.handle) -> None:
+        stride = T.int32()
+        words = T.match_buffer(a, (2, LANES), "uint32", offset_factor=1)
+        eights = T.match_buffer(b, (2, 2 * PER_BYTES), "int8", offset_factor=1, strides=[stride, 1])
+        sums = T.match_buffer(c, (2, LANES), "int32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(sums[0:2, 0:LANES], words[0:2, 0:LANES], eights[0:2, 0 : 2 * PER_BYTES])
+            T.writes(sums[0:2, 0:LANES])
+            for i, j, k, m in T.grid(2, LANES, 2, PER_BYTES):
+                with T.sblock("update"):
+                    row, lane, part, byte = T.axis.remap("SSRR", [i, j, k, m])
+                    sums[row, lane] = sums[row, lane] + T.Cast(
+                        "int32",
+                        T.bitwise_and(T.shift_right(words[part, lane], T.Cast("uint32", byte * 8)), T.uint32(255)),
+                    ) * T.Cast("int32", eights[row, part * PER_BYTES + byte])
+
+    @T.prim_func(s_tir=True)
+    def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
+        stride = T.int32()
+        words = T.match_buffer(a, (2, LANES), "uint32", offset_factor=1)
+        eights = T.match_buffer(b, (2, 2 * PER_BYTES), "int8", offset_factor=1, strides=[stride, 1])
+        sums = T.match_buffer(c, (2, LANES), "int32", offset_factor=1)
+        with T.sblock("root"):
+            T.reads(sums[0:2, 0:LANES], words[0:2, 0:LANES], eights[0:2, 0 : 2 * PER_BYTES])
+            T.writes(sums[0:2, 0:LANES])
+            found = T.meta_var(
+                _usmmla(
+                    [sums.vload([row, 0], dtype="int32x16") for row in range(2)],
+                    [words.vload([part, 0], dtype="uint32x16") for part in range(2)],
+                    [eights.vload([row, 0], dtype="int8x8") for row in range(2)],
+                )
+            )
+            first: T.let[T.int32x16] = found[0]
+            second: T.let[T.int32x16] = found[1]
+            sums[0, T.ramp(T.int32(0), 1, LANES)] = first
+            sums[1, T.ramp(T.int32(0), 1, LANES)] = second
+
+    return description, implementation
 
 
 def product(weight_bits: int, group_size: int, out_dtype: str) -> Callable[..., te.Tensor]:

@@ -29,7 +29,7 @@ DLIGHT = (
 
 def tvm_target(preset: TargetPreset, threads: int) -> tvm.target.Target:
     """TVM's target for a preset, on a CPU with the number of threads that kernels may use."""
-    attrs: dict[str, str | int] = {"kind": preset.kind, **dict(preset.attrs)}
+    attrs: dict[str, object] = {"kind": preset.kind, **dict(preset.attrs)}
     if preset.tag:
         attrs |= dict(tvm.target.Target(preset.tag).attrs)
     if preset.kind == "cuda" and "arch" not in attrs:

@@ -163,7 +163,8 @@ def _described(sch: s_tir.Schedule, target: tvm.target.Target, threads: int) -> 
     blocks = tuple(lowering.block_names(sch))
     if lowering.is_cpu(target):
         lanes = int(codegen.llvm_get_vector_width(target)) // 32
-        return spaces.Kernel(blocks, lanes, threads, {bits: dot.instruction(target, bits) for bits in (4, 8)})
+        dots = {bits: dot.instruction(target, bits) for bits in (4, 8)}
+        return spaces.Kernel(blocks, lanes, threads, dots, dot.matrix_instruction(target))
     operation = gpu_ops.operation(sch.mod["main"])
     return spaces.Kernel(blocks, lanes=4, cores=0, operation=operation, gpu=templates.gpu_of(target))
 

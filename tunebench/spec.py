@@ -32,13 +32,13 @@ class TargetPreset:
     name: str
     kind: str  # TVM's target kind
     summary: str
-    attrs: tuple[tuple[str, str | int], ...] = ()
+    attrs: tuple[tuple[str, str | int | tuple[str, ...]], ...] = ()
     device: str = "cpu"  # the TVM device that runs it
     runs_here: bool = True  # False: code generation only
     tag: str = ""  # of TVM, in place of `attrs`
     api: str = ""  # the GPU API in `tunebench.apis` that runs its source, where TVM has no runtime
     absent: str = ""  # why it does not run on a machine like this
-    generates: bool = True  # whether this TVM has its code generator
+    blocked: str = ""  # why nothing can be compiled for it; empty where it can
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Kernel:
     lanes: int  # float32 elements in a vector register
     cores: int
     dots: Mapping[int, str] = field(default_factory=dict)  # weight bits -> the TensorIntrin for products of bytes
+    matrix_dot: str = ""  # the TensorIntrin for products of bytes of two rows, where there is one
     operation: Mapping[str, Any] = field(default_factory=dict)  # what it computes, where it says so
     gpu: Gpu | None = None  # None on a CPU
 

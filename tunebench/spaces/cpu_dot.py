@@ -35,14 +35,26 @@ def _generate(sch: s_tir.Schedule, kernel: Kernel) -> list[s_tir.Schedule]:
             designs.append(_design(sch.copy(), kernel, last, side, rows, by_row=False))
             if side * max(rows) > 1:
                 designs.append(_design(sch.copy(), kernel, last, side, rows, by_row=True))
+            pairs = [number for number in rows if number % 2 == 0]
+            if kernel.matrix_dot and pairs:
+                designs.append(_design(sch.copy(), kernel, last, side, pairs, by_row=False, by_pair=True))
     return designs
 
 
 def _design(
-    sch: s_tir.Schedule, kernel: Kernel, last: str, side: int, blocks: list[int], by_row: bool
+    sch: s_tir.Schedule, kernel: Kernel, last: str, side: int, blocks: list[int], by_row: bool, by_pair: bool = False
 ) -> s_tir.Schedule:
-    """`by_row`: a row's sum over a group is finished before the next one's; otherwise all rows take each word."""
+    """`by_row`: a row's sum over a group is finished before the next one's; otherwise all rows take each word.
+
+    `by_pair`: two rows take eight places at a time, as matrices.
+    """
     unpack, dot, matmul, out = (sch.get_sblock(name) for name in (*HEAD, last))
+    halves = extents(sch, "unpack")[-2]
+    if by_pair:  # what one instruction takes lies side by side
+        sch.transform_layout(dot, ("write", 0), lambda row, tile, group, lane: (tile, group, row, lane))
+        sch.transform_layout(
+            unpack, ("write", 0), lambda t, group, word, half, lane: (t, group, word * halves + half, lane)
+        )
     rows = sample(sch, blocks)
     unrolled = sample(sch, dividing(extents(sch, "matmul")[3], [1, 2, 4]))
     row, tile, lane, group = sch.get_loops(matmul)
@@ -54,8 +66,8 @@ def _design(
     for loop in (inner_group, inner_tile, inner_row):
         sch.unroll(loop)
     sch.compute_at(dot, inner_row if by_row else inner_group, preserve_unit_loops=True)
-    word, lanes = _order(sch, dot)
-    intrinsic = kernel.dots.get(8 // extents(sch, "unpack")[-2], "")
+    word, lanes = _order_pairs(sch, dot) if by_pair else _order(sch, dot)
+    intrinsic = kernel.matrix_dot if by_pair else kernel.dots.get(8 // halves, "")
     if not intrinsic:
         byte = sch.get_loops(dot)[-1]
         sch.reorder(byte, lanes)
@@ -71,7 +83,7 @@ def _design(
     sch.vectorize(lane)
     sch.parallel(outer_tile)
     _in_registers(sch, sch.decompose_reduction(matmul, step), 3)
-    _in_registers(sch, sch.decompose_reduction(dot, word), 4)
+    _in_registers(sch, sch.decompose_reduction(dot, word), 5 if by_pair else 4)
     if intrinsic:
         sch.tensorize(lanes, intrinsic)
     return sch
@@ -84,6 +96,21 @@ def _order(sch: s_tir.Schedule, dot: SBlockRV) -> tuple[LoopRV, LoopRV]:
     for loop in (word, half, tile, row, group):
         sch.unroll(loop)
     return word, lane
+
+
+def _order_pairs(sch: s_tir.Schedule, dot: SBlockRV) -> tuple[LoopRV, LoopRV]:
+    """As `_order`, with two rows and two parts of four places inside; the loops over words and over the two rows."""
+    row, tile, group, lane, word, half, byte = sch.get_loops(dot)[-7:]
+    row, pair = sch.split(row, [None, 2])
+    if int(sch.get(half).extent) == 1:
+        word, part = sch.split(word, [None, 2])
+        inner = [word, half, tile, row, group]
+    else:
+        part, inner = half, [word, tile, row, group]
+    sch.reorder(*inner, pair, lane, part, byte)
+    for loop in inner:
+        sch.unroll(loop)
+    return word, pair
 
 
 def _in_registers(sch: s_tir.Schedule, block: SBlockRV, depth: int) -> None:

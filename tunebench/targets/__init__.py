@@ -1,6 +1,7 @@
 """Presets of compilation targets, one module per target kind, each listing its `TARGETS`."""
 
 from tunebench import environment, registry
+from tunebench.errors import TuneBenchError
 from tunebench.spec import TargetPreset
 
 
@@ -10,7 +11,10 @@ def presets() -> dict[str, TargetPreset]:
 
 
 def find(name: str) -> TargetPreset:
-    """The preset of that name, or one for a GPU of TVM's list, `nvidia/...`; a TuneBenchError for any other."""
+    """The preset of that name, or one for a GPU of TVM's list, `nvidia/...`.
+
+    A TuneBenchError for any other name.
+    """
     if name.startswith("nvidia/"):
         from tvm.target import tag
 
@@ -19,6 +23,14 @@ def find(name: str) -> TargetPreset:
             raise registry.unknown(name, tags, "target")
         return TargetPreset(name, "cuda", f"{name.partition('/')[2]}, compiled for only", (), "cuda", False, name)
     return registry.pick(presets(), name, "target")
+
+
+def to_compile(name: str) -> TargetPreset:
+    """The preset of that name; a TuneBenchError for one that nothing can be compiled for, too."""
+    preset = find(name)
+    if preset.blocked:
+        raise TuneBenchError(f"cannot compile for target {name!r}: {preset.blocked}.", "`list targets` has the others.")
+    return preset
 
 
 def device_name(preset: TargetPreset) -> str:
