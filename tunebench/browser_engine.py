@@ -186,6 +186,7 @@ class _Tab:
         self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="tunebench-browser-")
         self.folder = folder or Path(self._temporary.name)  # type: ignore[union-attr]
         self.plans = self.users = 0
+        self._queued: list[dict[str, Any]] = []
         self._browser = Chromium.running or Chromium()
         self._server = PageServer(self.folder).__enter__()
         self.page = self._browser.open(self._server)
@@ -203,6 +204,15 @@ class _Tab:
             (self.folder / WEIGHTS).unlink(missing_ok=True)
         self.plans += 1
         return number
+
+    def queue(self, step: dict[str, Any]) -> None:
+        """A step for `flush`, which keeps the order of all engines here."""
+        self._queued.append(step)
+
+    def flush(self) -> None:
+        """Hand over what is queued, and wait until the device is done."""
+        queued, self._queued = self._queued, []
+        call(self.page, "run", queued)
 
     def close(self) -> None:
         """Close the page, and the browser with the last one."""
@@ -228,7 +238,6 @@ class BrowserEngine(PieceEngine):
         facts = plan.facts
         super().__init__(facts["batch"], facts["context"], facts["chunks"])
         self.plan = plan
-        self._queued: list[dict[str, Any]] = []
         self._has_run = self._closed = False
         self._tab: _Tab = beside._tab if beside else _Tab(folder)
         self._tab.users += 1
@@ -250,8 +259,7 @@ class BrowserEngine(PieceEngine):
 
     def wait(self) -> None:
         """Hand over what is queued, and wait until the device is done."""
-        queued, self._queued = self._queued, []
-        call(self._tab.page, "run", self._number, queued)
+        self._tab.flush()
 
     def logits(self) -> np.ndarray:
         """Float32 logits [b, vocab] of the last call."""
@@ -270,6 +278,13 @@ class BrowserEngine(PieceEngine):
                 self._tab.close()
 
     def _step(self, tokens: np.ndarray, position: int, last: int) -> None:
-        step = {"length": tokens.shape[1], "tokens": tokens.reshape(-1).tolist(), "position": position, "last": last}
-        self._queued.append(step)
+        self._tab.queue(
+            {
+                "plan": self._number,
+                "length": tokens.shape[1],
+                "tokens": tokens.reshape(-1).tolist(),
+                "position": position,
+                "last": last,
+            }
+        )
         self._has_run = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,10 +32,9 @@ class PageServer:
 
     def __init__(self, folder: Path = PAGE, port: int = 0) -> None:
         try:
-            self._server = ThreadingHTTPServer((HOST, port), functools.partial(_Handler, folder))
+            self._server = _Server((HOST, port), functools.partial(_Handler, folder))
         except OSError as error:
             raise TuneBenchError(f"cannot serve on port {port} ({error.strerror}).", "Choose another --port.") from None
-        self._server.daemon_threads = True
         self.url = f"http://{HOST}:{self._server.server_port}/"
 
     def serve(self) -> None:
@@ -52,6 +52,17 @@ class PageServer:
         """Stop answering."""
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    """A thread for each connection."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A page that was left is no error; anything else is printed."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -102,12 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(file, end - begin)
 
     def _send(self, file: BinaryIO, left: int) -> None:
-        try:
-            while left > 0 and (part := file.read(min(left, PART_BYTES))):
-                self.wfile.write(part)
-                left -= len(part)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # the page was left
+        while left > 0 and (part := file.read(min(left, PART_BYTES))):
+            self.wfile.write(part)
+            left -= len(part)
 
 
 def _find(address: str, folder: Path) -> Path | None:

@@ -53,10 +53,11 @@ function showAdapter({ name, software, lanes, features, limits }) {
 
 function showPlan({ facts, buffers, shaders, steps }) {
   const bytes = (...kinds) => size(buffers.reduce((sum, each) => sum + (kinds.includes(each.kind) ? each.bytes : 0), 0));
-  $("title").textContent = `${facts.model} in ${facts.scheme}`;
-  document.title = `${facts.model} ${facts.scheme} – TuneBench`;
+  const name = facts.model.split(/[\\/]/).at(-1).replace(/\.json$/, "");
+  $("title").textContent = `${name} in ${facts.scheme}`;
+  document.title = `${name} ${facts.scheme} – TuneBench`;
   fill($("plan"), [
-    ["model", facts.model],
+    ["model", name],
     ["scheme", facts.scheme],
     ["batch", facts.batch],
     ["context", count(facts.context)],
@@ -71,6 +72,7 @@ function showPlan({ facts, buffers, shaders, steps }) {
 }
 
 function showProgress(stage, done, total) {
+  if (stage === "plan") return showPlan(done);
   $("stage").textContent = stage === "shaders" ? "Compiling kernels" : "Loading weights";
   $("amount").textContent = stage === "shaders" ? `${done} of ${total}` : `${size(done)} of ${size(total)}`;
   Object.assign($("progress"), { value: done, max: total });
@@ -183,7 +185,6 @@ async function main() {
   const device = await openDevice(adapter);
   $("stage").textContent = "Reading the plan";
   const model = await Model.prepare(device, facts.lanes, "plan", showProgress);
-  showPlan(model.plan);
   await model.fill(null, showProgress);
   $("stage").textContent = "Ready";
   const { context, vocab_size: vocabulary } = model.facts;

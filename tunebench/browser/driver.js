@@ -21,10 +21,10 @@ const calls = {
   /** Load its weights, or share those of another plan. */
   fill: async (number, beside) => models[number].fill(beside === null ? null : models[beside]),
 
-  /** Run steps and wait for them. */
-  async run(number, steps) {
-    for (const step of steps) models[number].run(step);
-    await models[number].wait();
+  /** Run steps, each of the plan that it names, and wait for them. */
+  async run(steps) {
+    for (const step of steps) models[step.plan].run(step);
+    await models[0].wait();
   },
 
   /** The last step's logits, float32 in base64. */

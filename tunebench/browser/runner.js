@@ -119,6 +119,7 @@ export class Model {
       throw new PlanError(`version ${plan.version} of ${plan.format} is not version 1 of tunebench-plan.`);
     if (plan.language !== "wgsl")
       throw new PlanError(`the plan's kernels are in ${plan.language}, and a browser takes wgsl: export for webgpu.`);
+    onProgress("plan", plan);
     const model = new Model(device, url, plan);
     let done = 0;
     const compiled = await Promise.all(
@@ -151,8 +152,10 @@ export class Model {
     };
     if (/\benable\s+f16\b/.test(source) && !features.has("shader-f16"))
       refuse("is in float16, and this adapter lacks the feature shader-f16: choose a float32 scheme, e.g. q4f32_1");
-    if (/\bsubgroup[A-Z]/.test(source) && !(features.has("subgroups") && lanes === LANES))
-      refuse(`needs the feature subgroups with ${LANES} lanes, and this adapter has ${lanes || "no fixed number"}`);
+    if (/\bsubgroup(s;|[A-Z])/.test(source) && !features.has("subgroups"))
+      refuse("needs the feature subgroups, which this adapter lacks");
+    if (/\bsubgroup[A-Z]/.test(source) && lanes !== LANES)
+      refuse(`needs subgroups of ${LANES} lanes, and this adapter has ${lanes || "no fixed number of them"}`);
     if (writes.length > limits.maxStorageBuffersPerShaderStage)
       refuse(`takes ${writes.length} storage buffers, and this adapter allows ${limits.maxStorageBuffersPerShaderStage}`);
     const size = threads.reduce((a, b) => a * b);
