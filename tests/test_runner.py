@@ -10,8 +10,9 @@ from conftest import job_of
 from tvm.script import tirx as T
 
 from tunebench.measure import Protocol, interleave
+from tunebench.runners import local
 from tunebench.runners.local import LocalRunner
-from tunebench.trials import Outcome, local
+from tunebench.trials import Outcome
 
 ONCE = Protocol(warmups=0, samples=2, least_samples=2)
 N = 64

@@ -66,7 +66,7 @@ def default_of(job: Job) -> str:
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> type[Watched]:
     """Tuning with made-up times."""
-    monkeypatch.setattr("tunebench.tune.LocalRunner", Watched)
+    monkeypatch.setitem(globals(), "LocalRunner", Watched)
     monkeypatch.setattr(Watched, "timed", Counter(), raising=False)
     monkeypatch.setattr(Watched, "stop_after", 10**9, raising=False)
     monkeypatch.setattr(Watched, "tuned_ns", 500, raising=False)

@@ -137,6 +137,62 @@ class CpuBackend:
         return None
 
 
+class RuntimeBackend:
+    """The first GPU of an API that TVM's own runtime has, as Metal on macOS."""
+
+    engine, kind, threads, absent, cold_bytes = OWN_ENGINE, "gpu", 0, "", 2 * CACHE_BYTES
+
+    def __init__(self, preset: TargetPreset) -> None:
+        self.target_name = preset.name
+        self._device = tvm.device(preset.device)
+        if not self._device.exist:
+            raise TuneBenchError(f"no {preset.name} device.", f"`tunebench compile --target {preset.name}` needs none.")
+        self.device = str(self._device.device_name)
+        self.target = lowering.tvm_target(preset, 0)
+
+    def free_bytes(self) -> int | None:
+        """TVM does not say."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def runner(self) -> Runner:
+        """One process that builds and measures."""
+        return LocalRunner(self.target, 1, 1, self._device.type)
+
+    def compile(self, mod: tvm.IRModule, model: Model, records: Records, folder: Path) -> Compiled:
+        """For TVM's virtual machine."""
+        return compile_model(mod, self.target, records)
+
+    def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
+        """TVM's virtual machine."""
+        loaded = load(model, weights, self._device)
+        return {name: TvmEngine(model, each.executable, loaded, self._device) for name, each in compiled.items()}
+
+    def probe(self) -> AnyProbe:
+        """Nothing is measured."""
+        return NoProbe()
+
+    def memory(self) -> DeviceMemory | None:
+        """Nobody counts it."""
+        return None
+
+
+class NoProbe:
+    """For a device without a probe."""
+
+    held_bytes = 0
+
+    def __init__(self) -> None:
+        self.arms: dict[str, Callable[[], object]] = {}
+
+    def rates(self, taken: Mapping[str, Samples]) -> dict[str, float]:
+        """None."""
+        return {}
+
+
 class CudaBackend:
     """This machine's first NVIDIA GPU, through CUDA."""
 
@@ -144,8 +200,8 @@ class CudaBackend:
 
     def __init__(self, preset: TargetPreset) -> None:
         self.target_name = preset.name
-        self.device = device_name(preset)
         self.target = lowering.tvm_target(preset, 0)
+        self.device = device_name(preset)
         self.cold_bytes = 2 * cuda_runtime.l2_bytes()
 
     def free_bytes(self) -> int | None:
@@ -274,4 +330,6 @@ def open_backend(preset: TargetPreset, threads: int = 0) -> Backend:
         return AbsentBackend(preset)
     if preset.api:
         return ApiBackend(preset)
-    return CpuBackend(preset, threads) if preset.device == "cpu" else CudaBackend(preset)
+    if preset.device == "cpu":
+        return CpuBackend(preset, threads)
+    return CudaBackend(preset) if preset.kind == "cuda" else RuntimeBackend(preset)

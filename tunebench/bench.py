@@ -101,6 +101,7 @@ def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Callable[[str], None]
             noise = stats.noise_floor(measured[_twin(calls)].samples_ns, measured[AGAIN].samples_ns)
         rows = {name: _row(arm, test, probes, measured, noise, top) for name, arm in arms.items()}
         for name, row in rows.items():
+            row = replace(row, run_id=lowered[0].session.run_id)
             if name in skipped:
                 row = replace(row, status=skipped[name][0], reason=skipped[name][1])
             else:

@@ -172,7 +172,7 @@ def webgpu_target(facts: Mapping[str, Any]) -> dict[str, Any]:
     lanes = "subgroups" in facts["features"] and facts["lanes"] == LANES
     return {
         "kind": "webgpu",
-        "keys": ["webgpu", "gpu", *["lanes32"] * lanes],
+        "keys": ["webgpu", "gpu", *["half"] * ("shader-f16" in facts["features"]), *["lanes32"] * lanes],
         "max_num_threads": min(1024, limits["maxComputeInvocationsPerWorkgroup"]),
         "max_shared_memory_per_block": limits["maxComputeWorkgroupStorageSize"],
         "supports_subgroups": lanes,

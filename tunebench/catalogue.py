@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tunebench import charts, engines, metrics, quantization, spaces, targets
+from tunebench import abilities, charts, engines, metrics, quantization, spaces, targets
 
 Listing = tuple[list[str], list[list[str]]]
 
@@ -34,8 +34,13 @@ def schemes() -> Listing:
 
 
 def targets_() -> Listing:
-    """The target presets."""
-    return ["target", "kind", "what"], [[t.name, t.kind, t.summary] for t in targets.presets().values()]
+    """The target presets, and what this machine can do for each."""
+    rows = []
+    for preset in targets.presets().values():
+        found = abilities.of(preset)
+        rows.append([preset.name, preset.summary, *("yes" if a in found.can else "-" for a in abilities.ACTIONS)])
+        rows[-1].append(found.words)
+    return ["target", "what", *abilities.ACTIONS, "on, or why not"], rows
 
 
 def spaces_() -> Listing:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tunebench import options
+from tunebench import options, plan_commands
 from tunebench.errors import TuneBenchError
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ app = typer.Typer(
 )
 console = Console()
 
-SMALLEST_CHUNK = 16
 DEMO_BUDGET_S = 8.0  # of each arm of each test
 
 Models = Annotated[list[str], typer.Option("--model", "-m", help="A model of `list models`, or a path to a config.")]
@@ -233,69 +232,8 @@ def import_command(
     console.print(f"{len(rows)} rows from {file} added to {path}", soft_wrap=True)
 
 
-@app.command(name="export")
-def export_command(
-    folder: Annotated[Path, typer.Argument(help="Where to: plan.json, shaders/ and model.safetensors.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A model of `list models`, or a path to a config.")],
-    scheme: Annotated[str, typer.Option("--scheme", "-q", help="Quantization scheme.")] = "q4f16_1",
-    target: TargetName = "webgpu",
-    browser: Annotated[bool, typer.Option("--browser", help="For the adapter of this machine's browser.")] = False,
-    schedule: Annotated[str, typer.Option(help="default or tuned.")] = "default",
-    format: Annotated[str, typer.Option(help="plan: kernels, buffers and launches as data.")] = "plan",
-    prompt: Chunks = "128",
-    batch: Batch = 1,
-    context: Context = 2048,
-    weights: Weights = None,
-    seed: Seed = 0,
-    work_dir: WorkDir = Path("tunebench-work"),
-) -> None:
-    """Write a model that runs without TVM, e.g. in a web browser: `tunebench browse`."""
-    from tunebench import registry
-
-    for value, known, kind in ((format, ("plan",), "format"), (schedule, ("default", "tuned"), "schedule")):
-        if value not in known:
-            raise registry.unknown(value, known, kind)
-    if browser and schedule == "tuned":
-        raise TuneBenchError("nothing is tuned in a browser.", "Leave out --browser: records of this device are used.")
-    (load,) = _loads([model], [scheme], batch, prompt, context)
-    session = _browser_session(load, work_dir) if browser else _session(target, 0, work_dir, "")
-    lowered = _lower(session, load)
-    records = session.database().promoted() if schedule == "tuned" else {}
-    from tunebench import export, workload
-    from tunebench.weights import read
-
-    with console.status("compiling"):
-        plan = session.backend.compile(lowered.mod, lowered.model, records, work_dir).plan
-    if plan is None:
-        raise TuneBenchError(f"target {target} makes no plan.", "Export for webgpu or opencl.")
-    arrays = read(lowered.model, weights) if weights else workload.random_weights(lowered.model, seed)
-    turns = [("angles", workload.angles(lowered.model))]
-    with console.status("writing"):
-        export.export_plan(plan, (each for part in (turns, arrays) for each in part), folder)
-    console.print(f"Written: {folder}; `tunebench browse {folder}` shows it.", soft_wrap=True)
-
-
-@app.command(name="browse")
-def browse_command(
-    folder: Annotated[Path, typer.Argument(help="What `tunebench export` wrote.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
-    open: Annotated[bool, typer.Option(help="Open the page in this machine's browser.")] = True,
-) -> None:
-    """Serve an exported model to a browser of this machine, which runs and times it on WebGPU."""
-    import webbrowser
-
-    from tunebench import export
-    from tunebench.page_server import PageServer
-
-    export.check(folder)
-    server = PageServer(folder, port)
-    console.print(f"{folder} is at {server.url} (Ctrl-C ends it).", soft_wrap=True)
-    if open:
-        webbrowser.open(server.url)
-    try:
-        server.serve()
-    except KeyboardInterrupt:
-        console.print("Ended.")
+app.command(name="export")(plan_commands.export_command)
+app.command(name="browse")(plan_commands.browse_command)
 
 
 @app.command(name="list")
@@ -388,21 +326,6 @@ def _session(target: str, threads: int, work_dir: Path, name: str) -> Session:
     return Session(backend, work_dir, work_dir / "reports" / name / "results.jsonl")
 
 
-def _browser_session(load: Workload, work_dir: Path) -> Session:
-    """For what the WebGPU adapter of this machine's browser can do; TuneBenchError where it is too little."""
-    from dataclasses import replace
-
-    from tunebench import backends, targets
-    from tunebench.browser_engine import adapter_facts, check_dtype, webgpu_target
-    from tunebench.session import Session
-
-    facts = adapter_facts()
-    check_dtype(facts, load.scheme.dtype)
-    attrs = tuple(webgpu_target(facts).items())
-    preset = replace(targets.find("webgpu"), attrs=attrs, runs_here=False)
-    return Session(backends.AbsentBackend(preset), work_dir, work_dir)
-
-
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -420,7 +343,7 @@ def _loads(models: list[str], schemes: list[str], batch: int, chunks: str, conte
 
     known = quantization.schemes()
     chosen = [registry.pick(known, scheme, "scheme") for scheme in dict.fromkeys(schemes)]
-    lengths = tuple(sorted({SMALLEST_CHUNK, *options.numbers(chunks, "--prompt")}))
+    lengths = tuple(sorted({options.SMALLEST_CHUNK, *options.numbers(chunks, "--prompt")}))
     each = [(model, scheme) for model in dict.fromkeys(models) for scheme in chosen]
     return [Workload(model, scheme, batch, lengths, context) for model, scheme in each]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import tvm
 
-from tunebench import cuda_compiler, gpu_ops, lowering, templates
+from tunebench import cuda_compiler, gpu_ops, lowering, programs, templates
 from tunebench.tasks import Task
 from tunebench.trials import brief
 
@@ -29,29 +30,40 @@ def build_all(tasks: list[Task], target: tvm.target.Target) -> Iterator[Built]:
         if target.kind.name == "cuda":
             cuda_compiler.install(Path(folder))
         for task in tasks:
-            for how, make in _ways(task, target).items():
+            for how, build in _ways(task, target).items():
                 try:
-                    _build(make(), target)
+                    build()
                 except Exception as error:  # whatever code generation raises
                     yield Built(task.name, how, brief(error))
                 else:
                     yield Built(task.name, how)
 
 
-def _ways(task: Task, target: tvm.target.Target) -> dict[str, Callable[[], tvm.IRModule]]:
-    ways: dict[str, Callable[[], tvm.IRModule]] = {"default": lambda: lowering.default_schedule(task.mod, target)}
+def _ways(task: Task, target: tvm.target.Target) -> dict[str, Callable[[], object]]:
+    ways: dict[str, Callable[[], object]] = {
+        "default": lambda: _build(lowering.default_schedule(task.mod, target), target)
+    }
     if not lowering.is_cpu(target):
-        operation = gpu_ops.operation(task.mod["main"])
-        for template, choices in templates.serving(operation, templates.gpu_of(target)).items():
+        operation, gpu = gpu_ops.operation(task.mod["main"]), templates.gpu_of(target)
+        for template, choices in templates.serving(operation, gpu).items():
             first = {name: values[0] for name, values in choices.items()}
-            ways[template.name] = lambda template=template, first=first: tvm.IRModule(  # type: ignore[misc]
-                {"main": template.build(operation, first)}
-            )
+            ways[template.name] = functools.partial(_build_template, template, operation, first, target)
     return ways
+
+
+def _build_template(
+    template: templates.Template, op: templates.Operation, decisions: templates.Decisions, target: tvm.target.Target
+) -> None:
+    if template.text:
+        template.text(op, decisions, templates.gpu_of(target))
+    elif template.build:
+        _build(tvm.IRModule({"main": template.build(op, decisions)}), target)
 
 
 def _build(mod: tvm.IRModule, target: tvm.target.Target) -> None:
     if target.kind.name == "cuda":
         cuda_compiler.build(mod, target)
+    elif target.kind.name in programs.LANGUAGES:
+        programs.program(mod, target)
     else:
         tvm.compile(mod, target=target)

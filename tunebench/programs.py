@@ -16,7 +16,8 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir.instrument import pass_instrument
 
-from tunebench import half, lowering
+from tunebench import half, lowering, templates
+from tunebench.gpu_ops import operation
 from tunebench.plan import Launch, Program, Shader, Triple
 from tunebench.quantization.none import numpy_dtype
 
@@ -29,6 +30,9 @@ WRITES = "paramWriteAccess:"
 
 def program(mod: tvm.IRModule, target: tvm.target.Target) -> Program:
     """A scheduled kernel as source; whatever code generation raises where it cannot be."""
+    written = templates.written(mod, operation(mod["main"]), templates.gpu_of(target))
+    if written:
+        return written
     mod = lowering.realize(mod)
     widen = target.kind.name == "opencl" and "half" not in target.keys
     if widen:

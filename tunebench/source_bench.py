@@ -14,18 +14,11 @@ import tvm
 
 from tunebench import apis, programs
 from tunebench.apis import Buffer, Call, Device
-from tunebench.gpu_runner import GpuRunner, calls_of_a_sample
+from tunebench.gpu_runner import calls_of_a_sample
 from tunebench.plan import Program
 from tunebench.trials import Job, inputs, mismatch, sets_of, written
 
 MOST_BYTES = 4 << 30  # of all inputs, where an API does not say what a device has
-
-
-class SourceRunner(GpuRunner):
-    """Builders that generate source, and one process that has the device open."""
-
-    def __init__(self, target: tvm.target.Target, builders: int, api: str) -> None:
-        super().__init__(target, builders, f"tunebench.runners.{api}")
 
 
 class SourceWay:

@@ -38,6 +38,7 @@ class TargetPreset:
     tag: str = ""  # of TVM, in place of `attrs`
     api: str = ""  # the GPU API in `tunebench.apis` that runs its source, where TVM has no runtime
     absent: str = ""  # why it does not run on a machine like this
+    generates: bool = True  # whether this TVM has its code generator
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A module lists its `APIS`. Its packages are imported only when a device is opene
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,8 +101,9 @@ def apis() -> dict[str, Api]:
     return registry.load("tunebench.apis", "APIS", Api)
 
 
+@functools.cache
 def open_device(name: str) -> Device:
-    """The first device of an API; TuneBenchError where a package, a driver or a device is missing."""
+    """The first device of an API, opened once; TuneBenchError where a package, a driver or a device is missing."""
     api = registry.pick(apis(), name, "API")
     missing = [package for package in api.packages if importlib.util.find_spec(package) is None]
     if missing:

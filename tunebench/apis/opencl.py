@@ -13,7 +13,7 @@ from tunebench.errors import TuneBenchError
 from tunebench.plan import Shader
 
 PATTERNS = tuple(2**i for i in range(8))  # bytes that a fill takes along, and so need not outlive the call
-OPTIONS = ["-cl-std=CL1.2", "-cl-mad-enable", "-cl-fast-relaxed-math"]
+OPTIONS = ["-cl-std=CL1.2", "-w", "-cl-mad-enable", "-cl-fast-relaxed-math"]
 
 
 class OpenClDevice:

@@ -14,6 +14,9 @@ from tunebench.plan import Shader
 
 MOST_BLOCKS = 65535  # along one axis of a grid
 WANTED = ("shader-f16", "subgroup", "subgroup-barrier", "timestamp-query")
+BACKENDS = ("Vulkan", "Metal", "DX12")  # not OpenGL, which has no subgroups
+ENABLED = "enable subgroups;"  # which naga, other than browsers, takes for granted and does not know as a directive
+EXPERIMENTAL = ("cooperative-matrix",)
 BIGGEST = 2**32 - 4  # of a buffer: what fits the 32 bits of a shader's arrayLength
 
 
@@ -24,11 +27,13 @@ class WebGpuDevice:
         import wgpu
 
         self._wgpu = wgpu
-        self.features = frozenset(name for name in WANTED if name in adapter.features)
+        self.features = frozenset(name for name in (*WANTED, *EXPERIMENTAL) if name in adapter.features)
         self._limits = {key: value for key, value in adapter.limits.items() if key.startswith("max-")}
-        self._device = adapter.request_device_sync(
-            required_features=sorted(self.features), required_limits=dict(self._limits)
-        )
+        try:
+            self._device = self._request(adapter)
+        except (RuntimeError, wgpu.GPUError):  # experimental features may be there and not be given
+            self.features -= set(EXPERIMENTAL)
+            self._device = self._request(adapter)
         info = adapter.info
         self.name = str(info["device"])
         self.backend = str(info["backend_type"])
@@ -43,15 +48,26 @@ class WebGpuDevice:
         self._fence = self.allocate(4)
         self._timer = _Timer(self._device) if "timestamp-query" in self.features else None
 
+    def _request(self, adapter: Any) -> Any:
+        return adapter.request_device_sync(required_features=sorted(self.features), required_limits=dict(self._limits))
+
     def target(self) -> dict[str, Any]:
         """TVM's target: the limits that its code generator asks for."""
         limits = self._limits
         return {
             "kind": "webgpu",
+            "keys": ["webgpu", "gpu", *self._kinds()],
             "max_num_threads": min(1024, limits["max-compute-invocations-per-workgroup"]),
             "max_shared_memory_per_block": limits["max-compute-workgroup-storage-size"],
             "supports_subgroups": "subgroup" in self.features and self.lanes == 32,
         }
+
+    def _kinds(self) -> list[str]:
+        """What templates may use beyond WGSL: halves, addition over subgroups of 32, products of matrices."""
+        lanes = "subgroup" in self.features and self.lanes == 32
+        found = {"half": "shader-f16" in self.features, "lanes32": lanes}
+        found["matrix16"] = lanes and "cooperative-matrix" in self.features
+        return [name for name, there in found.items() if there]
 
     def allocate(self, size_bytes: int) -> Buffer:
         """New storage; TuneBenchError where a shader could not be given as much."""
@@ -88,7 +104,7 @@ class WebGpuDevice:
         """A pipeline; bindings are the buffers in order, then TVM's uniform with the number of blocks."""
         layout = self._layout(shader.writes)
         try:
-            module = self._device.create_shader_module(code=shader.source)
+            module = self._device.create_shader_module(code=shader.source.replace(ENABLED, ""))
             stage = {"module": module, "entry_point": shader.entry}
             return self._device.create_compute_pipeline(layout=layout[0], compute=stage), layout[1]
         except self._wgpu.GPUError as error:
@@ -193,7 +209,9 @@ class _Timer:
 def open_device() -> Device:
     """The adapter that promises most."""
     import wgpu
+    from wgpu.backends.wgpu_native import extras
 
+    extras.set_instance_extras(backends=BACKENDS)
     try:
         adapter = wgpu.gpu.request_adapter_sync(power_preference="high-performance")
     except RuntimeError as error:

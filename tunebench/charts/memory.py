@@ -39,7 +39,7 @@ def _groups(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
     groups: dict[str, dict[str, float]] = {}
     for row in sorted(rows, key=lambda row: (row["model_label"], row["scheme"], row["batch"], row["engine"])):
         batch = [f"batch {row['batch']}"] if row["batch"] > 1 else []
-        label = group_label(row, several, *batch, *([] if row["engine"] == "tvm" else [row["engine"]]))
+        label = group_label(row, several, *batch, *([] if row["schedule"] != "library" else [row["engine"]]))
         _raise(groups.setdefault(label, {}), row)
     return groups
 

@@ -58,7 +58,8 @@ def summary_table(report: Report) -> rich.table.Table:
         in_rate = any(row[index].endswith(RATE) for row in table.rows)
         shown.add_column(f"{column},{RATE}" if in_rate else column, overflow="fold")
     for row in table.rows:
-        shown.add_row(*(rich.markup.escape(_short(cell)) for cell in row))
+        first, *rest = row  # the first says where, in brackets
+        shown.add_row(*map(rich.markup.escape, [first, *map(_short, rest)]))
     return shown
 
 

@@ -2,7 +2,8 @@
 
 A case may have been measured several times; `latest` marks the newest row of each. A speed-up is computed only
 between rows of one run, which were interleaved on one machine, and always over the `default` schedule. What the
-tuned case leads another engine by stands in that engine's line, as `lead`.
+tuned case leads another engine by stands in that engine's line, as `lead`. In a run of several targets, `across` is
+the speed of a target's case over that of the run's first target under the same schedule.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from tunebench.stats import Verdict
 
 CASE = ("model", "scheme", "schedule", "engine", "target", "device", "test", "batch", "n_threads")
 PLAIN = (*CASE, "n_prompt", "n_gen", "n_depth", "status", "reason", "run_id", "test_time")
+PEER = "library"  # the schedule of engines that bring their own kernels
 COUNTERS = ("weights", "kv_cache", "planned", "peak")
 PLACES = ("target", "device", "n_threads")
 
@@ -38,9 +40,11 @@ def build(rows: Sequence[Result]) -> pd.DataFrame:
     newest = set(map(id, latest(rows)))
     references = {(row.run_id, case_key(row)): row for row in ordered if row.status == "ok" and row.run_id}
     several = _varying(ordered)
+    across = _Across(ordered)
     lines = [
         _line(row, references.get((row.run_id, _reference_key(row))), several)
         | _lead(row, references.get((row.run_id, _tuned_key(row))))
+        | across.line(row)
         | {"latest": id(row) in newest}
         for row in ordered
     ]
@@ -52,13 +56,17 @@ def _by_time(rows: Sequence[Result]) -> list[Result]:
 
 
 def _varying(rows: Sequence[Result]) -> list[str]:
-    """What must be said of a place because the measured rows differ in it."""
-    return [name for name in PLACES if len({getattr(row, name) for row in rows if row.status == "ok"}) > 1]
+    """What must be said of a place because the measured rows differ in it, but for a target's only device."""
+    ran = [row for row in rows if row.status == "ok"]
+    found = [name for name in PLACES if len({getattr(row, name) for row in ran}) > 1]
+    if "target" in found and len({(row.target, row.device) for row in ran}) == len({row.target for row in ran}):
+        return ["target"]
+    return found
 
 
 def _line(row: Result, reference: Result | None, several: list[str]) -> dict[str, Any]:
     line: dict[str, Any] = {name: getattr(row, name) for name in PLAIN}
-    line |= {"arm": row.schedule if row.engine == "tvm" else row.engine, "phase": metrics.phase(row)}
+    line |= {"arm": row.engine if row.schedule == PEER else row.schedule, "phase": metrics.phase(row)}
     line |= {"place": _place(row, several), "test_label": _test_label(row)}
     line |= {"model_label": short_name(row.model)}
     line |= {"n_samples": len(row.samples_ns), "noise": nan if row.noise is None else row.noise}
@@ -90,14 +98,42 @@ def _test_label(row: Result) -> str:
 
 def _reference_key(row: Result) -> tuple[Any, ...]:
     """The case that a tuned row is compared with: the same in all but the schedule. Other rows have none."""
-    named = row.engine == "tvm" and row.schedule != "default"
+    named = row.schedule not in (PEER, "default")
     return tuple("default" if name == "schedule" else getattr(row, name) for name in CASE) if named else ()
 
 
 def _tuned_key(row: Result) -> tuple[Any, ...]:
     """Our tuned case beside a row of another engine. Other rows have none."""
     ours = {"engine": "tvm", "schedule": "tuned"}
-    return tuple(ours.get(name, getattr(row, name)) for name in CASE) if row.engine != "tvm" else ()
+    return tuple(ours.get(name, getattr(row, name)) for name in CASE) if row.schedule == PEER else ()
+
+
+class _Across:
+    """What each run has of its first target, for rows of its other targets."""
+
+    def __init__(self, rows: Sequence[Result]) -> None:
+        own = [row for row in rows if row.run_id and row.schedule != PEER]
+        self._first: dict[str, str] = {}
+        for row in own:
+            self._first.setdefault(row.run_id, row.target)
+        self._several = {row.run_id for row in own if row.target != self._first[row.run_id]}
+        self._rows = {self._key(row): row for row in own if row.status == "ok" and self._is_first(row)}
+
+    def _is_first(self, row: Result) -> bool:
+        return row.target == self._first[row.run_id]
+
+    @staticmethod
+    def _key(row: Result) -> tuple[Any, ...]:
+        return tuple(getattr(row, name) for name in ("run_id", "model", "scheme", "schedule", "test", "batch"))
+
+    def line(self, row: Result) -> dict[str, Any]:
+        """The row beside its run's first target."""
+        line = {"first_target": self._first.get(row.run_id) if row.run_id in self._several else None}
+        reference = self._rows.get(self._key(row))
+        if reference is None or row.status != "ok" or line["first_target"] is None or row.schedule == PEER:
+            return line | dict.fromkeys(("across", "across_low", "across_high"), nan)
+        interval = stats.ratio_interval(reference.samples_ns, row.samples_ns)
+        return line | {"across": interval.ratio, "across_low": interval.low, "across_high": interval.high}
 
 
 def _lead(row: Result, tuned: Result | None) -> dict[str, float]:

@@ -9,7 +9,7 @@ import pandas as pd
 from tunebench import metrics, stats
 from tunebench.charts import digits, records
 from tunebench.report import words
-from tunebench.report.frame import COUNTERS, short_name
+from tunebench.report.frame import COUNTERS, PEER, short_name
 from tunebench.results import Result, TuneResult
 from tunebench.spec import Kernel
 
@@ -30,7 +30,7 @@ class Table:
 def build(frame: pd.DataFrame, latest: Sequence[Result], tunes: Sequence[TuneResult]) -> list[Table]:
     """Every table that has a row, in the order of the report. `frame` holds the latest row of each case."""
     rows = sorted(records(frame), key=_order)
-    tables = [summary(rows), engines(rows), memory(rows), tuning_cost(rows, tunes), kernels(tunes)]
+    tables = [summary(rows), targets(rows), engines(rows), memory(rows), tuning_cost(rows, tunes), kernels(tunes)]
     tables += [coverage(latest), left_out(rows)]
     return [table for table in tables if table.rows]
 
@@ -44,7 +44,7 @@ def summary(rows: list[dict[str, Any]]) -> Table:
     """Default against tuned, a line per model, scheme and test."""
     cases: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for row in rows:
-        if row["engine"] == "tvm" and row["status"] == "ok":
+        if row["schedule"] != PEER and row["status"] == "ok":
             cases.setdefault(_line_key(row), {})[row["schedule"]] = row
     lines = [_summary_line(arms, name) for arms in cases.values() for name in _shown(arms)]
     return Table(
@@ -89,6 +89,34 @@ def _share(row: dict[str, Any]) -> str:
     return words.MISSING
 
 
+def targets(rows: list[dict[str, Any]]) -> Table:
+    """One model on every target of a run, and its speed over that on the run's first target."""
+    lines = [
+        (
+            row["model_label"],
+            row["scheme"],
+            row["test_label"],
+            row["schedule"],
+            f"{row['target']} ({row['device']})",
+            words.rate(row["tokens_per_s"], row["tokens_per_s_spread"]),
+            _share(row),
+            "reference" if row["target"] == row["first_target"] else _across(row),
+        )
+        for row in rows
+        if row["first_target"] and row["status"] == "ok" and row["schedule"] != PEER
+    ]
+    columns = ("model", "scheme", "test", "schedule", "target", "throughput", "share of machine", "over the reference")
+    note = (
+        "The same weights and prompts on every target, measured interleaved in one run. The reference is the run's "
+        "first target, under the same schedule; the interval is 95 %."
+    )
+    return Table("targets", "Targets", columns, lines, note)
+
+
+def _across(row: dict[str, Any]) -> str:
+    return f"{words.ratio(row['across'], row['across_low'], row['across_high'])} of {row['first_target']}"
+
+
 def engines(rows: list[dict[str, Any]]) -> Table:
     """The rows of other engines, and by how much the tuned case leads each of them."""
     lines = [
@@ -102,7 +130,7 @@ def engines(rows: list[dict[str, Any]]) -> Table:
             words.ratio(row["lead"], row["lead_low"], row["lead_high"]),
         )
         for row in rows
-        if row["engine"] != "tvm" and row["status"] == "ok"
+        if row["schedule"] == PEER and row["status"] == "ok"
     ]
     columns = (
         "model",

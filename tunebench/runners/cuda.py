@@ -15,7 +15,7 @@ import numpy as np
 import tvm
 
 from tunebench import cublas, cuda_compiler, cuda_runtime, templates  # noqa: F401  (cublas: kernels call it)
-from tunebench.gpu_runner import GpuRunner, Kernel, calls_of_a_sample
+from tunebench.gpu_runner import Kernel, calls_of_a_sample
 from tunebench.templates import Param
 from tunebench.trials import Job, compiled, inputs, sets_of, too_far, written
 
@@ -164,8 +164,3 @@ def _differ(size: int, dtype: str) -> Kernel:
     )
     kernel: Kernel = tvm.compile(tvm.IRModule({"main": func}), target=_here.target)["main"]
     return kernel
-
-
-def runner(target: tvm.target.Target, builders: int) -> GpuRunner:
-    """Builders and one process on the GPU."""
-    return GpuRunner(target, builders, __name__)

@@ -1,4 +1,4 @@
-"""Build, check and time kernels on this machine's CPU, in worker processes that import TVM once.
+"""Build, check and time kernels on a device of TVM's own runtime here, in worker processes that import TVM once.
 
 A worker compiles in memory (no system compiler is needed) and times what it compiled. Builds go to all
 workers at once, timing to one at a time while the others wait, so that the two never share the cores.
@@ -42,8 +42,8 @@ class LocalRunner:
 
     builds_ahead = False
 
-    def __init__(self, target: tvm.target.Target, threads: int, workers: int) -> None:
-        self._target = tvm.ir.save_json(target)
+    def __init__(self, target: tvm.target.Target, threads: int, workers: int, device: str = "cpu") -> None:
+        self._target, self._device = tvm.ir.save_json(target), device
         self._threads = threads
         self._folder = tempfile.TemporaryDirectory(prefix="tunebench-")
         self._workers = [self._start() for _ in range(workers)]
@@ -54,7 +54,9 @@ class LocalRunner:
 
     def _start(self) -> PopenWorker:
         with _environment(TVM_NUM_THREADS=str(self._threads)):
-            worker = PopenWorker(_initialize, (self._target, self._folder.name), stderr=subprocess.DEVNULL)
+            worker = PopenWorker(
+                _initialize, (self._target, self._folder.name, self._device), stderr=subprocess.DEVNULL
+            )
             worker.send(_ready, timeout=START_TIMEOUT_S)
         return worker
 
@@ -157,6 +159,7 @@ class _Worker:
     """The state of one worker process."""
 
     target: tvm.target.Target
+    device: tvm.runtime.Device
     folder: Path
     kernels: dict[str, _Kernel]
     bench: _Bench | None
@@ -174,7 +177,7 @@ class _Bench:
         self.inputs = inputs(tvm.ir.load_json(job.reference), job.depth, np.random.default_rng(0))
         size = sum(array.nbytes for array in self.inputs)
         count = max(1, min(MAX_SETS, -(-job.cold_bytes // size)))
-        self.sets = [[tvm.runtime.tensor(array) for array in self.inputs] for _ in range(count)]
+        self.sets = [[tvm.runtime.tensor(array, _worker.device) for array in self.inputs] for _ in range(count)]
         self.turn = 0
         path = _worker.folder / f"{job.name}.npz"
         if not path.exists():
@@ -197,8 +200,9 @@ class _Bench:
             start = self.inputs[i].copy()
             if i == len(buffers) - 1:
                 start.view(np.uint8)[...] = 0xFF  # NaN in every float type
-            buffers[i] = tvm.runtime.tensor(start)
+            buffers[i] = tvm.runtime.tensor(start, _worker.device)
         kernel(*buffers)
+        _worker.device.sync()
         return {i: buffers[i].numpy() for i in wanted}
 
     def check(self, kernel: _Kernel) -> str:
@@ -213,10 +217,12 @@ class _Bench:
         """One call on the next input set."""
         self.turn = (self.turn + 1) % len(self.sets)
         kernel(*self.sets[self.turn])
+        _worker.device.sync()
 
 
-def _initialize(target: str, folder: str) -> None:
+def _initialize(target: str, folder: str, device: str) -> None:
     _worker.target = tvm.ir.load_json(target)
+    _worker.device = tvm.device(device)
     _worker.folder = Path(folder)
     _worker.kernels = {}
     _worker.bench = None

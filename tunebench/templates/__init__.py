@@ -20,6 +20,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tunebench import registry
+from tunebench.plan import Program
+from tunebench.shaders import Language
 
 TEMPLATE = "tunebench.template"
 DECISION = "tunebench.decision."
@@ -43,6 +45,19 @@ class Gpu:
     kind: str  # TVM's target kind
     arch: int  # compute capability times ten; 0 where it is not CUDA
     threads: int = 1024  # of a block, at most
+    shared_bytes: int = 16 << 10  # of a block, at most
+    features: frozenset[str] = frozenset()  # of an API's device: what its target's keys say beyond the kind
+
+    @property
+    def language(self) -> Language | None:
+        """What kernels are written in; None where they are CUDA's."""
+        name = {"webgpu": "wgsl", "opencl": "opencl"}.get(self.kind)
+        return Language(name, "ptx" in self.features) if name else None
+
+    @property
+    def adds_lanes(self) -> bool:
+        """Whether 32 lanes can add up without shared memory."""
+        return bool(self.features & {"lanes32", "ptx"})
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,8 @@ class Template:
     operation: str
     summary: str
     choices: Callable[[Operation, Gpu], Choices]  # empty where it cannot serve
-    build: Callable[[Operation, Decisions], tvm.tirx.PrimFunc]
+    build: Callable[[Operation, Decisions], tvm.tirx.PrimFunc] | None = None  # a kernel for TVM to compile
+    text: Callable[[Operation, Decisions, Gpu], Program] | None = None  # or its source, for a GPU API
     source: str = "tuned"  # or library: somebody else's kernel
 
 
@@ -75,7 +91,10 @@ def gpu_of(target: tvm.target.Target) -> Gpu:
     """What templates may ask about a target."""
     arch = str(target.attrs.get("arch", "")).removeprefix("sm_").rstrip("af")
     threads = min(int(target.attrs[name]) for name in THREAD_LIMITS if name in target.attrs)
-    return Gpu(str(target.kind.name), int(arch) if arch.isdigit() else 0, threads)
+    shared = int(target.attrs.get("max_shared_memory_per_block", Gpu.shared_bytes))
+    kind = str(target.kind.name)
+    features = frozenset(map(str, target.keys)) - {kind, "gpu"}
+    return Gpu(kind, int(arch) if arch.isdigit() else 0, threads, shared, features)
 
 
 def serving(operation: Operation, gpu: Gpu) -> dict[Template, Choices]:
@@ -101,12 +120,17 @@ def source(trace: s_tir.schedule.Trace) -> str:
 
 
 def realize(mod: tvm.IRModule, operation: Operation) -> tvm.IRModule:
-    """A scheduled kernel as it is compiled: the chosen template's, or as it was."""
+    """A scheduled kernel as TVM compiles it: the chosen template's, or as it was."""
     choice = chosen(mod["main"])
-    if choice is None:
-        return mod
-    template, decisions = choice
-    return tvm.IRModule({"main": template.build(operation, decisions)})
+    build = choice[0].build if choice else None
+    return tvm.IRModule({"main": build(operation, choice[1])}) if choice and build else mod
+
+
+def written(mod: tvm.IRModule, operation: Operation, gpu: Gpu) -> Program | None:
+    """A scheduled kernel as source, where it chose a template that writes it."""
+    choice = chosen(mod["main"])
+    text = choice[0].text if choice else None
+    return text(operation, choice[1], gpu) if choice and text else None
 
 
 def arguments(params: Sequence[Param]) -> dict[str, tvm.tirx.Buffer]:

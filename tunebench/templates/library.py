@@ -44,4 +44,6 @@ def _build(op: Operation, decisions: Decisions) -> PrimFunc:
     return builder.get()
 
 
-TEMPLATES = (Template("cublas", "matmul", "cuBLAS, on weights dequantized in blocks", _choices, _build, "library"),)
+TEMPLATES = (
+    Template("cublas", "matmul", "cuBLAS, on weights dequantized in blocks", _choices, _build, source="library"),
+)

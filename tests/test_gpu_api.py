@@ -1,0 +1,339 @@
+"""GPU APIs on this machine, most of them on its CPU: kernels as source, a whole model as a plan, trials and a bench."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from conftest import cpu_target, load_model, lower, write_config
+
+from tunebench import apis, backends, gpu_ops, lowering, plan, programs, shaders, targets, tasks, templates, workload
+from tunebench.apis import Call, Device
+from tunebench.compile import compile_model, compile_plan
+from tunebench.errors import TuneBenchError
+from tunebench.gpu_runner import GpuRunner
+from tunebench.measure import Protocol
+from tunebench.plan import Program
+from tunebench.plan_engine import Memory, PlanEngine
+from tunebench.templates import Gpu
+from tunebench.trials import Job, inputs, mismatch, written
+from tunebench.tvm_engine import TvmEngine, load
+from tunebench.workload import Model, angles, random_weights
+
+MATMUL = {"op": "matmul", "out": "float16", "residual": 1, "bits": 4, "group": 32, "layout": "NK", "dtype": "float16"}
+HEADS = {"heads": 8, "kv_heads": 2, "dim": 64, "context": 128, "dtype": "float16"}
+OPERATIONS: dict[str, dict[str, Any]] = {
+    "one row": {**MATMUL, "m": 1, "n": 512, "k": 512},
+    "one row in float": {**MATMUL, "m": 1, "n": 512, "k": 512, "bits": 16, "group": 0, "out": "float32", "residual": 0},
+    "one row of bytes": {**MATMUL, "m": 1, "n": 512, "k": 512, "bits": 8},
+    "one uneven row": {**MATMUL, "m": 1, "n": 512, "k": 1376, "residual": 0},
+    "one token": {"op": "attention", "b": 2, "m": 1, **HEADS},
+    "one token of many heads": {"op": "attention", "b": 1, "m": 1, **HEADS, "kv_heads": 8},
+    "a piece": {"op": "attention", "b": 2, "m": 16, **HEADS},
+    "append": {"op": "append", "b": 2, "m": 3, **HEADS},
+    "norm": {"op": "rms_norm", "rows": 3, "width": 1024, "epsilon": 1e-5, "dtype": "float16"},
+}
+PRODUCTS = {
+    "sixteen rows": {**MATMUL, "m": 16, "n": 512, "k": 256},
+    "many rows": {**MATMUL, "m": 64, "n": 512, "k": 256, "out": "float32", "residual": 0},
+    "many rows in float": {**MATMUL, "m": 32, "n": 512, "k": 256, "bits": 16, "group": 0},
+}
+ONCE = Protocol(warmups=0, samples=1, least_samples=1)
+EMULATED = (
+    shaders.OPENCL_PLAIN
+    + r"""
+inline float4 emulated(float4 c, uint a0, uint a1, uint a2, uint a3, uint b0, uint b1, __local uint *held) {
+  const uint lane = get_local_id(0) % 32, base = get_local_id(0) / 32 * 192;
+  const uint given[6] = {a0, a1, a2, a3, b0, b1};
+  barrier(CLK_LOCAL_MEM_FENCE);
+  for (int i = 0; i < 6; ++i) held[base + lane * 6 + i] = given[i];
+  barrier(CLK_LOCAL_MEM_FENCE);
+  float out[4] = {c.x, c.y, c.z, c.w};
+  for (int i = 0; i < 4; ++i)
+    for (uint q = 0; q < 4; ++q)
+      for (uint h = 0; h < 2; ++h) {
+        const float2 a = unpack(held[base + (lane / 4 * 4 + q) * 6 + i / 2 + 2 * h]);
+        const float2 b = unpack(held[base + ((lane % 4 * 2 + i % 2) * 4 + q) * 6 + 4 + h]);
+        out[i] += a.x * b.x + a.y * b.y;
+      }
+  return (float4)(out[0], out[1], out[2], out[3]);
+}
+#define mma(c, a0, a1, a2, a3, b0, b1) emulated(c, a0, a1, a2, a3, b0, b1, held_by_lanes)
+"""
+)
+"""NVIDIA's 16 x 8 x 16 product, whose operands lie in 32 lanes as its manual says, by way of shared memory."""
+
+
+@pytest.fixture(scope="module", params=["webgpu", "opencl"])
+def device(request: pytest.FixtureRequest) -> Device:
+    """The first device of an API."""
+    try:
+        return apis.open_device(request.param)
+    except TuneBenchError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def target(device: Device) -> tvm.target.Target:
+    """TVM's target for it."""
+    return tvm.target.Target(device.target())
+
+
+def plain(op: dict[str, Any]) -> tvm.IRModule:
+    """An operation's kernel, as a model's export makes it."""
+    if op["op"] == "matmul":
+        return lowering.task_module(product(op))
+    if op["op"] == "rms_norm":
+        return lowering.task_module(gpu_ops.rms_norm(op["rows"], op["width"], op["epsilon"], op["dtype"]))
+    shape = tuple(op[name] for name in ("b", "m", "heads", "kv_heads", "dim", "context", "dtype"))
+    return lowering.task_module({"attention": gpu_ops.attention, "append": gpu_ops.append}[op["op"]](*shape))
+
+
+def product(op: dict[str, Any]) -> tvm.tirx.PrimFunc:
+    """The plain kernel of a product."""
+    from test_cuda import _matmul
+
+    return _matmul(op)
+
+
+def run(device: Device, program: Program, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """The arguments after a program ran over them."""
+    buffers = [device.allocate(array.nbytes) for array in arrays]
+    for buffer, array in zip(buffers, arrays, strict=True):
+        device.write(buffer, array)
+    scratch = [device.allocate(size) for size in program.scratch_bytes]
+    compiled = {name: device.compile(shader) for name, shader in program.shaders.items()}
+    every = [*buffers, *scratch]
+    calls = [Call(compiled[it.shader], [every[i] for i in it.buffers], it.blocks) for it in program.launches]
+    device.record(calls).run()
+    found = [device.read(buffer, array.nbytes) for buffer, array in zip(buffers, arrays, strict=True)]
+    return [now.view(then.dtype).reshape(then.shape) for now, then in zip(found, arrays, strict=True)]
+
+
+def expected(mod: tvm.IRModule, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """The same on the CPU, without any schedule."""
+    tensors = [tvm.runtime.tensor(array) for array in arrays]
+    tvm.compile(mod, target="llvm")["main"](*tensors)
+    return [tensor.numpy() for tensor in tensors]
+
+
+def check(device: Device, mod: tvm.IRModule, made: list[Program], depth: int = 90) -> None:
+    """Programs compute what the plain kernel does."""
+    arrays = inputs(mod, depth, np.random.default_rng(0))
+    wanted = expected(mod, arrays)
+    arrays[-1] = np.full_like(arrays[-1], np.nan) if arrays[-1].dtype != np.int32 else arrays[-1]
+    for program in made:
+        found = run(device, program, arrays)
+        for i in written(mod):
+            assert not mismatch(found[i], wanted[i], half=True), i
+
+
+def draws(op: dict[str, Any], gpu: Gpu, count: int) -> list[Program]:
+    """Programs of random decisions of each template that serves an operation."""
+    made = []
+    for template, choices in templates.serving(op, gpu).items():
+        every = list(itertools.product(*choices.values()))
+        random.Random(0).shuffle(every)
+        assert template.text is not None
+        made += [template.text(op, dict(zip(choices, values, strict=True)), gpu) for values in every[:count]]
+    return made
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_template_computes_what_the_plain_kernel_does(device: Device, target: tvm.target.Target, name: str) -> None:
+    op = OPERATIONS[name]
+    made = draws(op, templates.gpu_of(target), 4)
+    assert made
+    check(device, plain(op), made)
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """OpenCL on a device that is not NVIDIA's, with NVIDIA's product emulated."""
+    try:
+        device = apis.open_device("opencl")
+    except TuneBenchError as error:
+        pytest.skip(str(error))
+    write = shaders._opencl
+
+    def opencl(*given: Any) -> str:
+        held = "  __local uint held_by_lanes[192 * 8];\n  const uint tid ="
+        return write(*given).replace(shaders.OPENCL_PTX, EMULATED).replace("  const uint tid =", held)
+
+    monkeypatch.setattr(shaders, "_opencl", opencl)
+    return device
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_tiles_of_halves_compute_what_the_plain_kernel_does(name: str) -> None:
+    if (why := absent("webgpu")) is not None:
+        pytest.skip(why)
+    device = apis.open_device("webgpu")
+    made = draws(PRODUCTS[name], templates.gpu_of(tvm.target.Target(device.target())), 3)
+    assert made
+    check(device, plain(PRODUCTS[name]), made)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_tensor_cores_get_their_operands_in_order(emulated: Device, name: str) -> None:
+    op = PRODUCTS[name]
+    gpu = Gpu("opencl", 0, 256, 32 << 10, frozenset({"ptx"}))
+    made = draws(op, gpu, 3)
+    assert made
+    check(emulated, plain(op), made)
+
+
+def test_cooperative_matrices_are_only_for_devices_that_have_them() -> None:
+    without = Gpu("webgpu", 0, 1024, 48 << 10, frozenset({"lanes32"}))
+    assert not templates.serving(PRODUCTS["many rows"], without)
+    has = dataclasses.replace(without, features=frozenset({"lanes32", "matrix16"}))
+    for op in PRODUCTS.values():
+        for program in draws(op, has, 2):
+            (made,) = program.shaders.values()
+            assert made.source.startswith("enable f16;\nenable wgpu_cooperative_matrix;")
+
+
+def tiny(tmp_path: Path, scheme: str, device: str) -> Model:
+    return load_model(write_config(tmp_path, head_dim=32, hidden_size=128), scheme, device=device)
+
+
+def test_default_kernels_are_right_as_source(device: Device, target: tvm.target.Target, tmp_path: Path) -> None:
+    model = tiny(tmp_path, "q4f16_1", "gpu")
+    mod = lowering.prefix(workload.build(model), target)
+    for task in tasks.extract(mod, model):
+        check(device, task.mod, [programs.program(lowering.default_schedule(task.mod, target), target)], depth=20)
+
+
+@pytest.mark.parametrize("scheme", ["q4f16_1", "q0f16"])
+def test_a_plan_says_the_tokens_that_the_cpu_says(
+    device: Device, target: tvm.target.Target, tmp_path: Path, scheme: str
+) -> None:
+    model = tiny(tmp_path, scheme, "gpu")
+    compiled = compile_plan(lowering.prefix(workload.build(model), target), model, target, {})
+    assert compiled.plan
+    plan.write(compiled.plan, tmp_path / "plan")
+    read = plan.read(tmp_path / "plan")
+    assert read == compiled.plan
+    assert read.scratch_bytes == compiled.planned_bytes > 0
+    memory = Memory(device, read, [*random_weights(model, 0), ("angles", angles(model))])
+    engine = PlanEngine("webgpu", read, memory)
+    cpu = tiny(tmp_path, scheme, "cpu")
+    mod, _ = lower(cpu, cpu_target())
+    loaded = load(cpu, random_weights(cpu, 0), tvm.cpu())
+    ours = TvmEngine(cpu, compile_model(mod, cpu_target(), {}).executable, loaded, tvm.cpu())
+    prompt = np.random.default_rng(1).integers(0, 128, (1, 21), np.int32)
+    said = {}
+    for name, each in (("plan", engine), ("cpu", ours)):
+        each.prefill(prompt, 0)
+        tokens = []
+        for i in range(12):
+            tokens.append(int(each.logits().argmax()))
+            each.decode(np.array([[tokens[-1]]], np.int32), 21 + i)
+        said[name] = tokens
+    assert said["plan"] == said["cpu"]
+    assert len(set(said["cpu"])) > 1
+    assert engine.weight_bytes == model.weight_bytes
+
+
+def test_a_plan_without_its_weights_says_which(device: Device, target: tvm.target.Target, tmp_path: Path) -> None:
+    model = tiny(tmp_path, "q4f16_1", "gpu")
+    made = compile_plan(lowering.prefix(workload.build(model), target), model, target, {}).plan
+    assert made
+    some = [pair for pair in random_weights(model, 0) if "lm_head" not in pair[0]]
+    with pytest.raises(TuneBenchError, match="weights are missing: angles, lm_head"):
+        Memory(device, made, some)
+
+
+def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TuneBenchError, match="no plan"):
+        plan.read(tmp_path)
+    (tmp_path / "plan.json").write_text('{"format": "tunebench-plan", "version": 99}')
+    with pytest.raises(TuneBenchError, match="version 99"):
+        plan.read(tmp_path)
+
+
+def test_a_runner_times_right_kernels_and_refuses_wrong_ones(device: Device, target: tvm.target.Target) -> None:
+    api = {"wgsl": "webgpu", "opencl": "opencl"}[programs.LANGUAGES[target.kind.name]]
+    op = OPERATIONS["one row"]
+    mod = plain(op)
+    job = Job("it", tvm.ir.save_json(lowering.default_schedule(mod, target)), 8, 1 << 20)
+    other = lowering.default_schedule(plain({**op, "residual": 1, "n": 256}), target)  # half of the outputs
+    runner = GpuRunner(target, 1, f"tunebench.runners.{api}")
+    try:
+        default = runner.prepare(job, ONCE)
+        assert default.samples_ns, default.error
+        runner.build([("right", lowering.default_schedule(mod, target)), ("wrong", other)])
+        assert runner.time(job, "right", ONCE, 10**9).samples_ns
+        assert "wrong output" in runner.time(job, "wrong", ONCE, 10**9).error
+        outcomes = runner.duel(job, [("tuned", lowering.default_schedule(mod, target))], ONCE)
+        assert set(outcomes) == {"default", "tuned"}
+    finally:
+        runner.close()
+
+
+def test_source_that_does_not_compile_says_where(device: Device, target: tvm.target.Target) -> None:
+    language = shaders.Language(programs.LANGUAGES[target.kind.name])
+    broken = shaders.shader(language, [shaders.Param("x", "u32", True)], 32, "  x[tid] = nothing_of_that_name;")
+    with pytest.raises(RuntimeError, match="nothing_of_that_name"):
+        device.compile(broken)
+
+
+@pytest.mark.parametrize("name", ["webgpu", "opencl"])
+def test_tune_and_bench_on_several_targets(name: str, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from tunebench import cli, results
+    from tunebench.results import Result
+
+    if (why := absent(name)) is not None:
+        pytest.skip(why)
+    config = write_config(tmp_path, head_dim=32, hidden_size=128)
+    common = ["-m", str(config), "--prompt", "16", "--context", "64", "--work-dir", str(tmp_path / "work")]
+    limits = ["--trials", "2", "--time-limit", "25s", "--phase", "decode", "--no-bench"]
+    result = CliRunner().invoke(cli.app, ["tune", "--target", name, *common, *limits])
+    assert result.exit_code == 0, result.output
+    both = ["--target", name, "--target", "metal", "--schedule", "default", "-p", "16", "-n", "4", "-r", "2"]
+    result = CliRunner().invoke(cli.app, ["bench", *common, *both])
+    assert result.exit_code == 0, result.output
+    rows, _ = results.read(tmp_path / "work/reports/local/results.jsonl")
+    benched = [row for row in rows if isinstance(row, Result)]
+    assert {(row.target, row.engine, row.status) for row in benched} == {
+        (name, name, "ok"),
+        ("metal", "tvm", "not_run"),
+    }
+    assert {row.reason for row in benched if row.target == "metal"} == {"no Metal device"}
+    assert all(row.probe["copy_bytes_per_s"] > 0 for row in benched if row.target == name)
+    assert len({row.run_id for row in benched}) == 1
+
+
+def absent(name: str) -> str | None:
+    """Why a target cannot be measured here."""
+    try:
+        backends.open_backend(targets.find(name))
+    except TuneBenchError as error:
+        return str(error)
+    return None
+
+
+def test_kernels_that_add_up_over_lanes_compile_on_webgpu() -> None:
+    if (why := absent("webgpu")) is not None:
+        pytest.skip(why)
+    device = apis.open_device("webgpu")
+    lanes = Gpu("webgpu", 0, 256, 16 << 10, frozenset({"lanes32"}))
+    template, _ = next(iter(templates.serving(OPERATIONS["one row"], lanes).items()))
+    assert template.text
+    decisions = {"rows": 4, "lanes": 32, "threads": 128, "unroll": 1}
+    with_lanes = template.text(OPERATIONS["one row"], decisions, lanes)
+    subgroups = tvm.target.Target({**device.target(), "supports_subgroups": True})
+    default = programs.program(lowering.default_schedule(plain(OPERATIONS["one row"]), subgroups), subgroups)
+    for name, program in (("subgroupAdd", with_lanes), ("subgroupShuffleDown", default)):
+        for shader in program.shaders.values():
+            assert name in shader.source
+            assert "enable subgroups;" in shader.source  # browsers want it, wgpu does not know it
+            device.compile(shader)

@@ -1,0 +1,143 @@
+"""One row with a weight matrix, as source text for GPU APIs: in float32, without half arithmetic.
+
+An integer of few bits is put into the mantissa of a float between 1 and 2, which takes a shift and one logical
+operation; a group's sum of activations takes the 1 and the zero point out again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunebench.plan import Launch, Program
+from tunebench.shaders import ENTRY, Param, Shared, lane_sums, nibble, shader
+from tunebench.templates import Choices, Decisions, Gpu, Operation, Template
+
+GROUP = 32
+ZERO_POINTS = {4: 7, 8: 127}
+
+
+def _choices(op: Operation, gpu: Gpu) -> Choices:
+    n, k, bits = op["n"], op["k"], op["bits"]
+    stored = bits == 16 or (bits in ZERO_POINTS and op["group"] == GROUP)
+    if gpu.language is None or op["m"] != 1 or not stored or op["layout"] != "NK" or op["dtype"] != "float16":
+        return {}
+    threads = [t for t in (64, 128, 256) if t <= gpu.threads]
+    lanes = [lanes for lanes in (8, 16, 32, 64) if lanes <= k // GROUP]
+    rows = [r for r in (2, 4, 8) if n % (r * threads[-1] // lanes[0]) == 0] if threads and lanes else []
+    if not rows or k % GROUP:
+        return {}
+    return {"rows": rows, "lanes": lanes, "threads": threads, "unroll": [1, 2, 4]}
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """What one kernel is made of."""
+
+    op: Operation
+    rows: int  # outputs of a thread
+    lanes: int  # threads that share the outputs, each with other groups of weights
+    threads: int
+    unroll: int
+
+    @property
+    def groups(self) -> int:
+        """Of weights, along k."""
+        return int(self.op["k"]) // GROUP
+
+    def params(self) -> list[Param]:
+        """The buffers, in the order of the operation's arguments."""
+        params = [Param("x", "vec4u"), Param("w", "vec4u")]
+        params += [Param("scale", "u32")] if self.op["bits"] < 16 else []
+        params += [Param("residual", "u32")] if self.op["residual"] else []
+        return [*params, Param("y", "u32" if self.op["out"] == "float16" else "f32", True)]
+
+    def body(self, adds_lanes: bool) -> tuple[str, list[Shared]]:
+        """The whole kernel, and its shared memory."""
+        lines = [
+            f"  let lane : u32 = tid % {self.lanes}u;",
+            f"  let row : u32 = (bid * {self.threads // self.lanes}u + tid / {self.lanes}u) * {self.rows}u;",
+            *(f"  var acc{r} : f32 = 0.0f;" for r in range(self.rows)),
+        ]
+        whole = self.groups // self.lanes // self.unroll * self.unroll
+        if whole:
+            places = [f"lane + (step + {u}u) * {self.lanes}u" for u in range(self.unroll)]
+            lines += [f"  for (var step : u32 = 0u; step < {whole}u; step += {self.unroll}u) {{"]
+            lines += [*self._groups(places), "  }"]
+        for step in range(whole, -(-self.groups // self.lanes)):
+            lines += [f"  if (lane + {step * self.lanes}u < {self.groups}u) {{"]
+            lines += [*self._groups([f"lane + {step * self.lanes}u"]), "  }"]
+        sums, shared = lane_sums([f"acc{r}" for r in range(self.rows)], self.lanes, self.threads, adds_lanes)
+        lines += [*sums, "  if (lane == 0u) {", *self._store(), "  }"]
+        return "\n".join(lines), shared
+
+    def _groups(self, places: list[str]) -> list[str]:
+        """Products of several groups: first all loads, then what is made of them."""
+        loads, products = [], []
+        for u, place in enumerate(places):
+            loads += [f"    let g{u} : u32 = {place};", *self._load(u)]
+            products += self._multiply(u)
+        return [*loads, *products]
+
+    def _load(self, u: int) -> list[str]:
+        bits = self.op["bits"]
+        lines = []
+        for r in range(self.rows):
+            at = f"((row + {r}u) * {self.groups}u + g{u})"
+            lines += [f"    let w{u}_{r}_{j} : vec4u = w[{at} * {bits // 4}u + {j}u];" for j in range(bits // 4)]
+            if bits < 16:
+                lines.append(f"    let i{u}_{r} : u32 = {at};")
+                lines.append(f"    let p{u}_{r} : vec2f = unpack(scale[i{u}_{r} >> 1u]);")
+        return lines
+
+    def _multiply(self, u: int) -> list[str]:
+        bits = self.op["bits"]
+        lines = [f"    let x{u}_{j} : vec4u = x[g{u} * 4u + {j}u];" for j in range(4)]
+        lines += [f"    let a{u}_{i} : vec2f = unpack(x{u}_{i // 4}.{'xyzw'[i % 4]});" for i in range(16)]
+        values = [f"a{u}_{i // 2}.{'xy'[i % 2]}" for i in range(GROUP)]
+        if bits < 16:
+            lines.append(f"    let sum{u} : f32 = {' + '.join(values)};")
+        for r in range(self.rows):
+            name = f"q{u}_{r}"
+            lines.append(f"    var {name} : f32 = 0.0f;")
+            if bits == 16:
+                for i in range(16):
+                    word = f"w{u}_{r}_{i // 4}.{'xyzw'[i % 4]}"
+                    lines.append(f"    let {name}_{i} : vec2f = unpack({word});")
+                    lines += [f"    {name} = fma({name}_{i}.{c}, a{u}_{i}.{c}, {name});" for c in "xy"]
+                lines.append(f"    acc{r} += {name};")
+                continue
+            for i, value in enumerate(values):
+                word, place = divmod(i, 32 // bits)
+                weight = nibble(f"w{u}_{r}_{word // 4}.{'xyzw'[word % 4]}", place, bits)
+                lines.append(f"    {name} = fma({weight}, {value}, {name});")
+            scale = f"select(p{u}_{r}.x, p{u}_{r}.y, (i{u}_{r} & 1u) == 1u)"
+            zero = float(2**bits + ZERO_POINTS[bits])
+            lines.append(f"    acc{r} = fma({scale}, {float(2**bits)}f * {name} - {zero}f * sum{u}, acc{r});")
+        return lines
+
+    def _store(self) -> list[str]:
+        lines = []
+        for r in range(0, self.rows, 2):
+            a, b = f"acc{r}", f"acc{r + 1}"
+            if self.op["residual"]:
+                lines.append(f"    let r{r} : vec2f = unpack(residual[(row >> 1u) + {r // 2}u]);")
+                a, b = f"{a} + r{r}.x", f"{b} + r{r}.y"
+            if self.op["out"] == "float16":
+                lines.append(f"    y[(row >> 1u) + {r // 2}u] = pack({a}, {b});")
+            else:
+                lines += [f"    y[row + {r}u] = {a};", f"    y[row + {r + 1}u] = {b};"]
+        return lines
+
+
+def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
+    if gpu.language is None:
+        raise ValueError("this template writes source for GPU APIs")
+    kernel = _Kernel(op, *(decisions[name] for name in ("rows", "lanes", "threads", "unroll")))
+    params = kernel.params()
+    body, shared = kernel.body(gpu.adds_lanes)
+    made = shader(gpu.language, params, kernel.threads, body, shared)
+    blocks = op["n"] // (kernel.rows * kernel.threads // kernel.lanes)
+    return Program({ENTRY: made}, (Launch(ENTRY, tuple(range(len(params))), (blocks, 1, 1)),))
+
+
+TEMPLATES = (Template("text-row", "matmul", "one row, for GPU APIs: float32, k shared by lanes", _choices, text=_text),)
