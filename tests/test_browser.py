@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib.util
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import tvm
 from conftest import cpu_target, load_model, lower, relative_error
 from safetensors import safe_open
 
-from tunebench import browser_engine, export, lowering, workload
+from tunebench import browser_engine, cli, export, lowering, workload
 from tunebench import plan as plans
 from tunebench.apis import webgpu
 from tunebench.browser_engine import BrowserEngine, call
@@ -30,8 +31,8 @@ from tunebench.tvm_engine import TvmEngine, load
 from tunebench.workload import Model
 
 SCHEME = "q4f32_1"  # a software adapter has no float16
-PLAIN = {"lanes": 0, "features": [], "limits": {"maxComputeInvocationsPerWorkgroup": 256}}
-PLAIN["limits"]["maxComputeWorkgroupStorageSize"] = 16384  # type: ignore[call-overload]
+LIMITS = {"maxComputeInvocationsPerWorkgroup": 256, "maxComputeWorkgroupStorageSize": 16384}
+PLAIN: dict[str, Any] = {"name": "plain", "lanes": 0, "features": [], "limits": LIMITS}
 PROMPT = 53  # a piece of 32, one of 16, and five tokens
 SEED = 3
 
@@ -71,10 +72,18 @@ def engine(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
 
 @pytest.fixture(scope="module")
 def cpu(config: Path) -> TvmEngine:
-    """The same weights on the CPU."""
+    """The same weights and contents of the cache on the CPU, whose keys lie in blocks of positions."""
     model, target = load_model(config, SCHEME), cpu_target()
     executable = compile_model(lower(model, target)[0], target, {}).executable
-    return TvmEngine(model, executable, load(model, workload.random_weights(model, SEED), tvm.cpu()), tvm.cpu())
+    loaded = load(model, workload.random_weights(model, SEED), tvm.cpu())
+    on_gpu = load_model(config, SCHEME, device="gpu").cache_shapes
+    keys, values = (random_cache(shape, np.dtype("float32")) for shape in on_gpu)
+    b, heads, _, dim, lanes = model.cache_shapes[0]
+    keys = keys.reshape(b, heads, -1, lanes, dim).swapaxes(3, 4)
+    for i in range(len(loaded.keys)):
+        loaded.keys[i].copyfrom(np.ascontiguousarray(keys))
+        loaded.values[i].copyfrom(values)
+    return TvmEngine(model, executable, loaded, tvm.cpu())
 
 
 def greedy(engine: Engine, steps: int) -> tuple[list[int], list[np.ndarray]]:
@@ -101,9 +110,9 @@ def test_tokens_are_those_of_the_cpu(engine: BrowserEngine, cpu: TvmEngine) -> N
 def test_queued_steps_run_in_order(engine: BrowserEngine, cpu: TvmEngine) -> None:
     tokens = np.random.default_rng(2).integers(0, 128, (1, 20)).astype(np.int32)
     for each in (engine, cpu):
-        each.prefill(tokens[:, :16], 40)  # attends to 40 positions that the test before wrote, or random ones
+        each.prefill(tokens[:, :16], 90)  # attends to what caches begin with, too
         for i in range(16, 20):
-            each.decode(tokens[:, i : i + 1], 40 + i)
+            each.decode(tokens[:, i : i + 1], 90 + i)
         each.wait()
     assert relative_error(engine.logits(), cpu.logits()) < 1e-4
 
@@ -129,6 +138,39 @@ def test_the_page_agrees_on_pieces_and_grids(engine: BrowserEngine) -> None:
         ]
     for blocks in ((1, 2, 3), (65535, 1, 1), (65536, 1, 1), (400001, 2, 1)):
         assert tuple(call(page, "spread", list(blocks))) == webgpu._spread(blocks)
+
+
+@needs_browser
+def test_the_page_serves_people(engine: BrowserEngine) -> None:
+    engine.prefill(np.array([[5, 6, 7]], np.int32), 0)
+    tokens = []
+    for position in range(3, 9):
+        tokens.append(int(engine.logits().argmax()))
+        engine.decode(np.array([tokens[-1:]], np.int32), position)
+    page = engine._tab._browser._browser.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(engine._tab.server.url)
+    page.wait_for_selector("#greedy button:enabled")
+    for form, fields in (
+        ("greedy", {"tokens": "5, 6 7", "generated": "6"}),
+        ("bench", {"prompt": "20", "generated": "4", "samples": "2"}),
+    ):
+        for name, value in fields.items():
+            page.fill(f"#{form} [name={name}]", value)
+        page.click(f"#{form} button")
+        page.wait_for_selector(f"#{form} button:enabled")
+    assert page.locator("#tokens span").all_inner_texts() == [str(token) for token in tokens]
+    rows = [row.split("\t") for row in page.locator("#results tbody tr").all_inner_texts()]
+    assert [row[0] for row in rows] == ["pp20", "tg4"]
+    assert all(float(row[1].replace(",", "")) > 0 and row[-1] == "2" for row in rows)
+    assert page.inner_text("#title") == f"tiny in {SCHEME}"
+    page.fill("#greedy [name=tokens]", "1, 128")
+    page.click("#greedy button")
+    page.wait_for_selector("#error:visible")
+    assert "“128” is no token id" in page.inner_text("#error")
+    page.close()
+    assert not problems
 
 
 @needs_browser
@@ -215,6 +257,32 @@ def test_an_export_lacks_nothing(made: tuple[Model, Plan], tmp_path: Path) -> No
         export.export_plan(plan, wrong, tmp_path)
     with pytest.raises(TuneBenchError, match=r"has no model\.safetensors"):
         export.check(tmp_path)
+
+
+def run(arguments: Sequence[str | Path], monkeypatch: pytest.MonkeyPatch) -> int:
+    """`tunebench` with these arguments; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["tunebench", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return int(caught.value.code or 0)
+
+
+def test_the_command_exports(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(browser_engine, "adapter_facts", lambda: PLAIN)
+    given = ["export", tmp_path / "out", "-m", config, "--browser", "--prompt", "32", "--context", "128"]
+    assert run([*given, "-q", "q4f16_1"], monkeypatch) == 2
+    assert "lacks the feature shader-f16. Choose a float32 scheme" in capsys.readouterr().err
+    assert run([*given, "--format", "plans"], monkeypatch) == 2
+    assert "Did you mean 'plan'" in capsys.readouterr().err
+    assert run([*given, "--schedule", "tuned"], monkeypatch) == 2
+    assert "not tuned in a browser" in capsys.readouterr().err
+    assert run(["browse", tmp_path / "out"], monkeypatch) == 2
+    assert "Make one: tunebench export" in capsys.readouterr().err
+    assert run([*given, "-q", SCHEME], monkeypatch) == 0
+    export.check(tmp_path / "out")
+    assert plans.read(tmp_path / "out").facts["scheme"] == SCHEME
 
 
 @pytest.fixture

@@ -103,8 +103,8 @@ class Chromium:
                 reason = str(error).strip().splitlines()[0]
                 continue
             try:
-                with PageServer() as server:
-                    return browser, call(_open(browser, server), "facts")
+                with PageServer() as server, _open(browser, server) as page:
+                    return browser, call(page, "facts")
             except TuneBenchError as error:
                 reason = error.message
                 browser.close()
@@ -188,8 +188,8 @@ class _Tab:
         self.plans = self.users = 0
         self._queued: list[dict[str, Any]] = []
         self._browser = Chromium.running or Chromium()
-        self._server = PageServer(self.folder).__enter__()
-        self.page = self._browser.open(self._server)
+        self.server = PageServer(self.folder).__enter__()
+        self.page = self._browser.open(self.server)
         self.facts = self._browser.facts
 
     def load(self, plan: Plan, arrays: Arrays) -> int:
@@ -217,7 +217,7 @@ class _Tab:
     def close(self) -> None:
         """Close the page, and the browser with the last one."""
         self._browser.leave(self.page)
-        self._server.close()
+        self.server.close()
         if self._temporary:
             self._temporary.cleanup()
 
