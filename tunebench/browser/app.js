@@ -73,6 +73,7 @@ function showPlan({ facts, buffers, shaders, steps }) {
 
 function showProgress(stage, done, total) {
   if (stage === "plan") return showPlan(done);
+  if (!$("error").hidden) return; // kernels that were under way when one failed
   $("stage").textContent = stage === "shaders" ? "Compiling kernels" : "Loading weights";
   $("amount").textContent = stage === "shaders" ? `${done} of ${total}` : `${size(done)} of ${size(total)}`;
   Object.assign($("progress"), { value: done, max: total });
