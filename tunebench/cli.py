@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -270,6 +271,8 @@ def devices_command(
     table.add_row("memory", f"{found['memory']['available_bytes'] / 2**30:.1f} GiB free")
     for gpu in found["gpus"]:
         table.add_row("GPU", f"{gpu['name']}, driver {gpu['driver']}")
+    for name, words in _api_devices():
+        table.add_row(name, words)
     table.add_row("versions", ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v))
     if probe:
         session = _session("llvm", threads, Path(), "")
@@ -304,6 +307,19 @@ def demo_command(
     plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
     _bench_all([[_lower(session, load)] for load in _loads(["demo"], schemes, 1, "128", 1024)], plan)
     report_command(work_dir=work_dir, name="demo")
+
+
+def _api_devices() -> Iterator[tuple[str, str]]:
+    """Each GPU API with its device and driver, or why it has none."""
+    from tunebench import apis
+
+    for name in apis.apis():
+        try:
+            device = apis.open_device(name)
+        except TuneBenchError as error:
+            yield name, str(error)
+        else:
+            yield name, f"{device.name}, {device.facts['api']}, driver {device.facts['driver']}"
 
 
 def _check_engines(names: list[str]) -> None:
