@@ -14,7 +14,8 @@ LAYERS: list[tuple[str, ...]] = [  # bottom to top
     ("registry", "environment", "options", "plan", "pieces"),
     ("apis", "shaders"),
     ("abilities",),
-    ("plan_engine",),
+    ("plan_engine", "export", "page_server"),
+    ("browser_engine",),
     ("tvmscript",),
     ("ops", "gpu_ops"),
     ("dot", "cuda_runtime"),
@@ -34,7 +35,7 @@ LAYERS: list[tuple[str, ...]] = [  # bottom to top
     ("session",),
     ("arms",),
     ("bench", "report"),
-    ("progress", "catalogue"),
+    ("progress", "catalogue", "plan_commands"),
     ("cli",),
     ("__main__",),
 ]
@@ -87,7 +88,7 @@ COMPILE_HALF = {
     ),
 }
 REPORT_HALF = {"charts", "metrics", "report"}
-TOP = {"cli", "__main__", "catalogue"}  # calls both halves; every other module belongs to neither
+TOP = {"cli", "__main__", "catalogue", "plan_commands"}  # calls both halves; every other module belongs to neither
 
 PLUGINS = {
     "models",
@@ -109,6 +110,7 @@ PLAIN: dict[str, set[str]] = {"spec": set(), "errors": set(), "registry": set(),
 
 CLI_AT_TOP = {
     "tunebench.options",
+    "tunebench.plan_commands",
     "typer",
     "rich",
     "tunebench",

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tunebench import options
+from tunebench import options, plan_commands
 from tunebench.errors import TuneBenchError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ app = typer.Typer(
 )
 console = Console()
 
-SMALLEST_CHUNK = 16
 DEMO_BUDGET_S = 8.0  # of each arm of each test
 
 Models = Annotated[list[str], typer.Option("--model", "-m", help="A model of `list models`, or a path to a config.")]
@@ -234,6 +233,10 @@ def import_command(
     console.print(f"{len(rows)} rows from {file} added to {path}", soft_wrap=True)
 
 
+app.command(name="export")(plan_commands.export_command)
+app.command(name="browse")(plan_commands.browse_command)
+
+
 @app.command(name="list")
 def list_command(
     what: Annotated[str, typer.Argument(help="models, schemes, targets, spaces, engines, metrics or charts")],
@@ -356,7 +359,7 @@ def _loads(models: list[str], schemes: list[str], batch: int, chunks: str, conte
 
     known = quantization.schemes()
     chosen = [registry.pick(known, scheme, "scheme") for scheme in dict.fromkeys(schemes)]
-    lengths = tuple(sorted({SMALLEST_CHUNK, *options.numbers(chunks, "--prompt")}))
+    lengths = tuple(sorted({options.SMALLEST_CHUNK, *options.numbers(chunks, "--prompt")}))
     each = [(model, scheme) for model in dict.fromkeys(models) for scheme in chosen]
     return [Workload(model, scheme, batch, lengths, context) for model, scheme in each]
 

@@ -7,6 +7,8 @@ import re
 from tunebench.errors import TuneBenchError
 from tunebench.spec import Test
 
+SMALLEST_CHUNK = 16  # of those that prompts are cut into: there is always one of so many tokens
+
 
 def tests(prompts: str, generated: str, depths: str, context: int) -> tuple[Test, ...]:
     """Prompts and generations at each depth, of lists of lengths; all must fit into the context."""
