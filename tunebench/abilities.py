@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tunebench import apis, environment
@@ -46,3 +47,14 @@ def _without(preset: TargetPreset) -> frozenset[str]:
     if preset.blocked:
         return frozenset()
     return frozenset({"generate", "build"} if preset.device in ("cpu", "cuda") else {"generate"})
+
+
+def api_devices() -> Iterator[tuple[str, str]]:
+    """Each GPU API with its device and driver, or why it has none."""
+    for name in apis.apis():
+        try:
+            device = apis.open_device(name)
+        except TuneBenchError as error:
+            yield name, str(error)
+        else:
+            yield name, f"{device.name}, {device.facts['api']}, driver {device.facts['driver']}"

@@ -10,6 +10,7 @@ import numpy as np
 
 from tunebench import environment, weights, workload
 from tunebench.backends import OWN_ENGINE
+from tunebench.browser_engine import NAME as BROWSER
 from tunebench.compile import Compiled
 from tunebench.database import Database
 from tunebench.engines import Engine, Peer, peers
@@ -52,15 +53,19 @@ class Arm:
 def load_arms(lowered: Sequence[Lowered], plan: Plan, say: Say) -> dict[str, Arm]:
     """Every arm by name, its weights loaded. Peers run on the first target."""
     arms: dict[str, Arm] = {}
-    for each in lowered:
-        target = each.session.backend.target_name
-        if OWN_ENGINE in plan.engines:
-            for schedule, arm in _own(each, plan, say).items():
-                arms[f"{target} {schedule}" if len(lowered) > 1 else schedule] = arm
+    for each in lowered if set(plan.engines) - set(peers()) else []:
+        for schedule, arm in _own(each, plan, say).items():
+            arms[f"{label(each)} {schedule}" if len(lowered) > 1 else schedule] = arm
     for name in plan.engines:
-        if name != OWN_ENGINE:  # by which a user asks for TuneBench's own, whatever it is called on a target
+        if name in peers():
             arms[name] = _peer(lowered[0], peers()[name], plan, say)
     return arms
+
+
+def label(lowered: Lowered) -> str:
+    """A target's name, and how it is run where that is not by its own engine."""
+    backend = lowered.session.backend
+    return f"{backend.target_name} {backend.engine}" if backend.engine == BROWSER else backend.target_name
 
 
 def _own(lowered: Lowered, plan: Plan, say: Say) -> dict[str, Arm]:
@@ -70,7 +75,10 @@ def _own(lowered: Lowered, plan: Plan, say: Say) -> dict[str, Arm]:
     database = session.database()
     records = database.promoted()
     tuned = any(task.key in records for task in lowered.tasks)
-    if "tuned" in plan.schedules and not tuned and not backend.absent:
+    untuned = {"tuned": Arm(lowered, backend.engine, "tuned", reason="kernels are not tuned in a browser")}
+    if backend.engine != BROWSER or "tuned" not in plan.schedules or tuned:
+        untuned = {}
+    if "tuned" in plan.schedules and not tuned and not backend.absent and not untuned:
         raise TuneBenchError(
             f"nothing tuned for {model_name(model.workload)} in {database.folder}.",
             "Run `tunebench tune` first, or bench with --schedule default.",
@@ -79,14 +87,16 @@ def _own(lowered: Lowered, plan: Plan, say: Say) -> dict[str, Arm]:
     compiled = {
         each: backend.compile(lowered.mod, model, records if each == "tuned" else {}, session.work_dir)
         for each in plan.schedules
+        if each not in untuned
     }
     if backend.absent:
         return {each: Arm(lowered, backend.engine, each, reason=backend.absent) for each in plan.schedules}
     say(f"load weights for {name}")
     loaded = backend.engines(model, compiled, _weights(model, plan))
-    return {
+    arms = {
         each: Arm(lowered, backend.engine, each, loaded[each], compiled[each], database=database) for each in compiled
     }
+    return {**arms, **untuned}
 
 
 def _peer(lowered: Lowered, peer: Peer, plan: Plan, say: Say) -> Arm:

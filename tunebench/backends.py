@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import apis, cuda_compiler, cuda_runtime, environment, lowering
+from tunebench import apis, browser_engine, cuda_compiler, cuda_runtime, environment, lowering
 from tunebench.api_probe import ApiProbe
 from tunebench.compile import Compiled, compile_model, compile_plan
 from tunebench.cuda_engine import CudaEngine
@@ -280,6 +280,54 @@ class ApiBackend:
         return DeviceMemory() if "nvidia" in self.device.lower() else None
 
 
+class BrowserBackend:
+    """The WebGPU of this machine's web browser, which runs plans in a page."""
+
+    engine, kind, threads, absent, cold_bytes = browser_engine.NAME, "gpu", 0, "", CACHE_BYTES
+
+    def __init__(self, preset: TargetPreset) -> None:
+        self.target_name = preset.name
+        self._facts = browser_engine.adapter_facts()
+        self.device = str(self._facts["name"])
+        self.target = tvm.target.Target(browser_engine.webgpu_target(self._facts))
+
+    def free_bytes(self) -> int | None:
+        """A page is not told."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """The adapter, its features and limits."""
+        return {"api": {"api": "WebGPU in a browser", **self._facts}}
+
+    def runner(self) -> Runner:
+        """Raises: trials are measured without a browser."""
+        raise TuneBenchError("kernels are not tuned in a browser.", "Tune --target webgpu without --engine browser.")
+
+    def compile(self, mod: tvm.IRModule, model: Model, records: Records, folder: Path) -> Compiled:
+        """A plan; TuneBenchError where the adapter lacks what the scheme needs."""
+        browser_engine.check_dtype(self._facts, model.workload.scheme.dtype)
+        return compile_plan(mod, model, self.target, records)
+
+    def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
+        """Plans on one page, over one copy of the weights."""
+        arrays = ((name, array) for each in (weights, [("angles", angles(model))]) for name, array in each)
+        made: dict[str, Engine] = {}
+        first: browser_engine.BrowserEngine | None = None
+        for name, each in compiled.items():
+            if each.plan:
+                made[name] = engine = browser_engine.BrowserEngine(each.plan, () if first else arrays, beside=first)
+                first = first or engine
+        return made
+
+    def probe(self) -> AnyProbe:
+        """Nothing is measured."""
+        return NoProbe()
+
+    def memory(self) -> DeviceMemory | None:
+        """Nobody counts it."""
+        return None
+
+
 class AbsentBackend:
     """A target that this machine can only generate code for."""
 
@@ -324,8 +372,10 @@ class AbsentBackend:
 
 
 @functools.cache
-def open_backend(preset: TargetPreset, threads: int = 0) -> Backend:
+def open_backend(preset: TargetPreset, threads: int = 0, engine: str = "") -> Backend:
     """The backend of a preset; TuneBenchError where a package, a driver or a device is missing."""
+    if engine == browser_engine.NAME:
+        return BrowserBackend(preset)
     if not preset.runs_here:
         return AbsentBackend(preset)
     if preset.api:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from tunebench import environment, results, stats
-from tunebench.arms import Arm, Plan, load_arms
+from tunebench.arms import Arm, Plan, label, load_arms
 from tunebench.backends import AnyProbe
 from tunebench.compile import Compiled
 from tunebench.database import Database, Entry
@@ -80,7 +80,7 @@ def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Callable[[str], None]
     A test that fails is a row too. All arms of a test are interleaved, whatever their target.
     """
     present = [each for each in lowered if not each.session.backend.absent]
-    probes = {each.session.backend.target_name: each.session.backend.probe() for each in present}
+    probes = {label(each): each.session.backend.probe() for each in present}
     memory = present[0].session.backend.memory() if present else None
     arms = load_arms(lowered, plan, say)
     noise: float | None = None
@@ -119,7 +119,7 @@ def _row(
     top: Count,
 ) -> Result:
     """All of an arm's row but its samples."""
-    row, model, target = _base_row(arm.lowered, test), arm.lowered.model, arm.lowered.session.backend.target_name
+    row, model, target = _base_row(arm.lowered, test), arm.lowered.model, label(arm.lowered)
     row = replace(row, engine=arm.engine, schedule=arm.schedule, noise=noise)
     row = replace(row, memory={**_memory(model, arm), "peak": top})
     if target in probes:

@@ -45,6 +45,7 @@ FLAGS = ("--enable-unsafe-webgpu", "--headless=new", "--disable-gpu-watchdog")
 VULKAN = ("--enable-features=Vulkan", "--use-angle=vulkan", "--disable-vulkan-surface")
 """With which a GPU of Linux is used without a display; they may hang where there is none."""
 SOFTWARE = ("--use-webgpu-adapter=swiftshader",)
+NAME = "browser"
 LANES = 32  # of the subgroups that TVM's kernels are written for
 
 
@@ -230,7 +231,7 @@ class BrowserEngine(PieceEngine):
     another, for another plan of the same model, shares its weights and cache and needs no arrays.
     """
 
-    name = "browser"
+    name = NAME
 
     def __init__(
         self, plan: Plan, arrays: Arrays = (), folder: Path | None = None, beside: BrowserEngine | None = None

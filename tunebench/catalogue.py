@@ -51,7 +51,8 @@ def spaces_() -> Listing:
 def engines_() -> Listing:
     """The engines that `bench` measures."""
     rows = [[peer.name, peer.summary, ", ".join(peer.packages)] for peer in engines.peers().values()]
-    return ["engine", "what", "packages"], [["tvm", "TuneBench's own, default or tuned", ""], *rows]
+    own = [[name, words, "playwright" if name == "browser" else ""] for name, words in engines.OWN.items()]
+    return ["engine", "what", "packages"], [*own, *rows]
 
 
 def metrics_() -> Listing:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -182,7 +181,7 @@ def bench_command(
     _check_engines(engine)
     tests = options.tests(n_prompt, n_gen, n_depth, context)
     limit_s = options.seconds(sample_limit)
-    sessions = [_session(each, threads, work_dir, name) for each in dict.fromkeys(target)]
+    sessions = _sessions(target, engine, threads, work_dir, name)
     _make_folder(sessions[0].results_path.parent)
     from dataclasses import replace
 
@@ -260,7 +259,7 @@ def devices_command(
     threads: Threads = 0,
 ) -> None:
     """Show what was detected, and what it can do at most."""
-    from tunebench import environment
+    from tunebench import abilities, environment
 
     found = environment.describe()
     cpu = found["cpu"]
@@ -271,7 +270,7 @@ def devices_command(
     table.add_row("memory", f"{found['memory']['available_bytes'] / 2**30:.1f} GiB free")
     for gpu in found["gpus"]:
         table.add_row("GPU", f"{gpu['name']}, driver {gpu['driver']}")
-    for name, words in _api_devices():
+    for name, words in abilities.api_devices():
         table.add_row(name, words)
     table.add_row("versions", ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v))
     if probe:
@@ -309,27 +308,14 @@ def demo_command(
     report_command(work_dir=work_dir, name="demo")
 
 
-def _api_devices() -> Iterator[tuple[str, str]]:
-    """Each GPU API with its device and driver, or why it has none."""
-    from tunebench import apis
-
-    for name in apis.apis():
-        try:
-            device = apis.open_device(name)
-        except TuneBenchError as error:
-            yield name, str(error)
-        else:
-            yield name, f"{device.name}, {device.facts['api']}, driver {device.facts['driver']}"
-
-
 def _check_engines(names: list[str]) -> None:
     """Raise a TuneBenchError for an engine that there is not, or whose packages are missing."""
     from tunebench import engines, registry
 
     known = engines.peers()
     for name in names:
-        if name not in ("tvm", *known):
-            raise registry.unknown(name, ("tvm", *known), "engine")
+        if name not in (*engines.OWN, *known):
+            raise registry.unknown(name, (*engines.OWN, *known), "engine")
         if name in known:
             engines.check_installed(known[name])
 
@@ -340,6 +326,24 @@ def _session(target: str, threads: int, work_dir: Path, name: str) -> Session:
 
     backend = backends.open_backend(targets.find(target), threads)
     return Session(backend, work_dir, work_dir / "reports" / name / "results.jsonl")
+
+
+def _sessions(names: list[str], engines: list[str], threads: int, work_dir: Path, name: str) -> list[Session]:
+    """A session for each target, and one more for a target that is to run in a browser."""
+    from tunebench import backends, targets
+    from tunebench.session import Session
+
+    found = []
+    for each in dict.fromkeys(names):
+        if any(engine != "browser" for engine in engines):
+            found.append(_session(each, threads, work_dir, name))
+        preset = targets.find(each)
+        if "browser" in engines and preset.api == "webgpu":
+            path = work_dir / "reports" / name / "results.jsonl"
+            found.append(Session(backends.open_backend(preset, engine="browser"), work_dir, path))
+    if not found:
+        raise TuneBenchError("engine browser runs target webgpu.", "Add --target webgpu.")
+    return found
 
 
 def _make_folder(folder: Path) -> None:

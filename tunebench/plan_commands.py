@@ -11,9 +11,7 @@ from rich.console import Console
 from tunebench.errors import TuneBenchError
 
 if TYPE_CHECKING:
-    from tunebench.backends import Backend
     from tunebench.session import Lowered
-    from tunebench.spec import Scheme
 
 console = Console()
 
@@ -34,7 +32,7 @@ def export_command(
     work_dir: Annotated[Path, typer.Option(help="Where databases are.")] = Path("tunebench-work"),
 ) -> None:
     """Write a model as a folder that runs without TVM, e.g. in a web browser."""
-    from tunebench import export, options, quantization, registry, workload
+    from tunebench import backends, export, options, quantization, registry, targets, workload
     from tunebench.session import Session, lower
     from tunebench.spec import Workload
     from tunebench.weights import read
@@ -46,7 +44,8 @@ def export_command(
         raise TuneBenchError("kernels are not tuned in a browser.", "Leave out --browser: a target's records are used.")
     chosen = registry.pick(quantization.schemes(), scheme, "scheme")
     lengths = tuple(sorted({options.SMALLEST_CHUNK, *options.numbers(prompt, "--prompt")}))
-    session = Session(_backend(target, browser, chosen), work_dir, work_dir)
+    preset = targets.find("webgpu" if browser else target)
+    session = Session(backends.open_backend(preset, engine="browser" if browser else ""), work_dir, work_dir)
     with console.status(f"compiling {model} {scheme}"):
         lowered = lower(session, Workload(model, chosen, batch, lengths, context))
         records = _records(lowered) if schedule == "tuned" else {}
@@ -80,21 +79,6 @@ def browse_command(
         server.serve()
     except KeyboardInterrupt:
         console.print("Ended.")
-
-
-def _backend(target: str, browser: bool, scheme: Scheme) -> Backend:
-    """A target's, or one for what the adapter of this machine's browser can do."""
-    from dataclasses import replace
-
-    from tunebench import backends, browser_engine, targets
-
-    preset = targets.find("webgpu" if browser else target)
-    if not browser:
-        return backends.open_backend(preset)
-    facts = browser_engine.adapter_facts()
-    browser_engine.check_dtype(facts, scheme.dtype)
-    attrs = tuple(browser_engine.webgpu_target(facts).items())
-    return backends.AbsentBackend(replace(preset, attrs=attrs, runs_here=False))
 
 
 def _records(lowered: Lowered) -> dict[str, object]:

@@ -19,6 +19,13 @@ from tunebench.errors import TuneBenchError
 if TYPE_CHECKING:
     from tunebench.workload import Model
 
+OWN = {
+    "tvm": "TuneBench's own on the target, default or tuned; webgpu and opencl are its names on those targets",
+    "webgpu": "a plan through wgpu-native, on target webgpu",
+    "opencl": "a plan through pyopencl, on target opencl",
+    "browser": "a plan in a web browser, on target webgpu",
+}
+"""TuneBench's own engines by name; any of the first three stands for the one that a target has."""
 Weights = Iterable[tuple[str, np.ndarray]]
 """Every parameter by name, in the scheme's stored form: a matrix's parts one after the other."""
 
