@@ -391,7 +391,8 @@ def _bench_all(models: list[list[Lowered]], plan: Plan) -> None:
             for row in run_bench(lowered, plan, say):
                 statuses.append(row.status)
                 arm = row.engine if row.schedule == "library" else row.schedule
-                arm = f"{row.target} {arm}" if len(lowered) > 1 else arm
+                where = f"{row.target} browser" if row.engine == "browser" else row.target
+                arm = f"{where} {arm}" if len(lowered) > 1 else arm
                 label = f"{row.model} {row.scheme} {row.test} {arm}"
                 console.print(f"{label:44s} {_figure(row)}", soft_wrap=True, highlight=False, markup=False)
     path = models[0][0].session.results_path

@@ -52,7 +52,8 @@ def _bar(row: dict[str, Any]) -> Bar:
     first = row["target"] == row["first_target"]
     words = "reference" if first else f"{across:.2f}x" if across is not None else ""
     label = f"{digits(value)}  ({words})" if words else digits(value)
-    return Bar(f"{row['target']}\n{row['device'][:32]}", row["schedule"], value, value - spread, value + spread, label)
+    where = f"{row['target']}, {row['engine']}" if row["engine"] == "browser" else row["target"]
+    return Bar(f"{where}\n{row['device'][:32]}", row["schedule"], value, value - spread, value + spread, label)
 
 
 CHARTS = (Chart("targets", TITLE, draw),)

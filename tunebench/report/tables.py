@@ -97,10 +97,10 @@ def targets(rows: list[dict[str, Any]]) -> Table:
             row["scheme"],
             row["test_label"],
             row["schedule"],
-            f"{row['target']} ({row['device']})",
+            f"{row['target']} ({_on(row)})",
             words.rate(row["tokens_per_s"], row["tokens_per_s_spread"]),
             _share(row),
-            "reference" if row["target"] == row["first_target"] else _across(row),
+            words.MISSING if row["across"] is None else _across(row),
         )
         for row in rows
         if row["first_target"] and row["status"] == "ok" and row["schedule"] != PEER
@@ -113,7 +113,13 @@ def targets(rows: list[dict[str, Any]]) -> Table:
     return Table("targets", "Targets", columns, lines, note)
 
 
+def _on(row: dict[str, Any]) -> str:
+    return f"{row['engine']}, {row['device']}" if row["engine"] == "browser" else str(row["device"])
+
+
 def _across(row: dict[str, Any]) -> str:
+    if row["target"] == row["first_target"] and row["engine"] != "browser":
+        return "reference"
     return f"{words.ratio(row['across'], row['across_low'], row['across_high'])} of {row['first_target']}"
 
 
