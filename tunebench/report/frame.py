@@ -58,10 +58,14 @@ def _by_time(rows: Sequence[Result]) -> list[Result]:
 def _varying(rows: Sequence[Result]) -> list[str]:
     """What must be said of a place because the measured rows differ in it, but for a target's only device."""
     ran = [row for row in rows if row.status == "ok"]
-    found = [name for name in PLACES if len({getattr(row, name) for row in ran}) > 1]
-    if "target" in found and len({(row.target, row.device) for row in ran}) == len({row.target for row in ran}):
+    targets = {_target(row) for row in ran}
+    if len(targets) > 1 and len({(_target(row), row.device, row.n_threads) for row in ran}) == len(targets):
         return ["target"]
-    return found
+    return [name for name in PLACES if len({getattr(row, name) for row in ran}) > 1]
+
+
+def _target(row: Result) -> str:
+    return f"{row.target} in a browser" if row.engine == "browser" else row.target
 
 
 def _line(row: Result, reference: Result | None, several: list[str]) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def short_name(model: str) -> str:
 
 def _place(row: Result, several: list[str]) -> str:
     words = {
-        "target": row.target,
+        "target": _target(row),
         "device": row.device,
         "n_threads": f"{row.n_threads} threads" if row.n_threads else "",
     }
