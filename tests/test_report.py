@@ -503,3 +503,42 @@ def test_a_table_shows_each_source_alone() -> None:
     assert line[4:8] == ("18.8 ms", "430 us", "18.2 ms", "230 us")
     assert line[8] == "3.99x"  # 4x and 4x, and 1x of a kernel of little time
     assert not sources.table([case("llama-7b", "q4f16_1", "tuned", PP)]).rows
+
+
+def on_targets(**speeds: float) -> list[Result]:
+    """One case on several targets of one run, each so many times as fast as it would be."""
+    rows = []
+    for name, speed in speeds.items():
+        row = case("llama-7b", "q4f16_1", "tuned", TG, target=name, device=f"a {name} device", n_threads=0)
+        engine = "tvm" if name == "cuda" else name
+        rows.append(replace(row, engine=engine, samples_ns=[round(ns / speed) for ns in row.samples_ns]))
+    return rows
+
+
+def test_targets_of_a_run_stand_beside_its_first(tmp_path: Path) -> None:
+    report = write(tmp_path, [*on_targets(cuda=1.0, webgpu=0.5, opencl=0.8), *pair(run_id="another")])
+    lines = {line["target"]: line["over the reference"] for line in table(report, "targets")}
+    assert list(lines) == ["cuda (a cuda device)", "opencl (a opencl device)", "webgpu (a webgpu device)"]
+    assert lines["cuda (a cuda device)"] == "reference"
+    assert lines["webgpu (a webgpu device)"].startswith("0.50x (")
+    assert lines["webgpu (a webgpu device)"].endswith(" of cuda")
+    assert lines["opencl (a opencl device)"].startswith("0.80x (")
+    assert (tmp_path / "out/charts/targets.svg").exists()
+    assert {line["model"] for line in table(report, "summary")} >= {"llama-7b (webgpu)", "llama-7b (cuda)"}
+
+
+def test_targets_of_different_runs_are_not_compared(tmp_path: Path) -> None:
+    rows = [replace(row, run_id=row.target) for row in on_targets(cuda=1.0, webgpu=0.5)]
+    report = write(tmp_path, rows)
+    assert "targets" not in {each.name for each in report.tables}
+    assert not (tmp_path / "out/charts/targets.svg").exists()
+
+
+def test_a_browser_is_told_from_its_target() -> None:
+    rows = on_targets(webgpu=1.0) + [replace(row, engine="browser", device="chrome") for row in on_targets(webgpu=0.1)]
+    assert sorted(frame.build(rows)["place"]) == ["webgpu", "webgpu in a browser"]
+
+
+def test_sources_of_several_targets_name_each(tmp_path: Path) -> None:
+    lines = sources.table(on_targets(webgpu=1.0, opencl=1.0)).rows
+    assert {line[0] for line in lines} == {"llama-7b (webgpu)", "llama-7b (opencl)"}
