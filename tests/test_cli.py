@@ -35,7 +35,7 @@ def run(arguments: Sequence[str | Path], monkeypatch: pytest.MonkeyPatch) -> int
         (["bench", "-m", "demo", "-q", "q4f16_2"], ["unknown scheme", "Did you mean 'q4f16_", "q8f16_1"]),
         (["bench", "-m", "demo", "--target", "lvm"], ["unknown target", "Did you mean 'llvm'", "x86-64-v3"]),
         (["compile", "-m", "demo", "--target", "rocm"], ["cannot compile for target 'rocm'", "device libraries"]),
-        (["tune", "-m", "demo", "--target", "hexagon"], ["can be compiled for here, but not measured"]),
+        (["tune", "-m", "demo", "--target", "hexagon"], ["no device for hexagon on this machine", "tunebench compile"]),
         (["bench", "-m", "demo", "--schedule", "tune"], ["unknown schedule", "Did you mean 'tuned'", "default"]),
         (["list", "model"], ["unknown list 'model'", "Did you mean 'models'", "schemes"]),
         (["bench", "-m", "nowhere/config.json"], ["no model config at", "demo"]),

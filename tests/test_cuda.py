@@ -115,7 +115,9 @@ def test_a_mistake_in_cuda_says_where() -> None:
 
 
 def test_templates_serve_only_what_they_can() -> None:
-    assert not templates.serving(OPERATIONS["one row"], Gpu("webgpu", 0))
+    assert not any(template.build for template in templates.serving(OPERATIONS["one row"], Gpu("webgpu", 0)))
+    assert not any(template.text for template in templates.serving(OPERATIONS["one row"], Gpu("cuda", 90)))
+    assert not templates.serving(OPERATIONS["one row"], Gpu("metal", 0))
     assert not templates.serving(OPERATIONS["one row"], Gpu("cuda", 70))
     assert not templates.serving({**OPERATIONS["one row"], "layout": "KN"}, Gpu("cuda", 90))
     assert "cuda-warpgroup" not in {t.name for t in templates.serving(OPERATIONS["sixteen rows"], Gpu("cuda", 90))}
@@ -259,7 +261,9 @@ def test_other_gpus_get_what_does_not_assume_cuda(kind: str, wide: workload.Mode
     found = tasks.extract(lowering.prefix(workload.build(wide), target), wide)
     for task in found:
         operation = gpu_ops.operation(task.mod["main"])
-        assert not templates.serving(operation, described)
+        serving = templates.serving(operation, described)
+        assert not any(template.build for template in serving)  # which are CUDA's
+        assert not serving or kind != "metal"
         sch = s_tir.Schedule(task.mod)
         kernel = spaces.Kernel(tuple(lowering.block_names(sch)), 4, 0, operation=operation, gpu=described)
         if operation.get("op") == "silu_mul":
@@ -278,7 +282,7 @@ def _thread_choices(sch: s_tir.Schedule) -> list[int]:
 def test_targets_that_are_not_here_are_named() -> None:
     preset = targets.find("nvidia/nvidia-h100")
     assert not preset.runs_here
-    assert templates.gpu_of(lowering.tvm_target(preset, 1)) == Gpu("cuda", 90)
+    assert templates.gpu_of(lowering.tvm_target(preset, 1)) == Gpu("cuda", 90, shared_bytes=48 << 10)
     with pytest.raises(TuneBenchError, match="nvidia/nvidia-h100"):
         targets.find("nvidia/nvidia-h101")
 
