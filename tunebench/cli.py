@@ -45,6 +45,10 @@ Chunks = Annotated[str, typer.Option("--prompt", "--chunks", help="Lengths that 
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 2, help="Of random weights, prompts and search.")]
 WorkDir = Annotated[Path, typer.Option(help="Where databases and reports go.")]
 Name = Annotated[str, typer.Option(help="The report's folder in WORK_DIR/reports.")]
+RunnerName = Annotated[str, typer.Option("--runner", help="rpc: devices of a tracker; without: the target's own.")]
+Tracker = Annotated[str, typer.Option(help="Of --runner rpc: where TVM's tracker is, HOST:PORT.")]
+Key = Annotated[str, typer.Option(help="Of --runner rpc: the key of the devices there, e.g. rpi4.")]
+Linker = Annotated[str, typer.Option(help="Of --runner rpc: links libraries for the devices, e.g. the NDK's clang++.")]
 Weights = Annotated[Path | None, typer.Option(help="Folder of Hugging Face safetensors; random weights without.")]
 
 
@@ -76,10 +80,14 @@ def tune_command(
     work_dir: WorkDir = Path("tunebench-work"),
     name: Name = "local",
     bench: Annotated[bool, typer.Option(help="End with default against tuned, end to end.")] = True,
+    runner: RunnerName = "",
+    tracker: Tracker = "",
+    key: Key = "",
+    linker: Linker = "",
 ) -> None:
     """Search schedules for a model's kernels, keep what wins, and show what it brought."""
     limit_s = options.seconds(time_limit)
-    session = _session(target, threads, work_dir, name)
+    session = _session(target, threads, work_dir, name, (runner, tracker, key, linker))
     _make_folder(session.results_path.parent)
     from tunebench.arms import Plan
     from tunebench.bench import run_tune
@@ -107,7 +115,7 @@ def tune_command(
     except KeyboardInterrupt:
         console.print("Stopped. What was measured is kept: run the same command to go on.")
         raise typer.Exit(130) from None
-    if bench and changed:
+    if bench and changed and not session.backend.absent:
         _bench_all([[each] for each in changed], Plan(tests, seed=seed, sample_limit_s=60.0))
         report_command(work_dir=work_dir, name=name)
 
@@ -315,12 +323,19 @@ def _check_engines(names: list[str]) -> None:
             engines.check_installed(known[name])
 
 
-def _session(target: str, threads: int, work_dir: Path, name: str) -> Session:
-    from tunebench import backends, targets
+def _session(
+    target: str, threads: int, work_dir: Path, name: str, rpc: tuple[str, str, str, str] = ("", "", "", "")
+) -> Session:
+    """A run on a target; `rpc` is the runner, the tracker, the key and the linker."""
+    from tunebench import rpc_backend, targets
     from tunebench.session import Session
 
-    backend = backends.open_backend(targets.find(target), threads)
+    backend = rpc_backend.choose_backend(targets.find(target), threads, *rpc, _warn)
     return Session(backend, work_dir, work_dir / "reports" / name / "results.jsonl")
+
+
+def _warn(words: str) -> None:
+    console.print(Text("warning: ", "yellow").append(words, "default"), soft_wrap=True)
 
 
 def _make_folder(folder: Path) -> None:
