@@ -11,9 +11,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -29,19 +31,21 @@ from tunebench import tracker as tracker_client
 from tunebench.database import Database
 from tunebench.errors import TuneBenchError
 from tunebench.rpc_backend import RpcBackend
+from tunebench.rpc_device import Lost
 from tunebench.runners import rpc
 from tunebench.runners.rpc import RpcRunner, disagreement
 from tunebench.search import Trials
 from tunebench.session import Session
 from tunebench.targets import presets
 from tunebench.tracker import Tracker
-from tunebench.trials import Outcome, Trial
+from tunebench.trials import Outcome, Trial, brief
 from tunebench.tune import Options, Progress, tune
 
 JOB = job_of("double", kernel("good"))
-TRIAL = Trial(JOB, ONCE, 10**9)
+TRIAL = Trial(JOB, ONCE, 10**8)
 HERE = "127.0.0.1"
-WAIT_S = 60.0  # for what must come, on a machine that is busy
+CLIENTS = 32
+WAIT_S = 120.0  # for what must come, on a machine that is busy
 
 Change = Callable[[], None]
 Clock = Callable[[int, list[float]], list[float]]
@@ -144,14 +148,67 @@ def until(holds: Callable[[], bool]) -> None:
 
 @pytest.fixture(scope="module")
 def rack() -> Iterator[Rack]:
+    Forked.made = [Forked() for _ in range(CLIENTS)]
     process, port = _fork(_track)
     made = Rack(port)
     until(lambda: bool(Tracker(made.address)._summary() == []))
     yield made
+    for client in Forked.made:
+        client.kill()
     for each in [*made.servers.values(), process]:
         if each.is_running():
             for one in [*each.children(recursive=True), each]:
                 one.kill()
+
+
+class Forked:
+    """Stands for `rpc._Client`: a process of this one's, which need not start and import."""
+
+    made: ClassVar[list[Forked]] = []
+
+    def __init__(self) -> None:
+        self._pipe, theirs = multiprocessing.Pipe()
+        self._process = multiprocessing.get_context("fork").Process(target=_obey, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, timeout_s: float, function: Callable[..., Any], *args: object) -> Any:
+        """As a `_Client` does."""
+        try:
+            self._pipe.send((function, args))
+            if not self._pipe.poll(timeout_s):
+                raise Lost("no answer")
+            answer = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise Lost(brief(error)) from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def stop(self) -> None:
+        """At once."""
+        self._process.kill()
+
+    kill = stop
+
+
+def _obey(pipe: multiprocessing.connection.Connection) -> None:
+    while True:
+        function, args = pipe.recv()
+        try:
+            answer = function(*args)
+        except Lost as error:
+            answer = error
+        except Exception as error:
+            answer = RuntimeError(str(error))
+        pipe.send(answer)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds in this process, and clients that were forked before it had threads."""
+    monkeypatch.setattr(rpc, "PopenPoolExecutor", lambda max_workers, timeout: ThreadPoolExecutor(max_workers))
+    monkeypatch.setattr(rpc, "_Client", lambda: Forked.made.pop())
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +250,7 @@ def finish(runner: RpcRunner, names: list[str]) -> list[Outcome]:
     return [runner.time(JOB, name, ONCE, TRIAL.limit_ns) for name in names]
 
 
-def test_right_kernels_are_timed_on_every_device_and_wrong_ones_rejected(rack: Rack, pair: list[str]) -> None:
+def test_right_kernels_are_timed_and_wrong_ones_rejected(quick: None, rack: Rack, pair: list[str]) -> None:
     with running(rack, "pair") as runner:
         kinds = ["good", "wrong", "nan", "silent", "missing", "good", "good"]
         found = finish(runner, begin(runner, kinds))
@@ -208,7 +265,7 @@ def test_right_kernels_are_timed_on_every_device_and_wrong_ones_rejected(rack: R
             assert outcome.error.startswith("wrong output") == (kind != "missing")
 
 
-def test_input_sets_rotate_on_the_device(rack: Rack, pair: list[str]) -> None:
+def test_input_sets_rotate_on_the_device(quick: None, rack: Rack, pair: list[str]) -> None:
     job = replace(JOB, name="cold", cold_bytes=3 * 2 * 64 * 4)
     assert rpc_library.count_sets(job) == 3
     with running(rack, "pair") as runner:
@@ -236,7 +293,7 @@ def test_step_calls_each_set_in_turn() -> None:
     assert first != 0
 
 
-def test_all_arms_of_a_duel_are_on_one_device(rack: Rack) -> None:
+def test_all_arms_of_a_duel_are_on_one_device(quick: None, rack: Rack) -> None:
     """One of the two devices says a thousand times what it measured: no arm may come from the other."""
     slow = rack.add("uneven", clock(lambda count, seconds: [1000 * each for each in seconds]))
     fast = rack.add("uneven")
@@ -265,7 +322,7 @@ def test_a_difference_in_the_probe_is_in_words(probe_ns: dict[str, float], diffe
     assert not differ or ("'rpi4'" in words and "1.30x" in words)
 
 
-def test_times_that_cannot_be_cost_their_trial_only(rack: Rack) -> None:
+def test_times_that_cannot_be_cost_their_trial_only(quick: None, rack: Rack) -> None:
     """After the probe: not a number, nothing, negative, then what is true."""
     lies = {2: math.nan, 3: 0.0, 4: -1.0}
     rack.add("liar", clock(lambda count, seconds: [lies.get(count, each) for each in seconds]))
@@ -277,12 +334,15 @@ def test_times_that_cannot_be_cost_their_trial_only(rack: Rack) -> None:
     assert true.error == ""
 
 
-def test_a_run_survives_a_device_that_dies_and_one_that_hangs(rack: Rack, brisk: None) -> None:
-    dies, hangs, _ = (rack.add("mixed", clock(patient)) for _ in range(3))
+def test_a_run_survives_a_device_that_dies_and_one_that_hangs(
+    quick: None, rack: Rack, brisk: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "SESSION_S", 120.0)  # no session ends by itself
+    dies, hangs, stays = (rack.add("mixed", clock(patient)) for _ in range(3))
     said: list[str] = []
     with running(rack, "mixed", said) as runner:
         names = begin(runner, ["good", "wrong"] * 8)
-        until(lambda: len(runner.probe_ns) == 3)
+        until(lambda: set(runner._busy) == {dies, hangs, stays} and len(runner.probe_ns) == 3)
         rack.signal(dies, signal.SIGKILL)
         rack.signal(hangs, signal.SIGSTOP)
         found = finish(runner, names)
@@ -296,18 +356,19 @@ def test_a_run_survives_a_device_that_dies_and_one_that_hangs(rack: Rack, brisk:
 
 
 def test_a_candidate_that_hangs_two_devices_is_at_fault_and_they_come_back(
-    rack: Rack, pair: list[str], brisk: None
+    quick: None, rack: Rack, pair: list[str], brisk: None
 ) -> None:
     with running(rack, "pair") as runner:
         until(lambda: len(runner.probe_ns) == 2)
-        endless, good = finish(runner, begin(runner, ["endless", "good"]))
+        (endless,) = finish(runner, begin(runner, ["endless"]))
+        (good,) = finish(runner, begin(runner, ["good"]))
         assert "devices were lost" in endless.error
         assert good.error == ""  # though no device was there for longer than a trial may take
         assert runner.queued_s > 0
         assert len(runner.lost) == 2
 
 
-def test_a_candidate_that_kills_every_device_ends_the_run_in_words(rack: Rack, brisk: None) -> None:
+def test_a_candidate_that_kills_every_device_ends_the_run_in_words(quick: None, rack: Rack, brisk: None) -> None:
     rack.add("deadly"), rack.add("deadly")
     with running(rack, "deadly") as runner:
         until(lambda: len(runner.probe_ns) == 2)
@@ -317,7 +378,7 @@ def test_a_candidate_that_kills_every_device_ends_the_run_in_words(rack: Rack, b
             finish(runner, begin(runner, ["good"]))
 
 
-def test_a_device_that_somebody_else_has_is_waited_for(rack: Rack, brisk: None) -> None:
+def test_a_device_that_somebody_else_has_is_waited_for(quick: None, rack: Rack, brisk: None) -> None:
     """For longer than a trial or a run without devices may take."""
     rack.add("shared")
     other = Tracker(rack.address)
@@ -333,7 +394,7 @@ def test_a_device_that_somebody_else_has_is_waited_for(rack: Rack, brisk: None) 
         assert runner.lost == []
 
 
-def test_the_device_says_what_it_is(rack: Rack, tmp_path: Path) -> None:
+def test_the_device_says_what_it_is(quick: None, rack: Rack, tmp_path: Path) -> None:
     """Not this machine: its CPU, its number of threads."""
 
     def other() -> None:
@@ -389,6 +450,18 @@ def test_what_is_no_tracker_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
             Tracker(f"{HERE}:{silent.getsockname()[1]}").devices("pair")
 
 
+def test_a_process_that_does_not_answer_is_ended() -> None:
+    client = rpc._Client()
+    assert client.ask(WAIT_S, min, 2, 1) == 1
+    with pytest.raises(Lost, match="no answer"):
+        client.ask(0.5, time.sleep, WAIT_S)
+    assert not client.is_alive()
+    client.send(time.sleep, (WAIT_S,))
+    client.stop()
+    with pytest.raises(Lost):
+        client.ask(WAIT_S, min, 2, 1)
+
+
 def test_a_tuning_run_over_rpc(rack: Rack, pair: list[str], config: Path, tmp_path: Path) -> None:
     said: list[str] = []
     preset = replace(presets()["llvm"], runs_here=False)
@@ -413,7 +486,7 @@ def check_run(progress: Progress, database: Database) -> None:
 
 
 def test_no_backend_of_this_machine_is_opened(
-    monkeypatch: pytest.MonkeyPatch, rack: Rack, pair: list[str], tmp_path: Path
+    quick: None, monkeypatch: pytest.MonkeyPatch, rack: Rack, pair: list[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tunebench.rpc_backend.open_backend", lambda *_: pytest.fail("this machine's"))
     session = cli._session("llvm", 0, tmp_path, "x", ("rpc", rack.address, "pair", ""))

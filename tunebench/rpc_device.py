@@ -45,12 +45,17 @@ class _State:
 _state = _State()
 
 
-def connect(host: str, port: int, match_key: str, lifetime_s: float, threads: int) -> Facts:
-    """Begin a session, in place of the last; what the device says of itself."""
+def connect(host: str, port: int, match_key: str, lifetime_s: float, threads: int) -> bool:
+    """Begin a session, in place of the last."""
     disconnect()
     _state.session = rpc.connect(host, port, match_key, lifetime_s)
     if threads:
         _remote("runtime.config_threadpool")(BIG_CORES, threads)
+    return True
+
+
+def describe() -> Facts:
+    """What the device says of itself."""
     return {
         "cpu": str(_told("target.llvm_get_system_cpu", "")),
         "triple": str(_told("target.llvm_get_system_triple", "")),

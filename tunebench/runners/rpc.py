@@ -119,12 +119,12 @@ class RpcRunner:
 
     def close(self) -> None:
         """Leave the tracker's queue and the devices, end the workers and drop what they compiled."""
+        self._closed = True
+        self._tracker.close()  # first, or it would give this runner the devices that are free now
         with self._change:
-            self._closed = True
             self._change.notify_all()
             for client in self._busy.values():
                 client.stop()
-        self._tracker.close()
         for thread in self._threads_running:
             thread.join(START_TIMEOUT_S)
         for client in self._idle:
@@ -323,7 +323,7 @@ class RpcRunner:
             if not self._closed and task.losses < MOST_LOSSES and task.set_ups < MOST_SET_UPS:
                 self._add(task, first=True)
             else:
-                task.done.set_result(Outcome(error=f"its devices were lost, the last: {lost}"))
+                task.done.set_result(Outcome(error=f"its devices were lost, the last: {brief(lost)}"))
             raise
         except Exception as error:  # a default schedule that fails, or a time that cannot be
             result = Outcome(error=brief(error))
@@ -362,7 +362,8 @@ def describe(tracker: str, key: str) -> tuple[Facts, list[str]]:
             try:
                 grant = queue.request(key)
                 place = (grant.host, grant.port, grant.match_key, SESSION_S, 0)
-                facts: Facts = client.ask(CONNECT_TIMEOUT_S, rpc_device.connect, *place)
+                client.ask(CONNECT_TIMEOUT_S, rpc_device.connect, *place)
+                facts: Facts = client.ask(CONNECT_TIMEOUT_S, rpc_device.describe)
                 return facts, devices
             except Exception as error:  # the next one may answer
                 failures.append(brief(error))
