@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import math
 import multiprocessing
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,15 +43,15 @@ from tunebench.tune import Options, Progress, tune
 
 JOB = job_of("double", kernel("good"))
 TRIAL = Trial(JOB, ONCE, 10**8)
+resource = pytest.importorskip("resource", reason="servers are forked")
+
 HERE = "127.0.0.1"
 CLIENTS = 32
-WAIT_S = 120.0  # for what must come, on a machine that is busy
+WAIT_S = 60.0  # for what must come, on a machine that is busy
 
 Change = Callable[[], None]
 Clock = Callable[[int, list[float]], list[float]]
 """What a server answers where it measured those seconds, at its how manieth measurement of a session."""
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="servers are forked")
 
 
 def clock(answer: Clock) -> Change:
@@ -86,6 +86,9 @@ def patient(count: int, seconds: list[float]) -> list[float]:
 
 def _serve(pipe: multiprocessing.connection.Connection, tracker_port: int, key: str, change: Change | None) -> None:
     """A process with one server, as `python -m tvm.exec.rpc_server` makes it, without the start-up."""
+    faulthandler.disable()
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # no long account of a crash that is meant
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if change:
         change()
     made = server.PopenRPCServerState(HERE, 9700, 9790, False, (HERE, tracker_port), key, silent=True)
@@ -220,9 +223,9 @@ def pair(rack: Rack) -> list[str]:
 @pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds where a board gets minutes."""
-    monkeypatch.setattr(rpc, "RUN_TIMEOUT_S", 3.0)
-    monkeypatch.setattr(rpc, "SET_UP_TIMEOUT_S", 8.0)
-    monkeypatch.setattr(rpc, "SESSION_S", 14.0)
+    monkeypatch.setattr(rpc, "RUN_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(rpc, "SET_UP_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(rpc, "SESSION_S", 9.0)
     monkeypatch.setattr(rpc, "CONNECT_TIMEOUT_S", 5.0)
     monkeypatch.setattr(rpc, "GONE_S", 2.0)
 
@@ -468,7 +471,7 @@ def test_a_tuning_run_over_rpc(rack: Rack, pair: list[str], config: Path, tmp_pa
     backend = RpcBackend(preset, rack.address, "pair", 1, "", said.append)
     backend.cold_bytes = 1 << 15
     tasks = [task for task in lower(load_model(config, "q0f32"), backend.target)[1] if 1 in task.calls]
-    picked = [next(task for task in tasks if task.name.startswith(name)) for name in ("silu_mul", "matmul")]
+    picked = [next(task for task in tasks if task.name.startswith("matmul"))]
     session = Session(backend, tmp_path, tmp_path / "x")
     options = Options(trials=4, time_limit_s=120, threads=1, depth=40, cold_bytes=backend.cold_bytes)
     progress = tune(picked, session.database(), backend.target, backend.runner, options, lambda progress: None)

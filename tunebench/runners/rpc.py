@@ -231,9 +231,10 @@ class RpcRunner:
                     self._without_s = time.monotonic()
                     continue
             self.queued_s += time.monotonic() - before
-            if time.monotonic() - self._without_s > GONE_S:
+            without_s = time.monotonic() - self._without_s
+            if without_s > GONE_S:
                 listed = self._tracker.devices(self._key)
-                if set(listed) <= set(self._hung):
+                if set(listed) <= set(self._hung) and without_s > SESSION_S + GONE_S:  # servers have ended what hung
                     lost = ", ".join(f"{name} ({why})" for name, why in self._hung.items())
                     raise TuneBenchError(
                         f"no device of key {self._key!r} is left: {lost}.",
