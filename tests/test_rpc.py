@@ -86,6 +86,7 @@ def patient(count: int, seconds: list[float]) -> list[float]:
 
 def _serve(pipe: multiprocessing.connection.Connection, tracker_port: int, key: str, change: Change | None) -> None:
     """A process with one server, as `python -m tvm.exec.rpc_server` makes it, without the start-up."""
+    threading.excepthook = lambda failure: None  # pytest's would keep the connection of a server that failed
     faulthandler.disable()
     signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # no long account of a crash that is meant
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -227,7 +227,7 @@ class RpcRunner:
             try:
                 return future.result(timeout=ASK_AGAIN_S)
             except NotYet:
-                if self._busy:
+                if any(self._busy):  # the process without a device has no name
                     self._without_s = time.monotonic()
                     continue
             self.queued_s += time.monotonic() - before
@@ -245,39 +245,56 @@ class RpcRunner:
 
     def _acquire(self) -> None:
         """Take every device that the tracker gives, each in a thread of its own."""
+        client: _Client | None = None
         while not self._closed:
             try:
+                client = client or self._ready()  # first: a server takes back what nobody uses within seconds
                 grant = self._tracker.request(self._key)
-            except (OSError, ValueError):  # the tracker is gone, or restarted
+            except (OSError, ValueError, Lost):  # the tracker is gone, or restarted
                 time.sleep(ASK_AGAIN_S)
                 continue
-            thread = threading.Thread(target=self._serve, args=(grant,), daemon=True)
+            thread = threading.Thread(target=self._serve, args=(grant, client), daemon=True)
+            client = None
             self._threads_running = [each for each in self._threads_running if each.is_alive()] + [thread]
             thread.start()
+        if client:
+            client.kill()
 
-    def _serve(self, grant: Grant) -> None:
+    def _ready(self) -> _Client:
+        """A process that has imported what it needs."""
+        with self._change:
+            if self._idle:
+                return self._idle.pop()
+            client = self._busy[""] = _Client()
+        try:
+            client.ask(START_TIMEOUT_S, rpc_device.disconnect)
+        finally:
+            with self._change:
+                self._busy.pop("")
+        return client
+
+    def _serve(self, grant: Grant, client: _Client) -> None:
         """One session with one device: task after task."""
         with self._change:
-            if self._closed:
-                return
-            client = self._busy[grant.device] = self._idle.pop() if self._idle else _Client()
+            if not self._closed:
+                self._busy[grant.device] = client
             first = self._queue[0] if self._queue else None
         lifetime_s = max(SESSION_S, 2 * first.needs_s if first else 0.0)
         started = time.monotonic()
+        kept = False
         try:
-            client.ask(START_TIMEOUT_S, rpc_device.disconnect)  # imports TVM
-            started = time.monotonic()
             place = (grant.host, grant.port, grant.match_key, lifetime_s, self._threads)
-            client.ask(CONNECT_TIMEOUT_S, rpc_device.connect, *place)
-            self._greet(grant.device, client)
-            while task := self._next(started + lifetime_s, lifetime_s):
-                self._do(client, task)
-            client.ask(CONNECT_TIMEOUT_S, rpc_device.disconnect)
-            kept = True
+            if not self._closed:
+                client.ask(CONNECT_TIMEOUT_S, rpc_device.connect, *place)
+                self._greet(grant.device, client)
+                while task := self._next(started + lifetime_s, lifetime_s):
+                    self._do(client, task)
+                client.ask(CONNECT_TIMEOUT_S, rpc_device.disconnect)
+                kept = not self._closed
         except Exception as error:
-            kept = False
-            client.kill()
             self._lose(grant.device, brief(error))
+        if not kept:
+            client.kill()
         with self._change:
             self._busy.pop(grant.device, None)
             self._idle += [client] if kept else []
