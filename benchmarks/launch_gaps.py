@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tunebench import cli
+from tunebench import asked, cli
 from tunebench.arms import Plan, load_arms
 
 TOKENS = 64
@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("tunebench-work"))
     args = parser.parse_args()
 
-    session = cli._session("cuda", 0, args.work_dir, "gaps")
-    load = cli._loads([args.model], [args.scheme], 1, args.prompt, args.context)[0]
+    session = asked.open_session("cuda", 0, args.work_dir, "gaps")
+    load = asked.loads([args.model], [args.scheme], 1, args.prompt, args.context)[0]
     lowered = cli._lower(session, load)
     plan = Plan((), schedules=("tuned",))
     engine = load_arms([lowered], plan, lambda words: None)["tuned"].loaded

@@ -357,7 +357,7 @@ class TestOnAGpu:
     def test_a_model_tuned_and_not_agrees_with_the_cpu(self, tmp_path: Path) -> None:
         from typer.testing import CliRunner
 
-        from tunebench import arms, cli
+        from tunebench import arms, asked, cli
 
         sizes = {"hidden_size": 512, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 2}
         config = write_config(tmp_path, **sizes, head_dim=64, vocab_size=512)
@@ -370,8 +370,8 @@ class TestOnAGpu:
         assert "tuned" in result.output
         logits = {}
         for name in ("cuda", "llvm"):
-            session = cli._session(name, 2, tmp_path / "work", "x")
-            lowered = cli._lower(session, cli._loads([str(config)], ["q4f16_1"], 1, "32", 128)[0])
+            session = asked.open_session(name, 2, tmp_path / "work", "x")
+            lowered = cli._lower(session, asked.loads([str(config)], ["q4f16_1"], 1, "32", 128)[0])
             schedules = ("default", "tuned") if name == "cuda" else ("default",)
             plan = arms.Plan((), schedules)
             for arm, made in arms.load_arms([lowered], plan, lambda words: None).items():

@@ -24,18 +24,20 @@ LAYERS: list[tuple[str, ...]] = [  # bottom to top
     ("cuda_compiler",),
     ("models", "quantization", "targets", "spaces", "measure", "results", "stats"),
     ("workload", "lowering", "half", "cost_model", "database", "probe", "cuda_probe", "llama_bench"),
-    ("programs", "trials"),
-    ("tasks", "planning", "gpu_runner"),
+    ("programs", "trials", "tracker"),
+    ("tasks", "planning", "gpu_runner", "rpc_library"),
+    ("rpc_device",),
     ("source_bench",),
     ("runners",),
     ("search", "weights", "compile_check"),
     ("tune", "compile", "engines", "tvm_engine", "charts", "metrics"),
     ("cuda_engine", "api_probe"),
     ("backends",),
+    ("rpc_backend",),
     ("session",),
     ("arms",),
     ("bench", "report"),
-    ("progress", "catalogue", "plan_commands"),
+    ("progress", "catalogue", "plan_commands", "asked"),
     ("cli",),
     ("__main__",),
 ]
@@ -70,6 +72,10 @@ COMPILE_HALF = {
         "source_bench",
         "api_probe",
         "backends",
+        "rpc_backend",
+        "rpc_device",
+        "rpc_library",
+        "tracker",
         "session",
         "arms",
     ),
@@ -88,7 +94,13 @@ COMPILE_HALF = {
     ),
 }
 REPORT_HALF = {"charts", "metrics", "report"}
-TOP = {"cli", "__main__", "catalogue", "plan_commands"}  # calls both halves; every other module belongs to neither
+TOP = {"cli", "__main__", "catalogue", "plan_commands", "asked"}  # call both halves; the others belong to neither
+    "cli",
+    "__main__",
+    "catalogue",
+    "plan_commands",
+    "asked",
+}  # calls both halves; every other module belongs to neither
 
 PLUGINS = {
     "models",
@@ -111,6 +123,7 @@ PLAIN: dict[str, set[str]] = {"spec": set(), "errors": set(), "registry": set(),
 CLI_AT_TOP = {
     "tunebench.options",
     "tunebench.plan_commands",
+    "tunebench.asked",
     "typer",
     "rich",
     "tunebench",

@@ -38,6 +38,9 @@ OWN_ENGINE = "tvm"  # on TVM's virtual machine
 MOST_WORKERS = 8  # on a CPU: each holds inputs of twice the last-level cache
 CACHE_BYTES = 64 << 20  # of a GPU that does not say: as much as the largest have
 
+SYSTEMS = {"vulkan": "Vulkan", "metal": "Metal"}
+"""By target, what WebGPU must be on."""
+
 Records = Mapping[str, ms.database.TuningRecord]
 Arrays = Iterable[tuple[str, np.ndarray]]
 
@@ -244,6 +247,9 @@ class ApiBackend:
     def __init__(self, preset: TargetPreset) -> None:
         self.target_name, self.engine = preset.name, preset.api
         self._device = apis.open_device(preset.api)
+        wanted, api = SYSTEMS.get(preset.name), str(self._device.facts["api"])
+        if wanted and not api.endswith(wanted):
+            raise TuneBenchError(f"target {preset.name!r} needs {wanted}, and this is {api}.", "Use --target webgpu.")
         self.device = self._device.name
         self.target = tvm.target.Target(self._device.target())
         self.cold_bytes = 2 * (self._device.cache_bytes or CACHE_BYTES)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tunebench import options, plan_commands
+from tunebench import asked, options, plan_commands
 from tunebench.errors import TuneBenchError
 
 if TYPE_CHECKING:
@@ -44,6 +44,10 @@ Chunks = Annotated[str, typer.Option("--prompt", "--chunks", help="Lengths that 
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 2, help="Of random weights, prompts and search.")]
 WorkDir = Annotated[Path, typer.Option(help="Where databases and reports go.")]
 Name = Annotated[str, typer.Option(help="The report's folder in WORK_DIR/reports.")]
+RunnerName = Annotated[str, typer.Option("--runner", help="rpc: devices of a tracker; without: the target's own.")]
+Tracker = Annotated[str, typer.Option(help="Of --runner rpc: where TVM's tracker is, HOST:PORT.")]
+Key = Annotated[str, typer.Option(help="Of --runner rpc: the key of the devices there, e.g. rpi4.")]
+Linker = Annotated[str, typer.Option(help="Of --runner rpc: links libraries for the devices, e.g. the NDK's clang++.")]
 Weights = Annotated[Path | None, typer.Option(help="Folder of Hugging Face safetensors; random weights without.")]
 
 
@@ -75,11 +79,15 @@ def tune_command(
     work_dir: WorkDir = Path("tunebench-work"),
     name: Name = "local",
     bench: Annotated[bool, typer.Option(help="End with default against tuned, end to end.")] = True,
+    runner: RunnerName = "",
+    tracker: Tracker = "",
+    key: Key = "",
+    linker: Linker = "",
 ) -> None:
     """Search schedules for a model's kernels, keep what wins, and show what it brought."""
     limit_s = options.seconds(time_limit)
-    session = _session(target, threads, work_dir, name)
-    _make_folder(session.results_path.parent)
+    session = asked.open_session(target, threads, work_dir, name, (runner, tracker, key, linker))
+    asked.make_folder(session.results_path.parent)
     from tunebench.arms import Plan
     from tunebench.bench import run_tune
     from tunebench.progress import TuneView
@@ -89,7 +97,7 @@ def tune_command(
     phases = options.phases(phase)
     allowed = Options(trials, limit_s, seed=seed, depth=depth, phases=phases)
     tests = options.tests(str(max(options.numbers(prompt, "--prompt"))), "32", "0", context)
-    lowered = [_lower(session, load) for load in _loads(model, scheme, batch, prompt, context)]
+    lowered = [_lower(session, load) for load in asked.loads(model, scheme, batch, prompt, context)]
     changed = []  # models with at least one tuned kernel
     try:
         for each in lowered:
@@ -106,7 +114,7 @@ def tune_command(
     except KeyboardInterrupt:
         console.print("Stopped. What was measured is kept: run the same command to go on.")
         raise typer.Exit(130) from None
-    if bench and changed:
+    if bench and changed and not session.backend.absent:
         _bench_all([[each] for each in changed], Plan(tests, seed=seed, sample_limit_s=60.0))
         report_command(work_dir=work_dir, name=name)
 
@@ -129,7 +137,7 @@ def compile_command(
     session_target = lowering.tvm_target(preset, 1)
     failed = 0
     kind = "cpu" if preset.device == "cpu" else "gpu"
-    for load in _loads(model, scheme, batch, prompt, context):
+    for load in asked.loads(model, scheme, batch, prompt, context):
         with console.status(f"building {load.model} {load.scheme.name}"):
             found = workload.load(replace(load, device=kind))
             mod = lowering.prefix(workload.build(found), session_target)
@@ -178,11 +186,11 @@ def bench_command(
     for each in schedule:
         if each not in ("default", "tuned"):
             raise registry.unknown(each, ("default", "tuned"), "schedule")
-    _check_engines(engine)
+    asked.check_engines(engine)
     tests = options.tests(n_prompt, n_gen, n_depth, context)
     limit_s = options.seconds(sample_limit)
-    sessions = _sessions(target, engine, threads, work_dir, name)
-    _make_folder(sessions[0].results_path.parent)
+    sessions = asked.open_sessions(target, engine, threads, work_dir, name)
+    asked.make_folder(sessions[0].results_path.parent)
     from dataclasses import replace
 
     from tunebench.arms import Plan
@@ -190,7 +198,7 @@ def bench_command(
     plan = Plan(tests, tuple(dict.fromkeys(schedule)), sample_limit_s=limit_s, weights=weights, seed=seed)
     plan = replace(plan, engines=tuple(dict.fromkeys(engine)))
     plan = replace(plan, protocol=replace(plan.protocol, samples=reps, least_samples=min(reps, 5)))
-    loads = _loads(model, scheme, batch, prompt, context)
+    loads = asked.loads(model, scheme, batch, prompt, context)
     _bench_all([[_lower(session, load) for session in sessions] for load in loads], plan)
 
 
@@ -226,7 +234,7 @@ def import_command(
 
     rows = llama_bench.read(file, model)
     path = work_dir / "reports" / name / "results.jsonl"
-    _make_folder(path.parent)
+    asked.make_folder(path.parent)
     for row in rows:
         results.append(path, row)
     console.print(f"{len(rows)} rows from {file} added to {path}", soft_wrap=True)
@@ -274,7 +282,7 @@ def devices_command(
         table.add_row(name, words)
     table.add_row("versions", ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v))
     if probe:
-        session = _session("llvm", threads, Path(), "")
+        session = asked.open_session("llvm", threads, Path(), "")
         from tunebench.probe import Probe
 
         limits = Probe(session.target, session.threads)()
@@ -296,7 +304,7 @@ def demo_command(
 
     schemes = ["q0f32", "q4f16_1", "q4i8f16_0"]
     tune_command(["demo"], schemes, time_limit=time_limit, context=1024, work_dir=work_dir, name="demo", bench=False)
-    session = _session("llvm", 0, work_dir, "demo")
+    session = asked.open_session("llvm", 0, work_dir, "demo")
     from dataclasses import replace
 
     from tunebench.arms import Plan
@@ -304,68 +312,8 @@ def demo_command(
     tests = (Test(n_prompt=128), Test(n_prompt=100), Test(n_gen=32), Test(n_gen=32, n_depth=512))
     plan = Plan(tests)
     plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
-    _bench_all([[_lower(session, load)] for load in _loads(["demo"], schemes, 1, "128", 1024)], plan)
+    _bench_all([[_lower(session, load)] for load in asked.loads(["demo"], schemes, 1, "128", 1024)], plan)
     report_command(work_dir=work_dir, name="demo")
-
-
-def _check_engines(names: list[str]) -> None:
-    """Raise a TuneBenchError for an engine that there is not, or whose packages are missing."""
-    from tunebench import engines, registry
-
-    known = engines.peers()
-    for name in names:
-        if name not in (*engines.OWN, *known):
-            raise registry.unknown(name, (*engines.OWN, *known), "engine")
-        if name in known:
-            engines.check_installed(known[name])
-
-
-def _session(target: str, threads: int, work_dir: Path, name: str) -> Session:
-    from tunebench import backends, targets
-    from tunebench.session import Session
-
-    backend = backends.open_backend(targets.find(target), threads)
-    return Session(backend, work_dir, work_dir / "reports" / name / "results.jsonl")
-
-
-def _sessions(names: list[str], engines: list[str], threads: int, work_dir: Path, name: str) -> list[Session]:
-    """A session for each target, and one more for a target that is to run in a browser."""
-    from tunebench import backends, targets
-    from tunebench.session import Session
-
-    found = []
-    for each in dict.fromkeys(names):
-        if any(engine != "browser" for engine in engines):
-            found.append(_session(each, threads, work_dir, name))
-        preset = targets.find(each)
-        if "browser" in engines and preset.api == "webgpu":
-            path = work_dir / "reports" / name / "results.jsonl"
-            found.append(Session(backends.open_backend(preset, engine="browser"), work_dir, path))
-    if not found:
-        raise TuneBenchError("engine browser runs target webgpu.", "Add --target webgpu.")
-    return found
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise TuneBenchError(
-            f"cannot write to {folder} ({error.strerror}).", "Name a folder with --work-dir."
-        ) from None
-
-
-def _loads(models: list[str], schemes: list[str], batch: int, chunks: str, context: int) -> list[Workload]:
-    from tunebench import quantization, registry
-    from tunebench.spec import Workload
-
-    known = quantization.schemes()
-    chosen = [registry.pick(known, scheme, "scheme") for scheme in dict.fromkeys(schemes)]
-    lengths = tuple(sorted({options.SMALLEST_CHUNK, *options.numbers(chunks, "--prompt")}))
-    each = [(model, scheme) for model in dict.fromkeys(models) for scheme in chosen]
-    return [Workload(model, scheme, batch, lengths, context) for model, scheme in each]
 
 
 def _lower(session: Session, load: Workload) -> Lowered:

@@ -22,7 +22,7 @@ from tvm.support.popen_pool import PopenPoolExecutor, PopenWorker
 
 from tunebench import lowering
 from tunebench.measure import Protocol, Samples, interleave
-from tunebench.trials import BUILD_TIMEOUT_S, REFERENCE_ONLY, START_TIMEOUT_S, Job, Outcome, brief
+from tunebench.trials import BUILD_TIMEOUT_S, REFERENCE_ONLY, START_TIMEOUT_S, Job, Outcome, Trial, brief
 
 RUN_TIMEOUT_S = 60.0
 LAUNCH_NS = 300_000  # what a single call may take beyond its kernel
@@ -95,7 +95,7 @@ class Way(Interface):
 class GpuRunner:
     """Builders and one process on the GPU, which work the way of `module`."""
 
-    builds_ahead = True
+    builds_ahead, queued_s = True, 0.0
 
     def __init__(self, target: tvm.target.Target, builders: int, module: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="tunebench-")
@@ -131,7 +131,7 @@ class GpuRunner:
             self._prepared.add(job.name)
         return outcome
 
-    def build(self, candidates: Sequence[tuple[str, tvm.IRModule]]) -> dict[str, str]:
+    def build(self, candidates: Sequence[tuple[str, tvm.IRModule]], trial: Trial | None = None) -> dict[str, str]:
         """Begin to compile; `time` waits for each."""
         for name, mod in candidates:
             mod_json = tvm.ir.save_json(lowering.realize(mod))

@@ -5,6 +5,8 @@ Schema history
      llama-bench's fields have the same names and meanings here; those that only llama.cpp has (cpu_mask,
      n_gpu_layers, tensor_split, ...) are left out. What `_for_llama_bench` adds is for its readers alone:
      raw samples are stored, and statistics are ignored when a row is read back.
+     Of a tuning run over RPC `environment` has `rpc` (the devices, their times in the probe, which were lost), and
+     `cost_s` has `queue`, the wait for a device.
 """
 
 import json
@@ -76,7 +78,7 @@ class TuneResult:
     test_time: str = ""
     trials: int = 0  # measured in this run
     valid_trials: int = 0  # of those, built, correct and timed
-    cost_s: dict[str, float] = field(default_factory=dict)  # search, build, run, model, verify, total
+    cost_s: dict[str, float] = field(default_factory=dict)  # search, build, run, model, verify, total, queue if any
     curve: list[dict[str, float]] = field(default_factory=list)  # wall_s, trials, prefill_ns, decode_ns (estimates)
     kernels: list[Kernel] = field(default_factory=list)
     noise: float | None = None  # as a Result's, of the kernels

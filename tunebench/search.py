@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ from tunebench import cost_model, dot, environment, gpu_ops, lowering, spaces, s
 from tunebench.database import Entry, task_key
 from tunebench.measure import Protocol
 from tunebench.tasks import Task
-from tunebench.trials import LOST, Job, Runner
+from tunebench.trials import LOST, Job, Runner, Trial
 from tunebench.tvmscript import quick_parsing
 
 with quick_parsing():  # every TuneContext imports them
@@ -39,15 +39,19 @@ class Costs:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.queued_s: Callable[[], float] = lambda: 0.0  # so far
 
     @contextmanager
     def of(self, what: str) -> Iterator[None]:
-        """Add the time of a `with` block to `what`."""
-        start = time.monotonic()
+        """Add the time of a `with` block to `what`, but what it waited for a device to `queue`."""
+        start, queued_s = time.monotonic(), self.queued_s()
         try:
             yield
         finally:
-            self.seconds[what] += time.monotonic() - start
+            waited_s = self.queued_s() - queued_s
+            self.seconds[what] += time.monotonic() - start - waited_s
+            if waited_s:
+                self.seconds["queue"] += waited_s
 
 
 @dataclass
@@ -199,7 +203,8 @@ def propose(
             search.programs.setdefault(program, known)
     fresh = {program: c for c, program in zip(candidates, programs, strict=True) if program not in search.programs}
     with costs.of("build"):
-        errors = runner.build([(str(program), candidate.sch.mod) for program, candidate in fresh.items()])
+        mods = [(str(program), candidate.sch.mod) for program, candidate in fresh.items()]
+        errors = runner.build(mods, Trial(search.job, TRIAL, round(GIVE_UP * search.best_ns)))
     return Round(search, candidates, predicted, programs, fresh, errors)
 
 

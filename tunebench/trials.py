@@ -43,11 +43,23 @@ class Outcome:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What candidates are built for: how they will be timed, for runners that begin as soon as one is built."""
+
+    job: Job
+    protocol: Protocol
+    limit_ns: int
+
+
 class Runner(Interface):
     """Builds, checks and times candidates of kernels. Close it when done."""
 
     builds_ahead: bool
     """Whether `build` returns at once, and candidates of one round may be built while another's are measured."""
+
+    queued_s: float
+    """How long callers have waited until a device was free."""
 
     def close(self) -> None: ...
 
@@ -55,7 +67,7 @@ class Runner(Interface):
         """Run the default schedule: its times, and the outputs that candidates are compared with."""
         ...
 
-    def build(self, candidates: Sequence[tuple[str, tvm.IRModule]]) -> dict[str, str]:
+    def build(self, candidates: Sequence[tuple[str, tvm.IRModule]], trial: Trial | None = None) -> dict[str, str]:
         """Compile candidates, or begin to; the errors that are known already, by name."""
         ...
 

@@ -156,6 +156,7 @@ class _Run:
         self.progress = Progress([self._begin(task) for task in tasks], options.time_limit_s, phases=options.phases)
         self.progress.costs.seconds.update(dict.fromkeys(("search", "build", "run", "model", "verify"), 0.0))
         self.runner = make_runner()
+        self.progress.costs.queued_s = lambda: self.runner.queued_s
 
     def _begin(self, task: Task) -> TaskSearch:
         entry = self.database.entries.setdefault(task.key, Entry(task.name))

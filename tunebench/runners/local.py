@@ -27,6 +27,7 @@ from tunebench.trials import (
     START_TIMEOUT_S,
     Job,
     Outcome,
+    Trial,
     bits,
     brief,
     compiled,
@@ -40,7 +41,7 @@ LONG_TIMEOUT_S = 3600.0  # of what runs a default schedule, which nothing bounds
 class LocalRunner:
     """Worker processes on this machine. Close it when done."""
 
-    builds_ahead = False
+    builds_ahead, queued_s = False, 0.0
 
     def __init__(self, target: tvm.target.Target, threads: int, workers: int, device: str = "cpu") -> None:
         self._target, self._device = tvm.ir.save_json(target), device
@@ -71,7 +72,7 @@ class LocalRunner:
         self._prepared.add(job.name)
         return self._ask(0, LONG_TIMEOUT_S, _prepare, job, protocol)
 
-    def build(self, candidates: Sequence[tuple[str, tvm.IRModule]]) -> dict[str, str]:
+    def build(self, candidates: Sequence[tuple[str, tvm.IRModule]], trial: Trial | None = None) -> dict[str, str]:
         """Compile candidates on all workers; each one's error, empty where it built."""
         errors: dict[str, str] = {}
         queues = [list(candidates[i :: len(self._workers)]) for i in range(len(self._workers))]
