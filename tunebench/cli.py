@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tunebench.session import Lowered, Session
     from tunebench.spec import Workload
 
+Rpc = tuple[str, str, str, str]  # runner, tracker, key, linker
 app = typer.Typer(
     help="Benchmark and autotune LLM kernels on Apache TVM.",
     no_args_is_help=True,
@@ -323,19 +324,14 @@ def _check_engines(names: list[str]) -> None:
             engines.check_installed(known[name])
 
 
-def _session(
-    target: str, threads: int, work_dir: Path, name: str, rpc: tuple[str, str, str, str] = ("", "", "", "")
-) -> Session:
-    """A run on a target; `rpc` is the runner, the tracker, the key and the linker."""
+def _session(target: str, threads: int, work_dir: Path, name: str, rpc: Rpc = ("", "", "", "")) -> Session:
     from tunebench import rpc_backend, targets
     from tunebench.session import Session
 
-    backend = rpc_backend.choose_backend(targets.find(target), threads, *rpc, _warn)
+    backend = rpc_backend.choose_backend(
+        targets.find(target), threads, *rpc, lambda text: console.print("warning:", text, soft_wrap=True)
+    )
     return Session(backend, work_dir, work_dir / "reports" / name / "results.jsonl")
-
-
-def _warn(words: str) -> None:
-    console.print(Text("warning: ", "yellow").append(words, "default"), soft_wrap=True)
 
 
 def _make_folder(folder: Path) -> None:
