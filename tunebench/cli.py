@@ -329,7 +329,7 @@ def _session(target: str, threads: int, work_dir: Path, name: str, rpc: Rpc = ("
     from tunebench.session import Session
 
     backend = rpc_backend.choose_backend(
-        targets.find(target), threads, *rpc, lambda text: console.print("warning:", text, soft_wrap=True)
+        targets.find(target), threads, *rpc, lambda text: console.print("warning:", text, soft_wrap=True, markup=False)
     )
     return Session(backend, work_dir, work_dir / "reports" / name / "results.jsonl")
 
