@@ -95,12 +95,6 @@ COMPILE_HALF = {
 }
 REPORT_HALF = {"charts", "metrics", "report"}
 TOP = {"cli", "__main__", "catalogue", "plan_commands", "asked"}  # call both halves; the others belong to neither
-    "cli",
-    "__main__",
-    "catalogue",
-    "plan_commands",
-    "asked",
-}  # calls both halves; every other module belongs to neither
 
 PLUGINS = {
     "models",
