@@ -398,6 +398,17 @@ def test_a_device_that_somebody_else_has_is_waited_for(quick: None, rack: Rack, 
         assert runner.lost == []
 
 
+def test_a_run_that_is_left_amid_its_trials_leaves_its_devices_running(quick: None, rack: Rack, brisk: None) -> None:
+    devices = [rack.add("left", clock(patient)), rack.add("left", clock(patient))]
+    for _ in range(2):
+        with running(rack, "left") as runner:
+            until(lambda runner=runner: len(runner.probe_ns) == 2)  # type: ignore[misc]
+            begin(runner, ["good"] * 6)
+            until(lambda runner=runner: 0 < len(runner._queue) < 4)  # type: ignore[misc]
+        time.sleep(1.0)  # a server that fails ends a moment later
+    assert Tracker(rack.address).devices("left") == devices
+
+
 def test_the_device_says_what_it_is(quick: None, rack: Rack, tmp_path: Path) -> None:
     """Not this machine: its CPU, its number of threads."""
 

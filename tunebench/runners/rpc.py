@@ -123,15 +123,18 @@ class RpcRunner:
         self._tracker.close()  # first, or it would give this runner the devices that are free now
         with self._change:
             self._change.notify_all()
+        end = time.monotonic() + RUN_TIMEOUT_S
+        for thread in self._threads_running:  # TVM's server ends with a session that is cut off at work
+            thread.join(max(0.0, end - time.monotonic()))
+        with self._change:
             for client in self._busy.values():
                 client.stop()
         for thread in self._threads_running:
             thread.join(START_TIMEOUT_S)
         for client in self._idle:
             client.kill()
-        compiling: list[Future[Any]] = [self._probe, *self._references.values(), *self._trials.values()]
-        for built in compiling:
-            built.cancel()
+        for built in (self._probe, *self._references.values(), *self._trials.values()):
+            built.cancel()  # type: ignore[attr-defined]
         self._pool.shutdown(wait=True)
         self._folder.cleanup()
 
