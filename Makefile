@@ -11,7 +11,8 @@ VENV := .venv
 EXTRAS ?= test
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
-# GCC before 14 may drop stores to AMX's tile configuration (its bug 114098): llama.cpp built by it crashes.
+# GCC before 14 may drop stores to AMX's tile configuration (its bug 114098): llama.cpp built by it crashes, also where
+# pip kept it from another time.
 NO_AMX = $(shell $(or $(CXX),c++) -march=native -dM -E -x c++ /dev/null 2>/dev/null | awk '/__AMX_TILE__/ {amx = 1} \
   /__clang__/ {clang = 1} $$2 == "__GNUC__" {version = $$3} END {if (amx && !clang && version < 14) \
   print "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"}')
@@ -38,7 +39,9 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
-	CFLAGS="$$CFLAGS $(NO_AMX)" CXXFLAGS="$$CXXFLAGS $(NO_AMX)" $(PIP) -e '.[$(EXTRAS)]'
+	$(if $(and $(findstring peers,$(EXTRAS)),$(NO_AMX)),CFLAGS="$$CFLAGS $(NO_AMX)" CXXFLAGS="$$CXXFLAGS $(NO_AMX)" \
+	  $(PIP) --no-cache-dir --no-deps llama-cpp-python)
+	$(PIP) -e '.[$(EXTRAS)]'
 	@touch $@ $(VENV)/.installed
 
 $(BIN)/python:

@@ -193,3 +193,22 @@ def lane_sums(names: Sequence[str], lanes: int, threads: int, adds_lanes: bool) 
         step //= 2
     lines += [f"  {name} = sums[{i * threads}u + tid];" for i, name in enumerate(names)]
     return lines, [Shared("sums", "f32", len(names) * threads)]
+
+
+def product_params(x: str, w: str, scale: str, residual: bool, half: bool) -> list[Param]:
+    """A matrix product's buffers, in the order of its arguments: elements of x, w and, unless empty, of scales."""
+    params = [Param("x", x), Param("w", w), *([Param("scale", scale)] if scale else [])]
+    params += [Param("residual", "u32")] if residual else []
+    return [*params, Param("y", "u32" if half else "f32", True)]
+
+
+def store_pair(name: str, word: str, pair: tuple[str, str], residual: bool, half: bool) -> list[str]:
+    """Two outputs of a matrix product that are neighbours, the word-th pair of y, with what is added to them."""
+    a, b = pair
+    lines = [f"  let {name} : u32 = {word};"]
+    if residual:
+        lines.append(f"  let r{name} : vec2f = unpack(residual[{name}]);")
+        a, b = f"{a} + r{name}.x", f"{b} + r{name}.y"
+    if half:
+        return [*lines, f"  y[{name}] = pack({a}, {b});"]
+    return [*lines, f"  y[2u * {name}] = {a};", f"  y[2u * {name} + 1u] = {b};"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from tunebench.plan import Launch, Program
-from tunebench.shaders import ENTRY, Param, Shared, nibble, shader
+from tunebench.shaders import ENTRY, Param, Shared, nibble, product_params, shader, store_pair
 from tunebench.templates import Choices, Decisions, Gpu, Operation, Template
 
 GROUP = 32
@@ -51,11 +52,10 @@ class _Kernel:
         return self.rows // self.down // TILE, self.width // (self.warps // self.down) // TILE
 
     def params(self) -> list[Param]:
-        """The buffers, in the order of the operation's arguments."""
-        params = [Param("x", "vec4<f16>"), Param("w", "u32" if self.op["bits"] == 4 else "vec4<f16>")]
-        params += [Param("scale", "f16")] if self.op["bits"] < 16 else []
-        params += [Param("residual", "u32")] if self.op["residual"] else []
-        return [*params, Param("y", "u32" if self.op["out"] == "float16" else "f32", True)]
+        """The buffers."""
+        four = self.op["bits"] == 4
+        form = ("vec4<f16>", "u32", "f16") if four else ("vec4<f16>", "vec4<f16>", "")
+        return product_params(*form, bool(self.op["residual"]), self.op["out"] == "float16")
 
     def shared(self) -> list[Shared]:
         """A tile of x, one of weights, and a product of each subgroup."""
@@ -124,22 +124,15 @@ class _Kernel:
             f"  let from_row : u32 = warp * {TILE * TILE}u + (lane / 2u) * {TILE}u + (lane % 2u) * 8u;",
             f"  let to_row : u32 = (m0 + wm + lane / 2u) * {n}u + n0 + wn + (lane % 2u) * 8u;",
         ]
-        for i in range(high):
-            for j in range(wide):
-                at = f"to_row + {i * TILE * n + j * TILE}u"
-                lines.append(f"  coopStoreT(acc{i}_{j}, &product[warp * {TILE * TILE}u], {TILE}u);")
-                lines.append("  workgroupBarrier();")
-                for c in range(0, 8, 2):
-                    a, b = f"product[from_row + {c}u]", f"product[from_row + {c + 1}u]"
-                    if self.op["residual"]:
-                        name = f"r{i}_{j}_{c}"
-                        lines.append(f"  let {name} : vec2f = unpack(residual[({at}) / 2u + {c // 2}u]);")
-                        a, b = f"{a} + {name}.x", f"{b} + {name}.y"
-                    if self.op["out"] == "float16":
-                        lines.append(f"  y[({at}) / 2u + {c // 2}u] = pack({a}, {b});")
-                    else:
-                        lines += [f"  y[{at} + {c}u] = {a};", f"  y[{at} + {c + 1}u] = {b};"]
-                lines.append("  workgroupBarrier();")
+        residual, half = bool(self.op["residual"]), self.op["out"] == "float16"
+        for i, j in itertools.product(range(high), range(wide)):
+            at = f"to_row + {i * TILE * n + j * TILE}u"
+            lines.append(f"  coopStoreT(acc{i}_{j}, &product[warp * {TILE * TILE}u], {TILE}u);")
+            lines.append("  workgroupBarrier();")
+            for c in range(0, 8, 2):
+                a, b = f"product[from_row + {c}u]", f"product[from_row + {c + 1}u]"
+                lines += store_pair(f"o{i}_{j}_{c}", f"({at}) / 2u + {c // 2}u", (a, b), residual, half)
+            lines.append("  workgroupBarrier();")
         return lines
 
 

@@ -6,10 +6,11 @@ becomes its operands of two products without going through shared memory, and ro
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from tunebench.plan import Launch, Program
-from tunebench.shaders import ENTRY, Param, Shared, shader
+from tunebench.shaders import ENTRY, Param, Shared, product_params, shader, store_pair
 from tunebench.templates import Choices, Decisions, Gpu, Operation, Template
 
 GROUP = 32
@@ -43,11 +44,10 @@ class _Kernel:
     warps: int
 
     def params(self) -> list[Param]:
-        """The buffers, in the order of the operation's arguments."""
-        params = [Param("x", "vec4u"), Param("w", "u32" if self.op["bits"] == 4 else "vec4u")]
-        params += [Param("scale", "u32")] if self.op["bits"] < 16 else []
-        params += [Param("residual", "u32")] if self.op["residual"] else []
-        return [*params, Param("y", "u32" if self.op["out"] == "float16" else "f32", True)]
+        """The buffers."""
+        four = self.op["bits"] == 4
+        form = ("vec4u", "u32", "u32") if four else ("vec4u", "vec4u", "")
+        return product_params(*form, bool(self.op["residual"]), self.op["out"] == "float16")
 
     def body(self) -> tuple[str, list[Shared]]:
         """The whole kernel, and its shared memory: two tiles of x, one in use and one on its way."""
@@ -133,21 +133,14 @@ class _Kernel:
         return lines
 
     def _store(self) -> list[str]:
-        n, lines = self.op["n"], []
-        for i in range(self.rows // 16):
-            for j in range(self.width // 8):
-                for half, (a, b) in enumerate((("x", "y"), ("z", "w"))):
-                    name = f"o{i}_{j}_{half}"
-                    row = f"(m0 + {16 * i + 8 * half}u + place)"
-                    lines.append(f"  let {name} : u32 = ({row} * {n}u + n0 + {8 * j}u) / 2u + quad;")
-                    x, y = f"acc{i}_{j}.{a}", f"acc{i}_{j}.{b}"
-                    if self.op["residual"]:
-                        lines.append(f"  let r{name} : vec2f = unpack(residual[{name}]);")
-                        x, y = f"{x} + r{name}.x", f"{y} + r{name}.y"
-                    if self.op["out"] == "float16":
-                        lines.append(f"  y[{name}] = pack({x}, {y});")
-                    else:
-                        lines += [f"  y[2u * {name}] = {x};", f"  y[2u * {name} + 1u] = {y};"]
+        residual, half = bool(self.op["residual"]), self.op["out"] == "float16"
+        lines = []
+        for i, j in itertools.product(range(self.rows // 16), range(self.width // 8)):
+            for low, pair in enumerate((("x", "y"), ("z", "w"))):
+                row = f"(m0 + {16 * i + 8 * low}u + place)"
+                word = f"({row} * {self.op['n']}u + n0 + {8 * j}u) / 2u + quad"
+                a, b = (f"acc{i}_{j}.{c}" for c in pair)
+                lines += store_pair(f"o{i}_{j}_{low}", word, (a, b), residual, half)
         return lines
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tunebench.plan import Launch, Program
-from tunebench.shaders import ENTRY, Param, Shared, lane_sums, nibble, shader
+from tunebench.shaders import ENTRY, Param, Shared, lane_sums, nibble, product_params, shader, store_pair
 from tunebench.templates import Choices, Decisions, Gpu, Operation, Template
 
 GROUP = 32
@@ -45,11 +45,9 @@ class _Kernel:
         return int(self.op["k"]) // GROUP
 
     def params(self) -> list[Param]:
-        """The buffers, in the order of the operation's arguments."""
-        params = [Param("x", "vec4u"), Param("w", "vec4u")]
-        params += [Param("scale", "u32")] if self.op["bits"] < 16 else []
-        params += [Param("residual", "u32")] if self.op["residual"] else []
-        return [*params, Param("y", "u32" if self.op["out"] == "float16" else "f32", True)]
+        """The buffers."""
+        scale = "u32" if self.op["bits"] < 16 else ""
+        return product_params("vec4u", "vec4u", scale, bool(self.op["residual"]), self.op["out"] == "float16")
 
     def body(self, adds_lanes: bool) -> tuple[str, list[Shared]]:
         """The whole kernel, and its shared memory."""
@@ -116,17 +114,13 @@ class _Kernel:
         return lines
 
     def _store(self) -> list[str]:
-        lines = []
-        for r in range(0, self.rows, 2):
-            a, b = f"acc{r}", f"acc{r + 1}"
-            if self.op["residual"]:
-                lines.append(f"    let r{r} : vec2f = unpack(residual[(row >> 1u) + {r // 2}u]);")
-                a, b = f"{a} + r{r}.x", f"{b} + r{r}.y"
-            if self.op["out"] == "float16":
-                lines.append(f"    y[(row >> 1u) + {r // 2}u] = pack({a}, {b});")
-            else:
-                lines += [f"    y[row + {r}u] = {a};", f"    y[row + {r + 1}u] = {b};"]
-        return lines
+        residual, half = bool(self.op["residual"]), self.op["out"] == "float16"
+        pairs = [(r, f"acc{r}", f"acc{r + 1}") for r in range(0, self.rows, 2)]
+        return [
+            line
+            for r, a, b in pairs
+            for line in store_pair(f"o{r}", f"(row >> 1u) + {r // 2}u", (a, b), residual, half)
+        ]
 
 
 def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:

@@ -6,10 +6,11 @@ they get long. Rows of the tiles in shared memory are spaced so that neighbourin
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from tunebench.plan import Launch, Program
-from tunebench.shaders import ENTRY, Param, Shared, nibble, shader
+from tunebench.shaders import ENTRY, Param, Shared, nibble, product_params, shader, store_pair
 from tunebench.templates import Choices, Decisions, Gpu, Operation, Template
 
 GROUP = 32
@@ -48,11 +49,10 @@ class _Kernel:
         return self.rows // self.high * (self.width // self.wide)
 
     def params(self) -> list[Param]:
-        """The buffers, in the order of the operation's arguments."""
-        params = [Param("x", "vec4<f16>"), Param("w", "u32" if self.op["bits"] == 4 else "vec4<f16>")]
-        params += [Param("scale", "f16")] if self.op["bits"] < 16 else []
-        params += [Param("residual", "u32")] if self.op["residual"] else []
-        return [*params, Param("y", "u32" if self.op["out"] == "float16" else "f32", True)]
+        """The buffers."""
+        four = self.op["bits"] == 4
+        form = ("vec4<f16>", "u32", "f16") if four else ("vec4<f16>", "vec4<f16>", "")
+        return product_params(*form, bool(self.op["residual"]), self.op["out"] == "float16")
 
     def body(self) -> str:
         """The whole kernel."""
@@ -120,21 +120,11 @@ class _Kernel:
         return [*lines, "    }"]
 
     def _store(self) -> list[str]:
+        residual, half = bool(self.op["residual"]), self.op["out"] == "float16"
         lines = []
-        for i in range(self.high):
-            for j in range(0, self.wide, 2):
-                name = f"o{i}_{j}"
-                lines.append(
-                    f"  let {name} : u32 = ((m0 + {self._row(i)}) * {self.op['n']}u + n0 + {self._column(j)}) / 2u;"
-                )
-                a, b = f"f{i}_{j}", f"f{i}_{j + 1}"
-                if self.op["residual"]:
-                    lines.append(f"  let r{name} : vec2f = unpack(residual[{name}]);")
-                    a, b = f"{a} + r{name}.x", f"{b} + r{name}.y"
-                if self.op["out"] == "float16":
-                    lines.append(f"  y[{name}] = pack({a}, {b});")
-                else:
-                    lines += [f"  y[2u * {name}] = {a};", f"  y[2u * {name} + 1u] = {b};"]
+        for i, j in itertools.product(range(self.high), range(0, self.wide, 2)):
+            word = f"((m0 + {self._row(i)}) * {self.op['n']}u + n0 + {self._column(j)}) / 2u"
+            lines += store_pair(f"o{i}_{j}", word, (f"f{i}_{j}", f"f{i}_{j + 1}"), residual, half)
         return lines
 
 
