@@ -46,7 +46,7 @@ TRIAL = Trial(JOB, ONCE, 10**8)
 resource = pytest.importorskip("resource", reason="servers are forked")
 
 HERE = "127.0.0.1"
-CLIENTS = 32
+CLIENTS = 48
 WAIT_S = 60.0  # for what must come, on a machine that is busy
 
 Change = Callable[[], None]

@@ -40,6 +40,8 @@ def test_every_decision_computes_the_defaults_result(
 ) -> None:
     """Each value of each sampling instruction, one at a time; of kernels alike but for their size, the first."""
     target, local = runner
+    if str(target.attrs["mcpu"]) == "x86-64-v3" and scheme in ("q0f32", "q4f16_0", "q8f16_1"):
+        pytest.skip("its schedules are those of q4f16_1, and of this CPU")
     failed = {}
     seen: set[tuple[object, ...]] = set()
     for task in lower(load_model(config, scheme), target)[1]:
