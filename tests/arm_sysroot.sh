@@ -8,7 +8,7 @@
 # here. The packages qemu-user and binutils-aarch64-linux-gnu must be installed.
 set -eu
 folder=$(dirname "$0")/../.arm-sysroot
-mkdir -p "$folder/apt/lists/partial" "$folder/apt/cache/archives/partial" "$folder/root" "$folder/wheels"
+mkdir -p "$folder/apt/lists/partial" "$folder/apt/cache/archives/partial" "$folder/system" "$folder/wheels"
 folder=$(cd "$folder" && pwd)
 : > "$folder/apt/status"
 
@@ -22,10 +22,10 @@ apt() {
 apt update
 apt install --yes --download-only --no-install-recommends python3 libstdc++6
 for package in "$folder"/apt/cache/archives/*.deb; do
-  dpkg-deb --extract "$package" "$folder/root"
+  dpkg-deb --extract "$package" "$folder/system"
 done
 
-version=$(basename "$(readlink "$folder/root/usr/bin/python3")")
+version=$(basename "$(readlink "$folder/system/usr/bin/python3")")
 "${PYTHON:-python3}" -m pip install --quiet --upgrade --target "$folder/wheels" --no-deps --only-binary=:all: \
   --python-version "${version#python}" --implementation cp --platform manylinux_2_28_aarch64 \
   --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 \
@@ -34,8 +34,8 @@ version=$(basename "$(readlink "$folder/root/usr/bin/python3")")
 cat > "$folder/python" <<END
 #!/bin/sh
 # Python for arm64, which finds this script again as sys.executable.
-export PYTHONHOME="$folder/root/usr" PYTHONPATH="$folder/wheels"
-exec "\${QEMU:-qemu-aarch64}" -L "$folder/root" -cpu "\${QEMU_CPU:-max}" -0 "\$0" "$folder/root/usr/bin/$version" "\$@"
+export PYTHONHOME="$folder/system/usr" PYTHONPATH="$folder/wheels"
+exec "\${QEMU:-qemu-aarch64}" -L "$folder/system" -cpu "\${QEMU_CPU:-max}" -0 "\$0" "$folder/system/usr/bin/$version" "\$@"
 END
 chmod +x "$folder/python"
 "$folder/python" -c 'import platform, sys; print("Python", sys.version.split()[0], "on", platform.machine())'

@@ -75,10 +75,8 @@ def _own(lowered: Lowered, plan: Plan, say: Say) -> dict[str, Arm]:
     database = session.database()
     records = database.promoted()
     tuned = any(task.key in records for task in lowered.tasks)
-    untuned = {"tuned": Arm(lowered, backend.engine, "tuned", reason="kernels are not tuned in a browser")}
-    if backend.engine != BROWSER or "tuned" not in plan.schedules or tuned:
-        untuned = {}
-    if "tuned" in plan.schedules and not tuned and not backend.absent and not untuned:
+    missing = {"tuned"} & set(plan.schedules) if not tuned and not backend.absent else set()
+    if missing and backend.engine != BROWSER:
         raise TuneBenchError(
             f"nothing tuned for {model_name(model.workload)} in {database.folder}.",
             "Run `tunebench tune` first, or bench with --schedule default.",
@@ -87,7 +85,7 @@ def _own(lowered: Lowered, plan: Plan, say: Say) -> dict[str, Arm]:
     compiled = {
         each: backend.compile(lowered.mod, model, records if each == "tuned" else {}, session.work_dir)
         for each in plan.schedules
-        if each not in untuned
+        if each not in missing
     }
     if backend.absent:
         return {each: Arm(lowered, backend.engine, each, reason=backend.absent) for each in plan.schedules}
@@ -96,7 +94,10 @@ def _own(lowered: Lowered, plan: Plan, say: Say) -> dict[str, Arm]:
     arms = {
         each: Arm(lowered, backend.engine, each, loaded[each], compiled[each], database=database) for each in compiled
     }
-    return {**arms, **untuned}
+    return {
+        **arms,
+        **{each: Arm(lowered, BROWSER, each, reason="kernels are not tuned in a browser") for each in missing},
+    }
 
 
 def _peer(lowered: Lowered, peer: Peer, plan: Plan, say: Say) -> Arm:

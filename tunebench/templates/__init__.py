@@ -19,8 +19,8 @@ from tvm import s_tir
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tunebench import registry
-from tunebench.plan import Program
+from tunebench import registry, shaders
+from tunebench.plan import Launch, Program, Shader, Triple
 from tunebench.shaders import Language
 
 TEMPLATE = "tunebench.template"
@@ -232,3 +232,23 @@ def serves(op: Operation, gpu: Gpu) -> bool:
     """Whether weights and activations are of the kinds that the tensor-core kernels read."""
     stored = op["bits"] == 16 or (op["bits"] in (4, 8) and op["group"] == 32)
     return gpu.kind == "cuda" and gpu.arch >= 80 and stored and op["layout"] == "NK" and op["dtype"] == "float16"
+
+
+def shader_for(
+    gpu: Gpu, params: Sequence[shaders.Param], threads: int, body: str, shared: Sequence[shaders.Shared] = ()
+) -> Shader:
+    """A kernel in the language of a GPU API; ValueError for a GPU that takes no source."""
+    if gpu.language is None:
+        raise ValueError("this template writes source for GPU APIs")
+    return shaders.shader(gpu.language, params, threads, body, shared)
+
+
+def in_one_launch(made: Shader, blocks: Triple) -> Program:
+    """A program of one kernel, over all of its buffers in order."""
+    return Program({made.entry: made}, (Launch(made.entry, tuple(range(len(made.writes))), blocks),))
+
+
+def half_params(op: Operation) -> list[shaders.Param]:
+    """A product's buffers for kernels that compute with WGSL's f16."""
+    form = ("vec4<f16>", "u32", "f16") if op["bits"] == 4 else ("vec4<f16>", "vec4<f16>", "")
+    return shaders.product_params(*form, bool(op["residual"]), op["out"] == "float16")

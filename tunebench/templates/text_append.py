@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tunebench.plan import Launch, Program
-from tunebench.shaders import ENTRY, Param, shader
-from tunebench.templates import Choices, Decisions, Gpu, Operation, Template
+from tunebench.plan import Program
+from tunebench.shaders import Param
+from tunebench.templates import Choices, Decisions, Gpu, Operation, Template, in_one_launch, shader_for
 
 
 def _choices(op: Operation, gpu: Gpu) -> Choices:
@@ -14,8 +14,6 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
 
 
 def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
-    if gpu.language is None:
-        raise ValueError("this template writes source for GPU APIs")
     b, m, heads, kv_heads, dim, context = (op[name] for name in ("b", "m", "heads", "kv_heads", "dim", "context"))
     every, half, words, threads = heads + 2 * kv_heads, dim // 2, dim // 4, decisions["threads"]
     total = b * m * every * words  # a thread has two neighbours of the first half and two of the second
@@ -53,8 +51,8 @@ def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
   }}"""
     outputs = [Param(name, "u32", True) for name in ("keys", "values", "q")]
     params = [Param("qkv", "u32"), Param("position", "i32"), Param("angles", "f32"), *outputs]
-    made = shader(gpu.language, params, threads, body)
-    return Program({ENTRY: made}, (Launch(ENTRY, tuple(range(len(params))), (-(-total // threads), 1, 1)),))
+    made = shader_for(gpu, params, threads, body)
+    return in_one_launch(made, (-(-total // threads), 1, 1))
 
 
 TEMPLATES = (Template("text-append", "append", "for GPU APIs: rotation and cache in one launch", _choices, text=_text),)

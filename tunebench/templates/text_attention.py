@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from tunebench.gpu_ops import LOG2_E
 from tunebench.plan import Launch, Program
-from tunebench.shaders import Language, Param, Shared, shader
-from tunebench.templates import Choices, Decisions, Gpu, Operation, Template
+from tunebench.shaders import Param, Shared
+from tunebench.templates import Choices, Decisions, Gpu, Operation, Template, shader_for
 
 LOWEST = "-1.0e30f"
 MOST_SHARED_ROWS = 8  # heads of one block: more would leave too few blocks
@@ -48,7 +48,7 @@ class _Kernel:
 
     def body(self) -> tuple[str, list[Shared]]:
         """Scores, their softmax as it goes, and the mix of values."""
-        op, rows, dim, threads = self.op, range(self.rows), self.op["dim"], self.threads
+        rows, dim, threads = range(self.rows), self.op["dim"], self.threads
         pairs = dim // 2
         lines = [
             *self._places(),
@@ -118,7 +118,7 @@ class _Kernel:
             Shared("queries", "vec4f", self.rows * dim // 4),
             Shared("weights", "f32", max(3, self.rows) * threads),
         ]
-        return "\n".join(lines), shared if op else []
+        return "\n".join(lines), shared
 
     def _row_stride(self) -> int:
         """Elements of q, and of the output, from one row to the next."""
@@ -187,7 +187,7 @@ class _Kernel:
         return lines
 
 
-def _together(language: Language, dim: int, splits: int, rows: int) -> tuple[str, list[Param]]:
+def _together(dim: int, splits: int) -> tuple[str, list[Param]]:
     """The kernel that puts slices together, a block a row."""
     lines = [f"  let base : u32 = bid * {splits * (dim + 2)}u;", f"  var top : f32 = {LOWEST};"]
     lines += [f"  top = max(top, slices[base + {s * (dim + 2) + dim}u]);" for s in range(splits)]
@@ -205,8 +205,6 @@ def _together(language: Language, dim: int, splits: int, rows: int) -> tuple[str
 
 
 def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
-    if gpu.language is None:
-        raise ValueError("this template writes source for GPU APIs")
     kernel = _Kernel(op, *(decisions[name] for name in ("rows", "splits", "threads")))
     inputs = [Param("q", "vec2u"), Param("keys", "vec4u"), Param("values", "u32"), Param("position", "i32")]
     body, shared = kernel.body()
@@ -214,13 +212,13 @@ def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
     blocks = (every // kernel.rows, kernel.splits, 1)
     if kernel.splits == 1:
         params = [*inputs, Param("out", "u32", True)]
-        shaders = {"attention": shader(gpu.language, params, kernel.threads, body, shared)}
+        shaders = {"attention": shader_for(gpu, params, kernel.threads, body, shared)}
         return Program(shaders, (Launch("attention", (0, 1, 2, 3, 4), blocks),))
     slices = Param("slices", "f32", True)
-    last, params = _together(gpu.language, op["dim"], kernel.splits, every)
+    last, params = _together(op["dim"], kernel.splits)
     shaders = {
-        "slices": shader(gpu.language, [*inputs, slices], kernel.threads, body, shared),
-        "together": shader(gpu.language, params, op["dim"] // 2, last),
+        "slices": shader_for(gpu, [*inputs, slices], kernel.threads, body, shared),
+        "together": shader_for(gpu, params, op["dim"] // 2, last),
     }
     launches = (Launch("slices", (0, 1, 2, 3, 5), blocks), Launch("together", (5, 4), (every, 1, 1)))
     return Program(shaders, launches, (4 * every * kernel.splits * (op["dim"] + 2),))

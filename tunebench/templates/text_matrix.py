@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from tunebench.plan import Launch, Program
-from tunebench.shaders import ENTRY, Param, Shared, nibble, product_params, shader, store_pair
-from tunebench.templates import Choices, Decisions, Gpu, Operation, Template
+from tunebench.plan import Program
+from tunebench.shaders import Shared, nibble, store_pair
+from tunebench.templates import Choices, Decisions, Gpu, Operation, Template, half_params, in_one_launch, shader_for
 
 GROUP = 32
 ROW = GROUP + 8  # halves from one row of a tile to the next: the spare ones keep rows in different banks
@@ -50,12 +50,6 @@ class _Kernel:
     def tiles(self) -> tuple[int, int]:
         """Of a subgroup: rows and columns of 16 x 16."""
         return self.rows // self.down // TILE, self.width // (self.warps // self.down) // TILE
-
-    def params(self) -> list[Param]:
-        """The buffers."""
-        four = self.op["bits"] == 4
-        form = ("vec4<f16>", "u32", "f16") if four else ("vec4<f16>", "vec4<f16>", "")
-        return product_params(*form, bool(self.op["residual"]), self.op["out"] == "float16")
 
     def shared(self) -> list[Shared]:
         """A tile of x, one of weights, and a product of each subgroup."""
@@ -137,13 +131,11 @@ class _Kernel:
 
 
 def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
-    if gpu.language is None:
-        raise ValueError("this template writes source for GPU APIs")
     kernel = _Kernel(op, *(decisions[name] for name in ("rows", "width", "warps")))
-    params = kernel.params()
-    made = shader(gpu.language, params, 32 * kernel.warps, kernel.body(), kernel.shared())
+    params = half_params(op)
+    made = shader_for(gpu, params, 32 * kernel.warps, kernel.body(), kernel.shared())
     blocks = (op["n"] // kernel.width, op["m"] // kernel.rows, 1)
-    return Program({ENTRY: made}, (Launch(ENTRY, tuple(range(len(params))), blocks),))
+    return in_one_launch(made, blocks)
 
 
 TEMPLATES = (

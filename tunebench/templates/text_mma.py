@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from tunebench.plan import Launch, Program
-from tunebench.shaders import ENTRY, Param, Shared, product_params, shader, store_pair
-from tunebench.templates import Choices, Decisions, Gpu, Operation, Template
+from tunebench.plan import Program
+from tunebench.shaders import Param, Shared, product_params, store_pair
+from tunebench.templates import Choices, Decisions, Gpu, Operation, Template, in_one_launch, shader_for
 
 GROUP = 32
 MOST_ACCUMULATORS = 32  # tiles of 16 x 8 of a warp, 4 registers each
@@ -26,8 +26,7 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
         return {}
     if op["k"] % GROUP:
         return {}
-    rows = [r for r in (16, 32, 64, 128) if m % r == 0]
-    rows = rows[-3:]
+    rows = [r for r in (16, 32, 64, 128) if m % r == 0][-3:]
     widths = [w for w in (16, 32, 64) if rows[-1] // 16 * (w // 8) <= MOST_ACCUMULATORS and n % (w * 8) == 0]
     if not widths:
         return {}
@@ -145,14 +144,12 @@ class _Kernel:
 
 
 def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
-    if gpu.language is None:
-        raise ValueError("this template writes source for GPU APIs")
     kernel = _Kernel(op, *(decisions[name] for name in ("rows", "width", "warps")))
     params = kernel.params()
     body, shared = kernel.body()
-    made = shader(gpu.language, params, 32 * kernel.warps, body, shared)
+    made = shader_for(gpu, params, 32 * kernel.warps, body, shared)
     blocks = (op["n"] // (kernel.width * kernel.warps), op["m"] // kernel.rows, 1)
-    return Program({ENTRY: made}, (Launch(ENTRY, tuple(range(len(params))), blocks),))
+    return in_one_launch(made, blocks)
 
 
 TEMPLATES = (

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tunebench.plan import Launch, Program
-from tunebench.shaders import ENTRY, Param, Shared, lane_sums, shader
-from tunebench.templates import Choices, Decisions, Gpu, Operation, Template
+from tunebench.plan import Program
+from tunebench.shaders import Param, Shared, lane_sums
+from tunebench.templates import Choices, Decisions, Gpu, Operation, Template, in_one_launch, shader_for
 
 AT_ONCE = 8  # halves of a load
 
@@ -16,8 +16,6 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
 
 
 def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
-    if gpu.language is None:
-        raise ValueError("this template writes source for GPU APIs")
     width, threads = op["width"], decisions["threads"]
     loads = width // AT_ONCE
     pairs = [(c, f"x{c}", f"w{c}") for c in "xyzw"]
@@ -47,8 +45,8 @@ def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
         ]
     )
     params = [Param("x", "vec4u"), Param("weight", "vec4u"), Param("out", "vec4u", True)]
-    made = shader(gpu.language, params, threads, body, [*shared, Shared("mean", "f32", 1)])
-    return Program({ENTRY: made}, (Launch(ENTRY, (0, 1, 2), (op["rows"], 1, 1)),))
+    made = shader_for(gpu, params, threads, body, [*shared, Shared("mean", "f32", 1)])
+    return in_one_launch(made, (op["rows"], 1, 1))
 
 
 TEMPLATES = (Template("text-norm", "rms_norm", "for GPU APIs: a block a row", _choices, text=_text),)

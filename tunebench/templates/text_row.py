@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tunebench.plan import Launch, Program
-from tunebench.shaders import ENTRY, Param, Shared, lane_sums, nibble, product_params, shader, store_pair
-from tunebench.templates import Choices, Decisions, Gpu, Operation, Template
+from tunebench.plan import Program
+from tunebench.shaders import Param, Shared, lane_sums, nibble, product_params, store_pair
+from tunebench.templates import Choices, Decisions, Gpu, Operation, Template, in_one_launch, shader_for
 
 GROUP = 32
 ZERO_POINTS = {4: 7, 8: 127}
@@ -124,14 +124,12 @@ class _Kernel:
 
 
 def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
-    if gpu.language is None:
-        raise ValueError("this template writes source for GPU APIs")
     kernel = _Kernel(op, *(decisions[name] for name in ("rows", "lanes", "threads", "unroll")))
     params = kernel.params()
     body, shared = kernel.body(gpu.adds_lanes)
-    made = shader(gpu.language, params, kernel.threads, body, shared)
+    made = shader_for(gpu, params, kernel.threads, body, shared)
     blocks = op["n"] // (kernel.rows * kernel.threads // kernel.lanes)
-    return Program({ENTRY: made}, (Launch(ENTRY, tuple(range(len(params))), (blocks, 1, 1)),))
+    return in_one_launch(made, (blocks, 1, 1))
 
 
 TEMPLATES = (Template("text-row", "matmul", "one row, for GPU APIs: float32, k shared by lanes", _choices, text=_text),)

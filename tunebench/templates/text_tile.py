@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from tunebench.plan import Launch, Program
-from tunebench.shaders import ENTRY, Param, Shared, nibble, product_params, shader, store_pair
-from tunebench.templates import Choices, Decisions, Gpu, Operation, Template
+from tunebench.plan import Program
+from tunebench.shaders import Shared, nibble, store_pair
+from tunebench.templates import Choices, Decisions, Gpu, Operation, Template, half_params, in_one_launch, shader_for
 
 GROUP = 32
 ROW = 9  # vectors of 4 halves from one row to the next: 8, and one to spare
@@ -47,12 +47,6 @@ class _Kernel:
     def threads(self) -> int:
         """Of a block."""
         return self.rows // self.high * (self.width // self.wide)
-
-    def params(self) -> list[Param]:
-        """The buffers."""
-        four = self.op["bits"] == 4
-        form = ("vec4<f16>", "u32", "f16") if four else ("vec4<f16>", "vec4<f16>", "")
-        return product_params(*form, bool(self.op["residual"]), self.op["out"] == "float16")
 
     def body(self) -> str:
         """The whole kernel."""
@@ -129,14 +123,12 @@ class _Kernel:
 
 
 def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
-    if gpu.language is None:
-        raise ValueError("this template writes source for GPU APIs")
     kernel = _Kernel(op, decisions["rows"], decisions["width"], *divmod(decisions["tile"], ACROSS))
-    params = kernel.params()
+    params = half_params(op)
     shared = [Shared("xs", "vec4<f16>", ROW * kernel.rows), Shared("ws", "vec4<f16>", ROW * kernel.width)]
-    made = shader(gpu.language, params, kernel.threads, kernel.body(), shared)
+    made = shader_for(gpu, params, kernel.threads, kernel.body(), shared)
     blocks = (op["n"] // kernel.width, op["m"] // kernel.rows, 1)
-    return Program({ENTRY: made}, (Launch(ENTRY, tuple(range(len(params))), blocks),))
+    return in_one_launch(made, blocks)
 
 
 TEMPLATES = (Template("text-tile", "matmul", "many rows, for WebGPU: tiles of pairs of halves", _choices, text=_text),)
