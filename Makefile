@@ -3,13 +3,15 @@
 #
 # PYTHON=python3.12 picks the interpreter. PIP_ARGS is handed to pip; on Linux x86-64 use it to name a
 # source of CPU builds of torch for `make test`, or pip takes the CUDA build. EXTRAS=test,peers also installs the
-# engines that TuneBench is compared with, and tests them; llama.cpp is compiled, which takes a C++ compiler.
+# engines that TuneBench is compared with, and tests them; llama.cpp is compiled, which takes a C++ compiler. Where
+# there is npm, `make test` also installs Dawn, for target dawn.
 
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 EXTRAS ?= test
 BIN := $(VENV)/bin
+DAWN := webgpu@0.6.2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 # GCC before 14 may drop stores to AMX's tile configuration (its bug 114098): llama.cpp built by it crashes, also where
 # pip kept it from another time.
@@ -42,6 +44,7 @@ $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	$(if $(and $(findstring peers,$(EXTRAS)),$(NO_AMX)),CFLAGS="$$CFLAGS $(NO_AMX)" CXXFLAGS="$$CXXFLAGS $(NO_AMX)" \
 	  $(PIP) --no-cache-dir --no-deps llama-cpp-python)
 	$(PIP) -e '.[$(EXTRAS)]'
+	$(if $(shell command -v npm),-npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV) $(DAWN))
 	@touch $@ $(VENV)/.installed
 
 $(BIN)/python:

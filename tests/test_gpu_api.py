@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ PRODUCTS = {
     "many rows": {**MATMUL, "m": 64, "n": 512, "k": 256, "out": "float32", "residual": 0},
     "many rows in float": {**MATMUL, "m": 32, "n": 512, "k": 256, "bits": 16, "group": 0},
 }
+MATRIX_GPU = Gpu("webgpu", 0, 256, 16 << 10, frozenset({"lanes32", "half", "pairs", "matrix16"}))
 ONCE = Protocol(warmups=0, samples=1, least_samples=1)
 EMULATED = (
     shaders.OPENCL_PLAIN
@@ -189,14 +191,67 @@ def test_tensor_cores_get_their_operands_in_order(emulated: Device, name: str) -
     check(emulated, plain(op), made)
 
 
-def test_cooperative_matrices_are_only_for_devices_that_have_them() -> None:
-    without = Gpu("webgpu", 0, 1024, 48 << 10, frozenset({"lanes32"}))
+MATRICES = """
+fn place(m : vec3u, row : u32, column : u32) -> u32 { return m.x + select(row, column, m.y > 0u) * m.z
+  + select(column, row, m.y > 0u); }
+fn multiplied(lane : u32, a : vec3u, b : vec3u, c : array<f32, 8>) -> array<f32, 8> {
+  var m = c;
+  for (var i : u32 = 0u; i < 8u; i += 1u) { for (var k : u32 = 0u; k < 16u; k += 1u) {
+    m[i] += f32(xs[place(a, lane / 2u, k)]) * f32(ws[place(b, k, lane % 2u * 8u + i)]); } }
+  return m;
+}
+fn kept(lane : u32, at : u32, c : array<f32, 8>, by_column : bool, stride : u32) {
+  var m = c;
+  for (var i : u32 = 0u; i < 8u; i += 1u) { product[at + lane / 2u * stride + lane % 2u * 8u + i] = m[i]; }
+}
+@compute"""
+"""Subgroup matrices for devices without them: operands as their place in shared memory, results in 8 for each lane."""
+
+
+def without_matrices(source: str) -> str:
+    """A shader of subgroup matrices for any device, as naga takes it."""
+    source = re.sub(r"enable (subgroups|chromium\w+);\n|diagnostic.*\n", "", source)
+    source = re.sub(r"subgroupMatrixLoad<subgroup_matrix_\w+<f16, 16, 16>>\(&(\w+), ", "vec3u(", source)
+    source = re.sub(r"(let [ab]\d+_\d+ = vec3u.*), (true|false), (\d+u\))", r"\1, u32(\2), \3", source)
+    source = source.replace("subgroup_matrix_result<f32, 16, 16>", "array<f32, 8>")
+    source = re.sub(r"bitcast<vec2<f16>>\((.*?)\) -", r"vec2<f16>(unpack2x16float(\1)) -", source)
+    source = source.replace("subgroupMatrixStore(&product, ", "kept(lane, ")
+    return source.replace("subgroupMatrixMultiplyAccumulate(", "multiplied(lane, ").replace("@compute", MATRICES, 1)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_subgroup_matrices_get_their_operands_in_order(name: str) -> None:
+    if (why := absent("webgpu")) is not None:
+        pytest.skip(why)
+    op = {**PRODUCTS[name], "n": 64, "k": 64}
+    ((template, _),) = ((t, c) for t, c in templates.serving(op, MATRIX_GPU).items() if t.name == "text-matrix")
+    assert template.text
+    made = []
+    for groups, warps in ((1, 4), (2, 4 if op["m"] == 16 else 8)):
+        decisions = {"rows": min(op["m"], 32), "width": 64, "warps": warps, "groups": groups}
+        program = template.text(op, decisions, MATRIX_GPU)
+        ((key, shader),) = program.shaders.items()
+        changed = dataclasses.replace(shader, source=without_matrices(shader.source))
+        made.append(dataclasses.replace(program, shaders={key: changed}))
+    check(apis.open_device("webgpu"), plain(op), made)
+
+
+def test_pairs_of_halves_compute_what_the_plain_kernel_does(emulated: Device) -> None:
+    gpu = Gpu("opencl", 0, 256, 32 << 10, frozenset({"ptx"}))
+    op = OPERATIONS["one row"]
+    ((template, choices),) = templates.serving(op, gpu).items()
+    assert template.text
+    assert choices["pairs"] == [0, 1]
+    made = []
+    for rows, lanes, unroll in ((2, 8, 1), (4, 16, 2), (2, 64, 1)):
+        decisions = {"rows": rows, "lanes": lanes, "threads": 64, "unroll": unroll, "pairs": 1}
+        made.append(template.text(op, decisions, gpu))
+    check(emulated, plain(op), made)
+
+
+def test_subgroup_matrices_are_only_for_devices_that_have_them() -> None:
+    without = dataclasses.replace(MATRIX_GPU, features=frozenset({"lanes32"}))
     assert not templates.serving(PRODUCTS["many rows"], without)
-    has = dataclasses.replace(without, features=frozenset({"lanes32", "matrix16"}))
-    for op in PRODUCTS.values():
-        for program in draws(op, has, 2):
-            (made,) = program.shaders.values()
-            assert made.source.startswith("enable f16;\nenable wgpu_cooperative_matrix;")
 
 
 def tiny(tmp_path: Path, scheme: str, device: str) -> Model:
@@ -214,6 +269,11 @@ def test_default_kernels_are_right_as_source(device: Device, target: tvm.target.
 def test_a_plan_says_the_tokens_that_the_cpu_says(
     device: Device, target: tvm.target.Target, tmp_path: Path, scheme: str
 ) -> None:
+    compare_tokens(device, target, tmp_path, scheme)
+
+
+def compare_tokens(device: Device, target: tvm.target.Target, tmp_path: Path, scheme: str) -> None:
+    """A plan, through its files, against the CPU's engine, token by token."""
     model = tiny(tmp_path, scheme, "gpu")
     compiled = compile_plan(lowering.prefix(workload.build(model), target), model, target, {})
     assert compiled.plan
@@ -259,11 +319,14 @@ def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_runner_times_right_kernels_and_refuses_wrong_ones(device: Device, target: tvm.target.Target) -> None:
-    api = {"wgsl": "webgpu", "opencl": "opencl"}[programs.LANGUAGES[target.kind.name]]
-    op = OPERATIONS["one row"]
-    mod = plain(op)
+    api, op = {"wgsl": "webgpu", "opencl": "opencl"}[programs.LANGUAGES[target.kind.name]], OPERATIONS["one row"]
+    time_right_and_wrong(api, target, plain(op), plain({**op, "residual": 1, "n": 256}))  # half of the outputs
+
+
+def time_right_and_wrong(api: str, target: tvm.target.Target, mod: tvm.IRModule, wrong: tvm.IRModule) -> None:
+    """An API's runner, given a right kernel and a wrong one."""
     job = Job("it", tvm.ir.save_json(lowering.default_schedule(mod, target)), 8, 1 << 20)
-    other = lowering.default_schedule(plain({**op, "residual": 1, "n": 256}), target)  # half of the outputs
+    other = lowering.default_schedule(wrong, target)
     runner = GpuRunner(target, 1, f"tunebench.runners.{api}")
     try:
         default = runner.prepare(job, ONCE)

@@ -35,7 +35,7 @@ from tunebench.tvm_engine import TvmEngine, load
 from tunebench.workload import Model, angles
 
 OWN_ENGINE = "tvm"  # on TVM's virtual machine
-MOST_WORKERS = 8  # on a CPU: each holds inputs of twice the last-level cache
+MOST_WORKERS = 8  # that hold memory: on a CPU inputs of twice the last-level cache, of an API a device
 CACHE_BYTES = 64 << 20  # of a GPU that does not say: as much as the largest have
 
 SYSTEMS = {"vulkan": "Vulkan", "metal": "Metal"}
@@ -263,8 +263,9 @@ class ApiBackend:
         return {"api": dict(self._device.facts)}
 
     def runner(self) -> Runner:
-        """One core is left for the search, one for the process that measures."""
-        return GpuRunner(self.target, max(1, environment.usable_cores() - 2), f"tunebench.runners.{self.engine}")
+        """One core is left for the search, one for the process that measures; builders compile on the device, too."""
+        builders = min(MOST_WORKERS, max(1, environment.usable_cores() - 2))
+        return GpuRunner(self.target, builders, f"tunebench.runners.{self.engine}")
 
     def compile(self, mod: tvm.IRModule, model: Model, records: Records, folder: Path) -> Compiled:
         """A plan."""

@@ -22,7 +22,7 @@ from tunebench.spec import TargetPreset
 from tunebench.targets import find
 from tunebench.trials import Runner
 
-RUNNERS = ("local", "cuda", "webgpu", "opencl", "rpc")
+RUNNERS = ("local", "cuda", "webgpu", "dawn", "opencl", "rpc")
 HINT = "Bench where the device is, with the database that this machine made."
 
 

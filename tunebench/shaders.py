@@ -3,10 +3,10 @@
 In a body, every declaration has its type (`let a : f32 = ...;`, `var i : u32 = 0u;`), constructors are WGSL's
 (`vec4f(...)`, `u32(...)`), loops and operators are what both have, and there are no private arrays: whoever writes a
 kernel unrolls it. `tid` is the thread in its block, `bid` and `bid_y` the block. float16 is packed in pairs in u32.
-Beyond WGSL's own functions: `unpack(u32) -> vec2f` and `pack(f32, f32) -> u32` of two halves, `as_f32`, `as_u32`, and
-`sum32(f32)` over the 32 lanes of a subgroup. Kernels of one language may use all of it: OpenCL C on NVIDIA has `mma`,
-`fma2(u32, u32, u32)` on two halves, and `paired`, eight halves as four pairs of places 4 apart; WGSL has f16, which its
-compilers do not take from the bits of a u32.
+Beyond WGSL's own functions: `unpack(u32) -> vec2f` and `pack(f32, f32) -> u32` of two halves, `as_f32`, `as_u32`,
+`sum32(f32)` over the 32 lanes of a subgroup, `fma2(u32, u32, u32)` on two halves, and `paired`, eight halves as four
+pairs of places 4 apart. Not every compiler takes f16 from the bits of a u32, as `fma2` does in WGSL: wgpu's does not.
+Kernels of one language may use all of it: OpenCL C on NVIDIA has `mma`, WGSL has f16.
 """
 
 from __future__ import annotations
@@ -31,6 +31,19 @@ fn pack(a : f32, b : f32) -> u32 { return pack2x16float(vec2f(a, b)); }
 fn as_f32(v : u32) -> f32 { return bitcast<f32>(v); }
 fn as_u32(v : f32) -> u32 { return bitcast<u32>(v); }
 """
+WGSL_PAIRS = """\
+fn fma2(a : u32, b : u32, c : u32) -> u32 {
+  return bitcast<u32>(fma(bitcast<vec2<f16>>(a), bitcast<vec2<f16>>(b), bitcast<vec2<f16>>(c)));
+}
+fn paired(v : vec4u) -> vec4u {
+  return vec4u((v.x & 0xffff) | (v.z << 16), (v.x >> 16) | (v.z & 0xffff0000),
+               (v.y & 0xffff) | (v.w << 16), (v.y >> 16) | (v.w & 0xffff0000));
+}
+"""
+WGSL_MATRICES = [
+    "enable chromium_experimental_subgroup_matrix;",
+    "diagnostic(off, chromium.subgroup_matrix_uniformity);",  # which does not see that threads of a subgroup agree
+]
 WGSL_SUM = "fn sum32(v : f32) -> f32 { return subgroupAdd(v); }\n"
 OPENCL = """\
 #define workgroupBarrier() barrier(CLK_LOCAL_MEM_FENCE)
@@ -40,10 +53,10 @@ OPENCL = """\
 #define f32(v) ((float)(v))
 #define u32(v) ((uint)(v))
 #define i32(v) ((int)(v))
-#define vec2f(...) ((float2)(__VA_ARGS__))
-#define vec4f(...) ((float4)(__VA_ARGS__))
-#define vec2u(...) ((uint2)(__VA_ARGS__))
-#define vec4u(...) ((uint4)(__VA_ARGS__))
+#define vec2f (float2)
+#define vec4f (float4)
+#define vec2u (uint2)
+#define vec4u (uint4)
 inline uint half_of(uint pair, uint which) { return (which ? pair >> 16 : pair & 0xffff) * 0x10001; }
 inline uint4 paired(uint4 v) {
   return (uint4)((v.x & 0xffff) | (v.z << 16), (v.x >> 16) | (v.z & 0xffff0000),
@@ -132,16 +145,18 @@ def shader(
 
 def _wgsl(params: Sequence[Param], threads: int, body: str, shared: Sequence[Shared]) -> str:
     elements = [*(each.element for each in params), *(each.element for each in shared)]
-    half, sums = any("f16" in element for element in elements), "sum32(" in body
+    sums, pairs = "sum32(" in body, "fma2(" in body
+    half = pairs or any("f16" in element for element in elements)
     lines = ["enable f16;"] * half
-    lines += ["enable subgroups;"] * sums + ["enable wgpu_cooperative_matrix;"] * ("coop_mat" in body)
+    matrices = "subgroup_matrix" in body
+    lines += ["enable subgroups;"] * (sums or matrices) + WGSL_MATRICES * matrices
     for i, param in enumerate(params):
         access = "read_write" if param.writes else "read"
         lines.append(f"@group(0) @binding({i}) var<storage, {access}> {param.name} : array<{param.element}>;")
     lines += [f"var<workgroup> {each.name} : array<{each.element}, {each.count}>;" for each in shared]
     head = "\n".join(lines)
     return f"""{head}
-{WGSL}{WGSL_SUM * sums}
+{WGSL}{WGSL_SUM * sums}{WGSL_PAIRS * pairs}
 @compute @workgroup_size({threads}, 1, 1)
 fn {ENTRY}(@builtin(workgroup_id) block_id : vec3u, @builtin(local_invocation_id) thread_id : vec3u) {{
   let tid : u32 = thread_id.x;

@@ -1,7 +1,8 @@
-"""Candidates as source text on a GPU API: built to a program, checked and timed by the device's own clock."""
+"""Candidates as source text on a GPU API: built to a program, checked and timed as the API can."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -14,6 +15,7 @@ import tvm
 
 from tunebench import apis, programs
 from tunebench.apis import Buffer, Call, Device
+from tunebench.errors import TuneBenchError
 from tunebench.gpu_runner import calls_of_a_sample
 from tunebench.plan import Program
 from tunebench.trials import Job, inputs, mismatch, sets_of, written
@@ -32,13 +34,18 @@ class SourceWay:
 
     def start_builder(self, target: str, folder: str) -> None:
         """Keep the target and the folder."""
+        os.environ.setdefault("__GL_SHADER_DISK_CACHE", "1")  # which NVIDIA's driver leaves out for root
         self._target, self._folder = tvm.ir.load_json(target), Path(folder)
 
     def build(self, mod_json: str) -> None:
-        """Generate the program and leave it in the folder."""
-        path = self._path(mod_json)
+        """Generate the program and leave it in the folder, and its machine code in the driver's cache."""
+        path, program = self._path(mod_json), programs.program(tvm.ir.load_json(mod_json), self._target)
+        with contextlib.suppress(TuneBenchError, RuntimeError):  # the process that measures will say why
+            device = apis.open_device(self._api)
+            for shader in program.shaders.values():
+                device.compile(shader)
         with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
-            pickle.dump(programs.program(tvm.ir.load_json(mod_json), self._target), file)
+            pickle.dump(program, file)
         os.replace(file.name, path)
 
     def program(self, mod_json: str) -> Program:

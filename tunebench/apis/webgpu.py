@@ -16,8 +16,12 @@ MOST_BLOCKS = 65535  # along one axis of a grid
 WANTED = ("shader-f16", "subgroup", "subgroup-barrier", "timestamp-query")
 BACKENDS = ("Vulkan", "Metal", "DX12")  # not OpenGL, which has no subgroups
 ENABLED = "enable subgroups;"  # which naga, other than browsers, takes for granted and does not know as a directive
-EXPERIMENTAL = ("cooperative-matrix",)
-BIGGEST = 2**32 - 4  # of a buffer: what fits the 32 bits of a shader's arrayLength
+LANES = """\
+@group(0) @binding(0) var<storage, read_write> lanes : array<u32>;
+@compute @workgroup_size(%d, 1, 1)
+fn main(@builtin(subgroup_size) size : u32) { lanes[0] = size; }
+"""
+STAGED = 1 << 20  # bytes of a write that are not left waiting for the next launch
 
 
 class WebGpuDevice:
@@ -27,17 +31,14 @@ class WebGpuDevice:
         import wgpu
 
         self._wgpu = wgpu
-        self.features = frozenset(name for name in (*WANTED, *EXPERIMENTAL) if name in adapter.features)
+        self.features = frozenset(name for name in WANTED if name in adapter.features)
         self._limits = {key: value for key, value in adapter.limits.items() if key.startswith("max-")}
-        try:
-            self._device = self._request(adapter)
-        except (RuntimeError, wgpu.GPUError):  # experimental features may be there and not be given
-            self.features -= set(EXPERIMENTAL)
-            self._device = self._request(adapter)
+        self._device = adapter.request_device_sync(
+            required_features=sorted(self.features), required_limits=dict(self._limits)
+        )
         info = adapter.info
         self.name = str(info["device"])
         self.backend = str(info["backend_type"])
-        self.lanes = int(info.get("subgroup_min_size", info.get("stackgroup_min_size", 0)) or 0)
         self.facts: Mapping[str, Any] = {
             "api": f"WebGPU on {self.backend}",
             "driver": f"{info['vendor']} {info['description']}".strip(),
@@ -47,27 +48,29 @@ class WebGpuDevice:
         self.free_bytes = self.cache_bytes = 0
         self._fence = self.allocate(4)
         self._timer = _Timer(self._device) if "timestamp-query" in self.features else None
+        self.lanes = self._measured_lanes() if "subgroup" in self.features else 0
 
-    def _request(self, adapter: Any) -> Any:
-        return adapter.request_device_sync(required_features=sorted(self.features), required_limits=dict(self._limits))
+    def _measured_lanes(self) -> int:
+        """Of a subgroup, in blocks of several sizes; 0 if they differ. wgpu-py 0.32 does not say what Vulkan says."""
+        found = set()
+        for threads in (64, 256):
+            out = self.allocate(4)
+            shader = Shader("main", LANES % threads, (threads, 1, 1), (True,))
+            self.record([Call(self.compile(shader), [out], (1, 1, 1))]).run()
+            found.add(int(self.read(out, 4).view(np.uint32)[0]))
+        return found.pop() if len(found) == 1 else 0
 
     def target(self) -> dict[str, Any]:
         """TVM's target: the limits that its code generator asks for."""
-        limits = self._limits
+        limits, lanes = self._limits, "subgroup" in self.features and self.lanes == 32
+        extra = {"half": "shader-f16" in self.features, "lanes32": lanes}
         return {
             "kind": "webgpu",
-            "keys": ["webgpu", "gpu", *self._kinds()],
+            "keys": ["webgpu", "gpu", *(name for name, there in extra.items() if there)],
             "max_num_threads": min(1024, limits["max-compute-invocations-per-workgroup"]),
             "max_shared_memory_per_block": limits["max-compute-workgroup-storage-size"],
-            "supports_subgroups": "subgroup" in self.features and self.lanes == 32,
+            "supports_subgroups": lanes,
         }
-
-    def _kinds(self) -> list[str]:
-        """What templates may use beyond WGSL: halves, addition over subgroups of 32, products of matrices."""
-        lanes = "subgroup" in self.features and self.lanes == 32
-        found = {"half": "shader-f16" in self.features, "lanes32": lanes}
-        found["matrix16"] = lanes and "cooperative-matrix" in self.features
-        return [name for name, there in found.items() if there]
 
     def allocate(self, size_bytes: int) -> Buffer:
         """New storage; TuneBenchError where a shader could not be given as much."""
@@ -88,6 +91,8 @@ class WebGpuDevice:
         if data.size % 4:
             data = np.concatenate([data, np.zeros(-data.size % 4, np.uint8)])
         self._device.queue.write_buffer(buffer, 0, data)
+        if data.size >= STAGED:
+            self._device.queue.submit([])  # what is written waits in host memory until then
 
     def copy(self, to: Buffer, source: Buffer, size_bytes: int) -> None:
         """Copy between buffers."""

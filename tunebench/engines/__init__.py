@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from tunebench.workload import Model
 
 OWN = {
-    "tvm": "TuneBench's own on the target, default or tuned; webgpu and opencl are its names on those targets",
+    "tvm": "TuneBench's own on the target, default or tuned; webgpu, dawn and opencl are its names on those targets",
     "webgpu": "a plan through wgpu-native, on target webgpu",
+    "dawn": "a plan through Dawn on Node.js, on target dawn",
     "opencl": "a plan through pyopencl, on target opencl",
     "browser": "a plan in a web browser, on target webgpu",
 }

@@ -55,6 +55,11 @@ class Gpu:
         return Language(name, "ptx" in self.features) if name else None
 
     @property
+    def multiplies_pairs(self) -> bool:
+        """Whether `fma2` of two halves is one instruction."""
+        return bool(self.features & {"pairs", "ptx"})
+
+    @property
     def adds_lanes(self) -> bool:
         """Whether 32 lanes can add up without shared memory."""
         return bool(self.features & {"lanes32", "ptx"})

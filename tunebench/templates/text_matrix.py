@@ -1,19 +1,27 @@
-"""Many rows with a weight matrix, as WGSL with wgpu's cooperative matrices: 16 x 16 x 16 products of a subgroup."""
+"""Many rows with a weight matrix, as WGSL with Dawn's subgroup matrices: 16 x 16 x 16 products on matrix units.
+
+Rows of x and of weights go through shared memory, the next ones being fetched into registers meanwhile. The order of k
+within eight places is free, so it is the one in which a word of 4-bit weights unpacks, two at a time.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tunebench.plan import Program
-from tunebench.shaders import Shared, nibble, store_pair
+from tunebench.shaders import Shared, store_pair
 from tunebench.templates import Choices, Decisions, Gpu, Operation, Template, half_params, in_one_launch, shader_for
 
 GROUP = 32
-ROW = GROUP + 8  # halves from one row of a tile to the next: the spare ones keep rows in different banks
+SPARE = 8  # halves from the end of a row in shared memory to the next one, so that rows lie in different banks
 TILE = 16
-MOST_TILES = 16  # accumulators of a subgroup, 8 registers each
-ZERO_POINT = 7  # of 4-bit weights
+BIAS = "0x64006400u"  # 1024 twice, whose mantissa's low bits take an integer
+MINUS = "1031.0h"  # 1024 and the zero point 7
+
+Staged = tuple[list[tuple[str, str, str]], list[str]]
+"""What a thread fetches, as variables with their types and values, and the lines that put it into shared memory."""
 
 
 def _choices(op: Operation, gpu: Gpu) -> Choices:
@@ -22,14 +30,18 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
     if "matrix16" not in gpu.features or m % TILE or not stored or op["layout"] != "NK" or op["dtype"] != "float16":
         return {}
     rows = [r for r in (16, 32, 64, 128) if m % r == 0][-2:]
-    widths = [w for w in (64, 128) if n % w == 0 and _shared_bytes(rows[-1], w, 8) <= gpu.shared_bytes]
+    widths = [w for w in (64, 128) if n % w == 0 and _bytes(rows[-1], w, 4, 1) <= gpu.shared_bytes]
     if op["k"] % GROUP or not widths:
         return {}
-    return {"rows": rows, "width": widths, "warps": [4, 8]}
+    across = widths[0] // TILE * (1 if rows[0] == TILE else 2)  # subgroups that have a tile each
+    warps = [w for w in (4, 8) if w <= across and _bytes(rows[-1], widths[-1], w, 1) <= gpu.shared_bytes]
+    deep = op["k"] % (2 * GROUP) == 0 and _bytes(rows[-1], widths[-1], warps[-1], 2) <= gpu.shared_bytes
+    return {"rows": rows, "width": widths, "warps": warps, "groups": [1, 2] if deep else [1]}
 
 
-def _shared_bytes(rows: int, width: int, warps: int) -> int:
-    return 2 * ROW * (rows + width) + 4 * TILE * TILE * warps
+def _bytes(rows: int, width: int, warps: int, groups: int) -> int:
+    """Of shared memory."""
+    return 2 * (GROUP * groups + SPARE) * (rows + width) + 4 * TILE * TILE * warps
 
 
 @dataclass(frozen=True)
@@ -40,26 +52,35 @@ class _Kernel:
     rows: int  # of a block
     width: int  # outputs of a block
     warps: int  # subgroups of a block
+    groups: int  # of 32 places of k that are in shared memory at once
 
     @property
     def down(self) -> int:
         """Subgroups below each other."""
-        return 2 if self.rows >= 2 * TILE and self.rows // 2 * (self.width // (self.warps // 2)) >= TILE * TILE else 1
+        return 2 if self.rows >= 2 * TILE else 1
 
     @property
     def tiles(self) -> tuple[int, int]:
         """Of a subgroup: rows and columns of 16 x 16."""
         return self.rows // self.down // TILE, self.width // (self.warps // self.down) // TILE
 
+    @property
+    def row(self) -> int:
+        """Halves from one row in shared memory to the next."""
+        return GROUP * self.groups + SPARE
+
     def shared(self) -> list[Shared]:
         """A tile of x, one of weights, and a product of each subgroup."""
         sums = Shared("product", "f32", TILE * TILE * self.warps)
-        return [Shared("xs", "f16", ROW * self.rows), Shared("ws", "f16", ROW * self.width), sums]
+        return [Shared("xs", "f16", self.row * self.rows), Shared("ws", "f16", self.row * self.width), sums]
 
     def body(self) -> str:
         """The whole kernel."""
-        k, (high, wide) = self.op["k"], self.tiles
-        groups, across = k // GROUP, self.warps // self.down
+        (high, wide), across = self.tiles, self.warps // self.down
+        stages = self.op["k"] // (GROUP * self.groups)
+        four = self.op["bits"] == 4
+        x = self._staged("x", self.rows, "m0", self._eight)
+        w = self._staged("w", self.width, "n0", self._word if four else self._eight)
         lines = [
             "  let warp : u32 = tid / 32u;",
             "  let lane : u32 = tid % 32u;",
@@ -67,49 +88,75 @@ class _Kernel:
             f"  let n0 : u32 = bid * {self.width}u;",
             f"  let wm : u32 = (warp / {across}u) * {high * TILE}u;",
             f"  let wn : u32 = (warp % {across}u) * {wide * TILE}u;",
-            *(f"  var acc{i}_{j} = coop_mat16x16<f32, C>();" for i in range(high) for j in range(wide)),
-            f"  for (var g : u32 = 0u; g < {groups}u; g += 1u) {{",
-            *self._stage(),
+            *(f"  var acc{i}_{j} : subgroup_matrix_result<f32, 16, 16>;" for i in range(high) for j in range(wide)),
+            *x[0],
+            *w[0],
+            f"  for (var g : u32 = 0u; g < {stages}u; g += 1u) {{",
             "    workgroupBarrier();",
+            *x[2],
+            *w[2],
+            "    workgroupBarrier();",
+            f"    if (g + 1u < {stages}u) {{",
+            *(f"      {line}" for line in (*x[1], *w[1])),
+            "    }",
         ]
-        for step in (0, TILE):
-            for i in range(high):
-                at = f"(wm + {i * TILE}u) * {ROW}u + {step}u"
-                lines.append(f"    let a{i}_{step} = coopLoadT<coop_mat16x16<f16, A>>(&xs[{at}], {ROW}u);")
+        for step in range(0, GROUP * self.groups, TILE):
+            lines += [self._load("a", "left", "xs", f"wm + {i * TILE}u", i, step, False) for i in range(high)]
             for j in range(wide):
-                at = f"(wn + {j * TILE}u) * {ROW}u + {step}u"
-                lines.append(f"    let b{j}_{step} = coopLoad<coop_mat16x16<f16, B>>(&ws[{at}], {ROW}u);")
+                lines.append(self._load("b", "right", "ws", f"wn + {j * TILE}u", j, step, True))
                 for i in range(high):
-                    lines.append(f"    acc{i}_{j} = coopMultiplyAdd(a{i}_{step}, b{j}_{step}, acc{i}_{j});")
-        return "\n".join([*lines, "    workgroupBarrier();", "  }", *self._store()])
+                    product = f"subgroupMatrixMultiplyAccumulate(a{i}_{step}, b{j}_{step}, acc{i}_{j})"
+                    lines.append(f"    acc{i}_{j} = {product};")
+        return "\n".join([*lines, "  }", *self._store()])
 
-    def _stage(self) -> list[str]:
-        """A group's rows of x and of weights to shared memory."""
-        threads, k = 32 * self.warps, self.op["k"]
+    def _load(self, name: str, side: str, held: str, first: str, i: int, step: int, by_column: bool) -> str:
+        kind, at = f"subgroup_matrix_{side}<f16, 16, 16>", f"({first}) * {self.row}u + {step}u"
+        given = f"&{held}, {at}, {str(by_column).lower()}, {self.row}u"
+        return f"    let {name}{i}_{step} = subgroupMatrixLoad<{kind}>({given});"
 
-        def copied(name: str, count: int, first: str) -> list[str]:
-            return [
-                f"    for (var i : u32 = tid; i < {count * 8}u; i += {threads}u) {{",
-                f"      let v : vec4<f16> = {name}[({first} + i / 8u) * {k // 4}u + g * 8u + i % 8u];",
-                f"      let to : u32 = i / 8u * {ROW}u + (i % 8u) * 4u;",
-                *(f"      {name}s[to + {c}u] = v.{'xyzw'[c]};" for c in range(4)),
-                "    }",
-            ]
+    def _staged(
+        self, name: str, rows: int, first: str, parts: Callable[[str, str], Staged]
+    ) -> tuple[list[str], list[str], list[str]]:
+        """Eight places of k at a time: declare and fetch the first, fetch those of g + 1, put them where they go."""
+        threads, across = 32 * self.warps, 4 * self.groups
+        total = rows * across
+        begin, fetch, put = [], [], []
+        for u in range(-(-total // threads)):
+            mine = f"{name}{u}"
+            whole = (u + 1) * threads <= total
+            index = f"tid + {u * threads}u"
+            begin.append(f"  let i{mine} : u32 = {index if whole else f'min({index}, {total - 1}u)'};")
+            begin.append(f"  let r{mine} : u32 = {first} + i{mine} / {across}u;")
+            begin.append(f"  let c{mine} : u32 = i{mine} % {across}u;")
+            loads, stores = parts(name, mine)
+            begin += [f"  var {var} : {kind} = {value.format(g='0u')};" for var, kind, value in loads]
+            fetch += [f"{var} = {value.format(g='(g + 1u)')};" for var, _, value in loads]
+            begin.append(f"  let t{mine} : u32 = i{mine} / {across}u * {self.row}u + c{mine} * 8u;")
+            put += ["    {" if whole else f"    if ({index} < {total}u) {{", *stores, "    }"]
+        return begin, fetch, put
 
-        lines = copied("x", self.rows, "m0")
-        if self.op["bits"] == 16:
-            return lines + copied("w", self.width, "n0")
-        lines += [
-            f"    for (var i : u32 = tid; i < {self.width * 4}u; i += {threads}u) {{",
-            f"      let at : u32 = (n0 + i / 4u) * {k // GROUP}u + g;",
-            "      let word : u32 = w[at * 4u + i % 4u];",
-            "      let s : f32 = f32(scale[at]);",
-            f"      let to : u32 = i / 4u * {ROW}u + (i % 4u) * 8u;",
-        ]
-        for c in range(8):
-            value = f"fma({nibble('word', c, 4)}, 16.0f * s, -{16.0 + ZERO_POINT}f * s)"
-            lines.append(f"      ws[to + {c}u] = f16({value});")
-        return [*lines, "    }"]
+    def _eight(self, name: str, mine: str) -> Staged:
+        """Eight halves, as two vectors."""
+        k = self.op["k"]
+        at = f"r{mine} * {k // 4}u + {{g}} * {8 * self.groups}u + c{mine} * 2u"
+        loads = [(f"p{mine}", "vec4<f16>", f"{name}[{at}]"), (f"q{mine}", "vec4<f16>", f"{name}[{at} + 1u]")]
+        if self.op["bits"] == 4:  # the order of weights that unpack two at a time
+            values = [f"{part}{mine}.{c}" for c in "xyzw" for part in "pq"]
+        else:
+            values = [f"{part}{mine}.{c}" for part in "pq" for c in "xyzw"]
+        return loads, [f"      {name}s[t{mine} + {i}u] = {value};" for i, value in enumerate(values)]
+
+    def _word(self, name: str, mine: str) -> Staged:
+        """Eight 4-bit weights and their scale."""
+        k = self.op["k"]
+        word = f"w[r{mine} * {k // 8}u + {{g}} * {4 * self.groups}u + c{mine}]"
+        scale = f"scale[r{mine} * {k // GROUP}u + {{g}} * {self.groups}u + c{mine} / 4u]"
+        stores = []
+        for i in range(4):
+            pair = f"bitcast<vec2<f16>>(((p{mine} >> {4 * i}u) & 0x000f000fu) | {BIAS})"
+            stores.append(f"      let v{i} : vec2<f16> = ({pair} - vec2<f16>({MINUS})) * s{mine};")
+            stores += [f"      ws[t{mine} + {2 * i + j}u] = v{i}.{'xy'[j]};" for j in range(2)]
+        return [(f"p{mine}", "u32", word), (f"s{mine}", "f16", scale)], stores
 
     def _store(self) -> list[str]:
         """Each product through shared memory, where its place of elements is known."""
@@ -121,7 +168,7 @@ class _Kernel:
         residual, half = bool(self.op["residual"]), self.op["out"] == "float16"
         for i, j in itertools.product(range(high), range(wide)):
             at = f"to_row + {i * TILE * n + j * TILE}u"
-            lines.append(f"  coopStoreT(acc{i}_{j}, &product[warp * {TILE * TILE}u], {TILE}u);")
+            lines.append(f"  subgroupMatrixStore(&product, warp * {TILE * TILE}u, acc{i}_{j}, false, {TILE}u);")
             lines.append("  workgroupBarrier();")
             for c in range(0, 8, 2):
                 a, b = f"product[from_row + {c}u]", f"product[from_row + {c + 1}u]"
@@ -131,13 +178,11 @@ class _Kernel:
 
 
 def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
-    kernel = _Kernel(op, *(decisions[name] for name in ("rows", "width", "warps")))
-    params = half_params(op)
-    made = shader_for(gpu, params, 32 * kernel.warps, kernel.body(), kernel.shared())
-    blocks = (op["n"] // kernel.width, op["m"] // kernel.rows, 1)
-    return in_one_launch(made, blocks)
+    kernel = _Kernel(op, *(decisions[name] for name in ("rows", "width", "warps", "groups")))
+    made = shader_for(gpu, half_params(op), 32 * kernel.warps, kernel.body(), kernel.shared())
+    return in_one_launch(made, (op["n"] // kernel.width, op["m"] // kernel.rows, 1))
 
 
 TEMPLATES = (
-    Template("text-matrix", "matmul", "many rows, for WebGPU: cooperative matrices of wgpu", _choices, text=_text),
+    Template("text-matrix", "matmul", "many rows, for Dawn: subgroup matrices on matrix units", _choices, text=_text),
 )

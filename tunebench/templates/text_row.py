@@ -1,7 +1,8 @@
-"""One row with a weight matrix, as source text for GPU APIs: in float32, without half arithmetic.
+"""One row with a weight matrix, as source text for GPU APIs: in float32, or in pairs of halves where they multiply.
 
 An integer of few bits is put into the mantissa of a float between 1 and 2, which takes a shift and one logical
-operation; a group's sum of activations takes the 1 and the zero point out again.
+operation; a group's sum of activations takes the 1 and the zero point out again. Two 4-bit integers go into the
+mantissas of two halves at once; their products go to float32 word by word, so that large activations do not overflow.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from tunebench.templates import Choices, Decisions, Gpu, Operation, Template, in
 
 GROUP = 32
 ZERO_POINTS = {4: 7, 8: 127}
+BIAS = "0x64006400u"  # 1024 twice, whose mantissa's low bits take an integer
+LOW = ("0x000f000fu", "0x3c003c00u", "0xe407e407u")  # the lowest 4-bit integers of both halves: times 1, minus 1031
+HIGH = ("0x00f000f0u", "0x2c002c00u", "0xd470d470u")  # the next ones, 16 times as large: times 1 / 16, minus 71
 
 
 def _choices(op: Operation, gpu: Gpu) -> Choices:
@@ -26,7 +30,8 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
     rows = [r for r in (2, 4, 8) if n % (r * threads[-1] // lanes[0]) == 0] if threads and lanes else []
     if not rows or k % GROUP:
         return {}
-    return {"rows": rows, "lanes": lanes, "threads": threads, "unroll": [1, 2, 4]}
+    pairs = {"pairs": [0, 1]} if gpu.multiplies_pairs and bits == 4 else {}
+    return {"rows": rows, "lanes": lanes, "threads": threads, "unroll": [1, 2, 4], **pairs}
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class _Kernel:
     lanes: int  # threads that share the outputs, each with other groups of weights
     threads: int
     unroll: int
+    pairs: bool
 
     @property
     def groups(self) -> int:
@@ -71,9 +77,10 @@ class _Kernel:
     def _groups(self, places: list[str]) -> list[str]:
         """Products of several groups: first all loads, then what is made of them."""
         loads, products = [], []
+        multiply = self._multiply_pairs if self.pairs else self._multiply
         for u, place in enumerate(places):
             loads += [f"    let g{u} : u32 = {place};", *self._load(u)]
-            products += self._multiply(u)
+            products += multiply(u)
         return [*loads, *products]
 
     def _load(self, u: int) -> list[str]:
@@ -108,9 +115,30 @@ class _Kernel:
                 word, place = divmod(i, 32 // bits)
                 weight = nibble(f"w{u}_{r}_{word // 4}.{'xyzw'[word % 4]}", place, bits)
                 lines.append(f"    {name} = fma({weight}, {value}, {name});")
-            scale = f"select(p{u}_{r}.x, p{u}_{r}.y, (i{u}_{r} & 1u) == 1u)"
+            scale = self._scale(u, r)
             zero = float(2**bits + ZERO_POINTS[bits])
             lines.append(f"    acc{r} = fma({scale}, {float(2**bits)}f * {name} - {zero}f * sum{u}, acc{r});")
+        return lines
+
+    def _scale(self, u: int, r: int) -> str:
+        return f"select(p{u}_{r}.x, p{u}_{r}.y, (i{u}_{r} & 1u) == 1u)"
+
+    def _multiply_pairs(self, u: int) -> list[str]:
+        lines = [f"    let x{u}_{j} : vec4u = paired(x[g{u} * 4u + {j}u]);" for j in range(4)]
+        for r in range(self.rows):
+            lines.append(f"    var q{u}_{r} : f32 = 0.0f;")
+            for j in range(4):
+                name = f"w{u}_{r}_0.{'xyzw'[j]}"
+                part = f"h{u}_{r}_{j}"
+                for i in range(4):
+                    word = f"({name} >> 8u)" if i > 1 else name
+                    mask, factor, bias = HIGH if i % 2 else LOW
+                    weights = f"fma2(({word} & {mask}) | {BIAS}, {factor}, {bias})"
+                    sums = f"{part}_{i - 1}" if i else "0u"
+                    lines.append(f"    let {part}_{i} : u32 = fma2({weights}, x{u}_{j}.{'xyzw'[i]}, {sums});")
+                lines.append(f"    let {part} : vec2f = unpack({part}_3);")
+                lines.append(f"    q{u}_{r} += {part}.x + {part}.y;")
+            lines.append(f"    acc{r} = fma({self._scale(u, r)}, q{u}_{r}, acc{r});")
         return lines
 
     def _store(self) -> list[str]:
@@ -124,7 +152,8 @@ class _Kernel:
 
 
 def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
-    kernel = _Kernel(op, *(decisions[name] for name in ("rows", "lanes", "threads", "unroll")))
+    rows, lanes, threads, unroll = (decisions[name] for name in ("rows", "lanes", "threads", "unroll"))
+    kernel = _Kernel(op, rows, lanes, threads, unroll, bool(decisions.get("pairs", 0)))
     params = kernel.params()
     body, shared = kernel.body(gpu.adds_lanes)
     made = shader_for(gpu, params, kernel.threads, body, shared)
@@ -132,4 +161,4 @@ def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
     return in_one_launch(made, (blocks, 1, 1))
 
 
-TEMPLATES = (Template("text-row", "matmul", "one row, for GPU APIs: float32, k shared by lanes", _choices, text=_text),)
+TEMPLATES = (Template("text-row", "matmul", "one row, for GPU APIs: k shared by lanes", _choices, text=_text),)
