@@ -251,6 +251,9 @@ class ApiBackend:
         if wanted and not api.endswith(wanted):
             raise TuneBenchError(f"target {preset.name!r} needs {wanted}, and this is {api}.", "Use --target webgpu.")
         self.device = self._device.name
+        self._nvidia = "nvidia" in self.device.lower()
+        if self._nvidia:
+            environment.hold_nvidia_clocks()
         self.target = tvm.target.Target(self._device.target())
         self.cold_bytes = 2 * (self._device.cache_bytes or CACHE_BYTES)
 
@@ -284,7 +287,7 @@ class ApiBackend:
 
     def memory(self) -> DeviceMemory | None:
         """By NVML, where the device is NVIDIA's."""
-        return DeviceMemory() if "nvidia" in self.device.lower() else None
+        return DeviceMemory() if self._nvidia else None
 
 
 class BrowserBackend:

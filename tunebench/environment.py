@@ -3,6 +3,7 @@
 Linux, macOS and Windows. What a system does not tell is None. Units: bytes, Hz.
 """
 
+import ctypes
 import functools
 import importlib.metadata
 import os
@@ -237,6 +238,20 @@ def gpus() -> list[dict[str, Any]]:
     rows = _output("nvidia-smi", query, "--format=csv,noheader,nounits").splitlines()
     fields = [[field.strip() for field in row.split(",")] for row in rows]
     return [_gpu(*row) for row in fields if len(row) == 4]
+
+
+def hold_nvidia_clocks() -> bool:
+    """Keep an idle CUDA context in this process until it ends; whether there is one.
+
+    Without any, NVIDIA's driver was seen to run short launches of other APIs at clocks of an idle GPU, a fifth of
+    what it has under load, and to go up and down amid a measurement.
+    """
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    context = ctypes.c_void_p()
+    return not driver.cuInit(0) and not driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
 
 
 def cuda_arch() -> str:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from tunebench.plan import Shader
 
 ENTRY = "kernel_main"
+LANGUAGES = {"webgpu": "wgsl", "opencl": "opencl"}
+"""What kernels can be written in here, by TVM's target kind."""
 C_TYPES = {
     "f32": "float",
     "u32": "uint",

@@ -100,7 +100,7 @@ class OpenClDevice:
             kernel.set_args(*call.buffers)
             sizes = tuple(b * t for b, t in zip(call.blocks, shader.threads, strict=True))
             prepared.append((kernel, sizes, shader.threads))
-        return OpenClRecording(self._cl, self._queue, prepared * times)
+        return OpenClRecording(self._cl, self._queue, prepared * times, calls)
 
     def wait(self) -> None:
         """Until the queue is empty."""
@@ -108,15 +108,22 @@ class OpenClDevice:
 
 
 class OpenClRecording:
-    """Launches in order."""
+    """Launches in order. It keeps the buffers, which OpenCL does not."""
 
-    def __init__(self, cl: Any, queue: Any, calls: Sequence[tuple[Any, tuple[int, ...], tuple[int, ...]]]) -> None:
-        self._enqueue, self._queue, self._calls = cl.enqueue_nd_range_kernel, queue, calls
+    def __init__(
+        self,
+        cl: Any,
+        queue: Any,
+        launches: Sequence[tuple[Any, tuple[int, ...], tuple[int, ...]]],
+        calls: Sequence[Call],
+    ) -> None:
+        self._enqueue, self._queue, self._launches = cl.enqueue_nd_range_kernel, queue, launches
+        self._held = [call.buffers for call in calls]
 
     def run(self) -> None:
         """Hand all launches to the queue."""
         enqueue, queue = self._enqueue, self._queue
-        for kernel, sizes, threads in self._calls:
+        for kernel, sizes, threads in self._launches:
             enqueue(queue, kernel, sizes, threads)
         queue.flush()
 

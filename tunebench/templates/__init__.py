@@ -51,7 +51,7 @@ class Gpu:
     @property
     def language(self) -> Language | None:
         """What kernels are written in; None where they are CUDA's."""
-        name = {"webgpu": "wgsl", "opencl": "opencl"}.get(self.kind)
+        name = shaders.LANGUAGES.get(self.kind)
         return Language(name, "ptx" in self.features) if name else None
 
     @property

@@ -1,7 +1,8 @@
 """Many rows with a weight matrix, as WGSL with Dawn's subgroup matrices: 16 x 16 x 16 products on matrix units.
 
 Rows of x and of weights go through shared memory, the next ones being fetched into registers meanwhile. The order of k
-within eight places is free, so it is the one in which a word of 4-bit weights unpacks, two at a time.
+within a group is free, so it is one in which a word of 4-bit weights unpacks, two at a time, and in which threads that
+put their halves one by one do not wait for each other.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ class _Kernel:
             loads, stores = parts(name, mine)
             begin += [f"  var {var} : {kind} = {value.format(g='0u')};" for var, kind, value in loads]
             fetch += [f"{var} = {value.format(g='(g + 1u)')};" for var, _, value in loads]
-            begin.append(f"  let t{mine} : u32 = i{mine} / {across}u * {self.row}u + c{mine} * 8u;")
+            place = f"c{mine} / 4u * {GROUP}u + c{mine} % 4u"
+            begin.append(f"  let t{mine} : u32 = i{mine} / {across}u * {self.row}u + {place};")
             put += ["    {" if whole else f"    if ({index} < {total}u) {{", *stores, "    }"]
         return begin, fetch, put
 
@@ -144,7 +146,7 @@ class _Kernel:
             values = [f"{part}{mine}.{c}" for c in "xyzw" for part in "pq"]
         else:
             values = [f"{part}{mine}.{c}" for part in "pq" for c in "xyzw"]
-        return loads, [f"      {name}s[t{mine} + {i}u] = {value};" for i, value in enumerate(values)]
+        return loads, [f"      {name}s[t{mine} + {4 * i}u] = {value};" for i, value in enumerate(values)]
 
     def _word(self, name: str, mine: str) -> Staged:
         """Eight 4-bit weights and their scale."""
@@ -155,7 +157,7 @@ class _Kernel:
         for i in range(4):
             pair = f"bitcast<vec2<f16>>(((p{mine} >> {4 * i}u) & 0x000f000fu) | {BIAS})"
             stores.append(f"      let v{i} : vec2<f16> = ({pair} - vec2<f16>({MINUS})) * s{mine};")
-            stores += [f"      ws[t{mine} + {2 * i + j}u] = v{i}.{'xy'[j]};" for j in range(2)]
+            stores += [f"      ws[t{mine} + {4 * (2 * i + j)}u] = v{i}.{'xy'[j]};" for j in range(2)]
         return [(f"p{mine}", "u32", word), (f"s{mine}", "f16", scale)], stores
 
     def _store(self) -> list[str]:
