@@ -20,7 +20,7 @@ FIRST = "cuda"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--target", action="append", help="default: webgpu and opencl")
+    parser.add_argument("--target", action="append", help="default: webgpu, dawn and opencl")
     parser.add_argument("-m", "--model", default="llama-7b")
     parser.add_argument("-q", "--scheme", default="q4f16_1")
     parser.add_argument("--prompt", default="512")
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("tunebench-work/apis"))
     parser.add_argument("--no-tune", action="store_true")
     args = parser.parse_args()
-    targets = args.target or ["webgpu", "opencl"]
+    targets = args.target or ["webgpu", "dawn", "opencl"]
     common = ["-m", args.model, "-q", args.scheme, "--prompt", args.prompt, "--work-dir", str(args.work_dir)]
     for target in [] if args.no_tune else targets:
         start = time.monotonic()
