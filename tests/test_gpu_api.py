@@ -46,6 +46,7 @@ PRODUCTS = {
     "many rows in float": {**MATMUL, "m": 32, "n": 512, "k": 256, "bits": 16, "group": 0},
 }
 MATRIX_GPU = Gpu("webgpu", 0, 256, 16 << 10, frozenset({"lanes32", "half", "pairs", "matrix16"}))
+NVIDIA = Gpu("opencl", 0, 256, 32 << 10, frozenset({"ptx"}))
 ONCE = Protocol(warmups=0, samples=1, least_samples=1)
 EMULATED = (
     shaders.OPENCL_PLAIN
@@ -66,6 +67,15 @@ inline float4 emulated(float4 c, uint a0, uint a1, uint a2, uint a3, uint b0, ui
       }
   return (float4)(out[0], out[1], out[2], out[3]);
 }
+inline float summed(float v, __local uint *held) {
+  barrier(CLK_LOCAL_MEM_FENCE);
+  held[get_local_id(0)] = as_uint(v);
+  barrier(CLK_LOCAL_MEM_FENCE);
+  float total = 0.0f;
+  for (uint i = 0; i < 32; ++i) total += as_float(held[get_local_id(0) / 32 * 32 + i]);
+  return total;
+}
+#define sum32(v) summed(v, held_by_lanes)
 #define mma(c, a0, a1, a2, a3, b0, b1) emulated(c, a0, a1, a2, a3, b0, b1, held_by_lanes)
 """
 )
@@ -185,8 +195,7 @@ def test_tiles_of_halves_compute_what_the_plain_kernel_does(name: str) -> None:
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_tensor_cores_get_their_operands_in_order(emulated: Device, name: str) -> None:
     op = PRODUCTS[name]
-    gpu = Gpu("opencl", 0, 256, 32 << 10, frozenset({"ptx"}))
-    made = draws(op, gpu, 3)
+    made = draws(op, NVIDIA, 3)
     assert made
     check(emulated, plain(op), made)
 
@@ -236,16 +245,22 @@ def test_subgroup_matrices_get_their_operands_in_order(name: str) -> None:
     check(apis.open_device("webgpu"), plain(op), made)
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_sums_over_lanes_compute_what_the_plain_kernel_does(emulated: Device, name: str) -> None:
+    made = draws(OPERATIONS[name], NVIDIA, 6)
+    assert made
+    check(emulated, plain(OPERATIONS[name]), made)
+
+
 def test_pairs_of_halves_compute_what_the_plain_kernel_does(emulated: Device) -> None:
-    gpu = Gpu("opencl", 0, 256, 32 << 10, frozenset({"ptx"}))
     op = OPERATIONS["one row"]
-    ((template, choices),) = templates.serving(op, gpu).items()
+    ((template, choices),) = templates.serving(op, NVIDIA).items()
     assert template.text
     assert choices["pairs"] == [0, 1]
     made = []
-    for rows, lanes, unroll in ((2, 8, 1), (4, 16, 2), (2, 64, 1)):
-        decisions = {"rows": rows, "lanes": lanes, "threads": 64, "unroll": unroll, "pairs": 1}
-        made.append(template.text(op, decisions, gpu))
+    for rows, lanes, unroll in ((2, 8, 1), (4, 16, 2), (2, 64, 1), (2, 32, 1)):
+        decisions = {"rows": rows, "lanes": lanes, "threads": 128, "unroll": unroll, "pairs": 1}
+        made.append(template.text(op, decisions, NVIDIA))
     check(emulated, plain(op), made)
 
 

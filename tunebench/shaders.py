@@ -198,8 +198,16 @@ def nibble(word: str, place: int, bits: int) -> str:
 
 def lane_sums(names: Sequence[str], lanes: int, threads: int, adds_lanes: bool) -> tuple[list[str], list[Shared]]:
     """Add variables up over groups of `lanes` threads, of which `lane == 0u` has the sums; with its shared memory."""
-    if lanes == 32 and adds_lanes:
-        return [f"  {name} = sum32({name});" for name in names], []
+    if lanes % 32 == 0 and adds_lanes:
+        lines, parts, across = [f"  {name} = sum32({name});" for name in names], lanes // 32, threads // 32
+        if parts == 1:
+            return lines, []
+        kept = " ".join(f"sums[{i * across}u + tid / 32u] = {name};" for i, name in enumerate(names))
+        lines += [f"  if (tid % 32u == 0u) {{ {kept} }}", "  workgroupBarrier();"]
+        for i, name in enumerate(names):
+            first = f"{i * across}u + tid / {lanes}u * {parts}u"
+            lines.append(f"  {name} = {' + '.join(f'sums[{first} + {part}u]' for part in range(parts))};")
+        return lines, [Shared("sums", "f32", len(names) * across)]
     lines = [f"  sums[{i * threads}u + tid] = {name};" for i, name in enumerate(names)] + ["  workgroupBarrier();"]
     step = lanes // 2
     while step:

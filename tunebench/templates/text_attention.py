@@ -25,7 +25,7 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
     if m == 1:
         share = op["heads"] // op["kv_heads"]
         rows = [share] if share <= MOST_SHARED_ROWS else [1]
-        splits = [2, 4, 8, 16]
+        splits = [1, 2, 4, 8, 16]
     else:
         rows, splits = [r for r in (2, 4, 8) if m % r == 0], [1]
     rows = [r for r in rows if threads and 4 * r * (dim + threads[-1]) <= gpu.shared_bytes]
