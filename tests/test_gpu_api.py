@@ -296,24 +296,29 @@ def compare_tokens(device: Device, target: tvm.target.Target, tmp_path: Path, sc
     read = plan.read(tmp_path / "plan")
     assert read == compiled.plan
     assert read.scratch_bytes == compiled.planned_bytes > 0
-    memory = Memory(device, read, [*random_weights(model, 0), ("angles", angles(model))])
-    engine = PlanEngine("webgpu", read, memory)
-    cpu = tiny(tmp_path, scheme, "cpu")
-    mod, _ = lower(cpu, cpu_target())
-    loaded = load(cpu, random_weights(cpu, 0), tvm.cpu())
-    ours = TvmEngine(cpu, compile_model(mod, cpu_target(), {}).executable, loaded, tvm.cpu())
-    prompt = np.random.default_rng(1).integers(0, 128, (1, 21), np.int32)
-    said = {}
-    for name, each in (("plan", engine), ("cpu", ours)):
-        each.prefill(prompt, 0)
+    said = []
+    for each in (found := engines(device, read, model, tiny(tmp_path, scheme, "cpu"))):
         tokens = []
         for i in range(12):
             tokens.append(int(each.logits().argmax()))
             each.decode(np.array([[tokens[-1]]], np.int32), 21 + i)
-        said[name] = tokens
-    assert said["plan"] == said["cpu"]
-    assert len(set(said["cpu"])) > 1
-    assert engine.weight_bytes == model.weight_bytes
+        said.append(tokens)
+    assert said[0] == said[1]
+    assert len(set(said[1])) > 1
+    assert found[0].weight_bytes == model.weight_bytes
+
+
+def engines(device: Device, made: plan.Plan, model: Model, cpu: Model) -> tuple[PlanEngine, TvmEngine]:
+    """A plan and the CPU's engine on the same weights, after the same prompt of 21 tokens."""
+    memory = Memory(device, made, [*random_weights(model, 0), ("angles", angles(model))])
+    mod, _ = lower(cpu, cpu_target())
+    loaded = load(cpu, random_weights(cpu, 0), tvm.cpu())
+    ours = TvmEngine(cpu, compile_model(mod, cpu_target(), {}).executable, loaded, tvm.cpu())
+    engine = PlanEngine("webgpu", made, memory)
+    prompt = np.random.default_rng(1).integers(0, 128, (1, 21), np.int32)
+    engine.prefill(prompt, 0)
+    ours.prefill(prompt, 0)
+    return engine, ours
 
 
 def test_a_plan_without_its_weights_says_which(device: Device, target: tvm.target.Target, tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from tunebench.merging import Invoked, Merger
 from tunebench.plan import Buffer, Kind, Launch, Plan, Program, Shader, Step
 from tunebench.programs import LANGUAGES, program
 from tunebench.quantization.none import numpy_dtype
+from tunebench.templates import gpu_of
 from tunebench.workload import Model, angles, function_name
 
 PASSES = (
@@ -31,7 +33,8 @@ def plan_model(mod: tvm.IRModule, model: Model, target: tvm.target.Target, kerne
         lowered = tvm.ir.transform.Sequential([each() for each in PASSES])(mod)
     pool = _Pool()
     shared = _model_buffers(model, pool)
-    builder = _Builder(pool, _renamed({name: program(kernel, target) for name, kernel in kernels.items()}))
+    programs = _renamed({name: program(kernel, target) for name, kernel in kernels.items()})
+    builder = _Builder(pool, programs, Merger(kernels, gpu_of(target)))
     load = model.workload
     steps = {m: builder.step(lowered[function_name(m)], [pool.input(load.batch, m), *shared]) for m in load.buckets}
     config = model.config
@@ -99,13 +102,14 @@ class _Builder:
     """Steps over one pool of buffers."""
 
     pool: _Pool
-    programs: Mapping[str, Program]
+    programs: dict[str, Program]
+    merger: Merger
     shaders: dict[str, Shader] = field(default_factory=dict)
 
     def step(self, func: relax.Function, given: Sequence[_Value]) -> Step:
         """The launches of one function, which has these buffers as parameters."""
         values: dict[Any, _Value] = dict(zip(func.params, given, strict=True))
-        launches: list[Launch] = []
+        invoked: list[Invoked] = []
         storages = 0
         for block in func.body.blocks:
             for binding in block.bindings:
@@ -115,17 +119,20 @@ class _Builder:
                     values[binding.var] = self.pool.scratch(f"scratch.{storages}", size)
                     storages += 1
                 elif isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar):
-                    launches += self._launches(value.op.name_hint, [values[arg] for arg in value.args])
+                    invoked.append(Invoked(value.op.name_hint, tuple(values[arg] for arg in value.args)))
                 else:
                     values[binding.var] = _value(value, values)
-        return Step(tuple(launches), _value(func.body.body, values)[0])
+        logits = _value(func.body.body, values)[0]
+        merged = self.merger.merged(invoked, logits)
+        self.programs.update(_renamed(self.merger.programs))
+        return Step(tuple(launch for each in merged for launch in self._launches(each)), logits)
 
-    def _launches(self, name: str, buffers: Sequence[int]) -> list[Launch]:
+    def _launches(self, invoked: Invoked) -> list[Launch]:
         """A kernel's launches, with its own scratch memory."""
-        called = self.programs[name]
+        called = self.programs[invoked.kernel]
         self.shaders.update(called.shaders)
         own = [self.pool.scratch(f"kernel.{i}", size) for i, size in enumerate(called.scratch_bytes)]
-        every = [*buffers, *own]
+        every = [*invoked.buffers, *own]
         return [Launch(each.shader, tuple(every[i] for i in each.buffers), each.blocks) for each in called.launches]
 
 

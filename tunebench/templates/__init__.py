@@ -76,6 +76,7 @@ class Template:
     build: Callable[[Operation, Decisions], tvm.tirx.PrimFunc] | None = None  # a kernel for TVM to compile
     text: Callable[[Operation, Decisions, Gpu], Program] | None = None  # or its source, for a GPU API
     source: str = "tuned"  # or library: somebody else's kernel
+    takes: tuple[str, ...] = ()  # what `text` can do beside the operation, where that says so: norm, gate
 
 
 @dataclass(frozen=True)

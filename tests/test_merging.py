@@ -1,0 +1,149 @@
+"""Products that take the normalisation before them and the gate after them, alone and in a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from conftest import load_model, write_config
+from test_gpu_api import MATMUL, NVIDIA, device, emulated, engines, expected, plain, product, run, target
+
+from tunebench import gpu_ops, lowering, spaces, templates, workload
+from tunebench.apis import Device
+from tunebench.merging import Invoked, Merger
+from tunebench.plan import Launch
+from tunebench.planning import plan_model
+from tunebench.templates import Gpu
+from tunebench.trials import inputs, mismatch
+
+__all__ = ["device", "emulated", "target"]  # fixtures
+
+EPSILON = 1e-5
+CASES: dict[str, dict[str, Any]] = {
+    "norm": {"norm": EPSILON},
+    "gate": {"gate": 1, "residual": 0},
+    "norm and gate": {"norm": EPSILON, "gate": 1, "residual": 0},
+    "norm of bytes": {"norm": EPSILON, "bits": 8, "out": "float32", "residual": 0},
+    "norm and gate of floats": {"norm": EPSILON, "gate": 1, "residual": 0, "bits": 16, "group": 0},
+}
+
+
+def check_merged(device: Device, gpu: Gpu, case: dict[str, Any], pairs: int) -> None:
+    """A merged kernel against the plain kernels one after the other, for inputs as large as they come."""
+    op = {**MATMUL, "m": 1, "n": 512, "k": 512, **case}
+    alone = {key: value for key, value in op.items() if key not in ("norm", "gate")}
+    x, *rest = inputs(lowering.task_module(product(alone)), 0, np.random.default_rng(0))
+    gain = np.linspace(0.5, 2.0, op["k"]).astype(np.float16)
+    x[0, 7] = 900.0 if "norm" in case else x[0, 7]
+    given, wanted = [x], x
+    if "norm" in op:
+        given.append(gain)
+        norm = plain({"op": "rms_norm", "rows": 1, "width": op["k"], "epsilon": EPSILON, "dtype": "float16"})
+        wanted = expected(norm, [x, gain, np.zeros_like(x)])[-1]
+    wanted = expected(lowering.task_module(product(alone)), [wanted, *rest])[-1]
+    if "gate" in op:
+        gate = lowering.task_module(gpu_ops.silu_mul(1, op["n"] // 2, "float16"))
+        wanted = expected(gate, [wanted, np.zeros((1, op["n"] // 2), np.float16)])[-1]
+    given += [*rest[:-1], np.full_like(wanted, np.nan)]
+    ((template, _),) = templates.serving(alone, gpu).items()
+    assert template.text
+    for rows, lanes, unroll in ((2, 8, 1), (4, 16, 2)):
+        decisions = {"rows": rows, "lanes": lanes, "threads": 64, "unroll": unroll, "pairs": pairs}
+        found = run(device, template.text(op, decisions, gpu), given)[-1]
+        assert not mismatch(found, wanted, half=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_merged_kernel_computes_what_its_parts_do(device: Device, target: tvm.target.Target, name: str) -> None:
+    check_merged(device, templates.gpu_of(target), CASES[name], 0)
+
+
+@pytest.mark.parametrize("name", ["norm", "gate", "norm and gate"])
+def test_merged_kernels_of_pairs_do_so_too(emulated: Device, name: str) -> None:
+    check_merged(emulated, NVIDIA, CASES[name], 1)
+
+
+def scheduled(mod: tvm.IRModule, gpu: Gpu, target: tvm.target.Target) -> dict[str, tvm.IRModule]:
+    """Every kernel by name: products of one row by their template, the others by default."""
+    kernels = {}
+    for gv, func in mod.functions_items():
+        if isinstance(func, tvm.tirx.PrimFunc):
+            kernel = lowering.task_module(func)
+            kernels[gv.name_hint] = lowering.default_schedule(kernel, target)
+            operation = gpu_ops.operation(func)
+            if operation.get("op") == "matmul" and operation["m"] == 1:
+                asked = spaces.Kernel((), 4, 0, operation=operation, gpu=gpu)
+                space = spaces.spaces()["gpu-template"]
+                (kernels[gv.name_hint],) = (
+                    sch.mod
+                    for sch in space.generate(tvm.s_tir.Schedule(kernel), asked)
+                    if (chosen := templates.chosen(sch.mod["main"])) and chosen[0].takes
+                )
+    return kernels
+
+
+def test_a_plan_of_merged_kernels_says_what_the_cpu_says(
+    device: Device, target: tvm.target.Target, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, head_dim=64, hidden_size=256, intermediate_size=256)
+    model = load_model(config, "q4f16_1", device="gpu")
+    mod = lowering.prefix(workload.build(model), target)
+    kernels = scheduled(mod, templates.gpu_of(target), target)
+    plan = plan_model(mod, model, target, kernels)
+    merged = [launch.shader for launch in plan.steps[1].launches if launch.shader not in kernels]
+    layers = model.config.num_hidden_layers
+    assert sum("rms_norm" in name for name in merged) == 2 * layers + 1
+    assert sum("silu_mul" in name for name in merged) == layers
+    assert not any(launch.shader.startswith(("rms_norm", "silu")) and launch.shader in kernels for launch in one(plan))
+    engine, ours = engines(device, plan, model, load_model(config, "q4f16_1", device="cpu"))
+    for i in range(6):
+        wanted = ours.logits()
+        assert np.abs(engine.logits() - wanted).max() < 0.05 * wanted.std()
+        for each in (engine, ours):
+            each.decode(np.array([[17 * i]], np.int32), 21 + i)
+
+
+def one(plan: Any) -> tuple[Launch, ...]:
+    """The launches of a generated token."""
+    return tuple(plan.steps[1].launches)
+
+
+def merger() -> Merger:
+    """Of a norm, a product of one row, a gate, and a product by default."""
+    op = {**MATMUL, "m": 1, "n": 512, "k": 512, "residual": 0}
+    target = tvm.target.Target({"kind": "opencl", "keys": ["opencl", "gpu", "ptx"], "max_num_threads": 256})
+    kernel = lowering.task_module(product(op))
+    template = scheduled(tvm.IRModule({"product": product(op)}), NVIDIA, target)["product"]
+    norm = plain({"op": "rms_norm", "rows": 1, "width": 512, "epsilon": EPSILON, "dtype": "float16"})
+    gate = lowering.task_module(gpu_ops.silu_mul(1, 256, "float16"))
+    return Merger({"norm": norm, "product": template, "gate": gate, "default": kernel}, NVIDIA)
+
+
+NORM, PRODUCT, GATE = Invoked("norm", (0, 1, 2)), Invoked("product", (2, 3, 4, 5)), Invoked("gate", (5, 6))
+
+
+def test_a_chain_becomes_one() -> None:
+    assert merger().merged([NORM, PRODUCT, GATE], 6) == [Invoked("norm_product_gate", (0, 1, 3, 4, 6))]
+
+
+@pytest.mark.parametrize(
+    ("chain", "kept"),
+    [
+        ([NORM, PRODUCT, Invoked("default", (2, 3, 4, 7))], 7),  # somebody else reads the norm
+        ([NORM, PRODUCT], 2),  # the norm is the result
+        ([NORM, Invoked("default", (2, 3, 4, 5))], 5),  # a product that cannot
+        ([NORM, Invoked("product", (2, 3, 4, 0))], 0),  # its outputs would overwrite what others still read
+        ([NORM, Invoked("product", (8, 3, 4, 5))], 5),  # of something else
+        ([PRODUCT, Invoked("gate", (5, 3))], 3),  # the same, of a gate
+    ],
+)
+def test_what_others_need_is_not_merged(chain: list[Invoked], kept: int) -> None:
+    assert merger().merged(chain, kept) == chain
+
+
+def test_a_buffer_that_is_written_again_may_be_read_later() -> None:
+    chain = [NORM, PRODUCT, Invoked("norm", (5, 1, 2)), Invoked("default", (2, 3, 4, 7))]
+    assert [each.kernel for each in merger().merged(chain, 7)] == ["norm_product", "norm", "default"]
