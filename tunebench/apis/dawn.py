@@ -226,8 +226,8 @@ def _end(connection: socket.socket, process: subprocess.Popen[bytes]) -> None:
 def find_node() -> str | None:
     """Node.js: on the path, or the one that Playwright brings."""
     found = importlib.util.find_spec("playwright")
-    beside = Path(found.origin).parent / "driver" / "node" if found and found.origin else None
-    return shutil.which("node") or (str(beside) if beside and beside.exists() else None)
+    driver = Path(found.origin).parent / "driver" if found and found.origin else None
+    return shutil.which("node") or (shutil.which("node", path=driver) if driver else None)
 
 
 def find_package() -> Path | None:

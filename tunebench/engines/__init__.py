@@ -26,7 +26,7 @@ OWN = {
     "opencl": "a plan through pyopencl, on target opencl",
     "browser": "a plan in a web browser, on target webgpu",
 }
-"""TuneBench's own engines by name; any of the first three stands for the one that a target has."""
+"""TuneBench's own engines by name; any of the first four stands for the one that a target has."""
 Weights = Iterable[tuple[str, np.ndarray]]
 """Every parameter by name, in the scheme's stored form: a matrix's parts one after the other."""
 
