@@ -11,7 +11,7 @@ import pytest
 
 LAYERS: list[tuple[str, ...]] = [  # bottom to top
     ("spec", "errors"),
-    ("registry", "environment", "options", "plan", "pieces"),
+    ("registry", "environment", "options", "plan", "pieces", "webgpu"),
     ("apis", "shaders"),
     ("abilities",),
     ("plan_engine", "export", "page_server"),

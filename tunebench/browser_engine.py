@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from tunebench import webgpu
 from tunebench.errors import TuneBenchError
 from tunebench.export import WEIGHTS, Arrays, write_plan, write_weights
 from tunebench.page_server import PageServer
@@ -46,7 +47,6 @@ VULKAN = ("--enable-features=Vulkan", "--use-angle=vulkan", "--disable-vulkan-su
 """With which a GPU of Linux is used without a display; they may hang where there is none."""
 SOFTWARE = ("--use-webgpu-adapter=swiftshader",)
 NAME = "browser"
-LANES = 32  # of the subgroups that TVM's kernels are written for
 
 
 def find_executables() -> list[str]:
@@ -169,15 +169,10 @@ def check_dtype(facts: Mapping[str, Any], dtype: str) -> None:
 
 def webgpu_target(facts: Mapping[str, Any]) -> dict[str, Any]:
     """TVM's target for such an adapter, as data: the limits that its code generator asks for."""
-    limits = facts["limits"]
-    lanes = "subgroups" in facts["features"] and facts["lanes"] == LANES
-    return {
-        "kind": "webgpu",
-        "keys": ["webgpu", "gpu", *["half"] * ("shader-f16" in facts["features"]), *["lanes32"] * lanes],
-        "max_num_threads": min(1024, limits["maxComputeInvocationsPerWorkgroup"]),
-        "max_shared_memory_per_block": limits["maxComputeWorkgroupStorageSize"],
-        "supports_subgroups": lanes,
-    }
+    limits, features = facts["limits"], facts["features"]
+    lanes = facts["lanes"] if "subgroups" in features else 0
+    threads, shared_bytes = limits["maxComputeInvocationsPerWorkgroup"], limits["maxComputeWorkgroupStorageSize"]
+    return webgpu.target(threads, shared_bytes, lanes, half="shader-f16" in features)
 
 
 class _Tab:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from tunebench import webgpu
 from tunebench.apis import Api, Buffer, Call, Device
 from tunebench.errors import TuneBenchError
 from tunebench.plan import Shader
@@ -30,7 +31,6 @@ TOGGLES = ("allow_unsafe_apis", "vulkan_enable_f16_on_nvidia", "disable_robustne
 OPTIONS = (f"enable-dawn-features={','.join(TOGGLES)}", "disable-dawn-features=timestamp_quantization")
 MATRICES = "chromium-experimental-subgroup-matrix"
 MATRIX = {"in": "f16", "out": "f32", "shape": [16, 16, 16]}  # that templates multiply
-LANES = 32
 PART = 32 << 20  # bytes of a message
 PATIENCE_S = 60  # for Node.js to start
 ENDED = "Dawn's process has ended"
@@ -51,10 +51,10 @@ class DawnDevice:
         except RuntimeError as error:
             raise TuneBenchError(f"Dawn has no WebGPU adapter ({error}).", "Install a Vulkan driver.") from None
         self._limits: dict[str, int] = found.pop("limits")
-        self._found = found
         self.name = str(found["name"] or found["description"] or found["vendor"])
         self.features = frozenset(found["features"])
-        self.lanes = int(found["subgroupMinSize"] if found["subgroupMinSize"] == found["subgroupMaxSize"] else 0)
+        fixed = "subgroups" in self.features and found["subgroupMinSize"] == found["subgroupMaxSize"]
+        self.lanes = int(found["subgroupMinSize"]) if fixed else 0
         self.facts: Mapping[str, Any] = {
             "api": "WebGPU of Dawn",
             "driver": f"{found['vendor']} {found['description']}".strip(),
@@ -105,35 +105,22 @@ class DawnDevice:
 
     def target(self) -> dict[str, Any]:
         """TVM's target: the limits that its code generator asks for."""
-        lanes = "subgroups" in self.features and self.lanes == LANES
-        matrix = lanes and MATRICES in self.features and MATRIX in self._found["matrices"]
-        half = "shader-f16" in self.features
-        extra = {"half": half, "pairs": half, "lanes32": lanes, "matrix16": matrix}
-        return {
-            "kind": "webgpu",
-            "keys": ["webgpu", "gpu", *(name for name, there in extra.items() if there)],
-            "max_num_threads": min(1024, self._limits["maxComputeInvocationsPerWorkgroup"]),
-            "max_shared_memory_per_block": self._limits["maxComputeWorkgroupStorageSize"],
-            "supports_subgroups": lanes,
-        }
+        half, limits = "shader-f16" in self.features, self._limits
+        matrix = self.lanes == webgpu.LANES and MATRICES in self.features and MATRIX in self.facts["matrices"]
+        threads, shared_bytes = limits["maxComputeInvocationsPerWorkgroup"], limits["maxComputeWorkgroupStorageSize"]
+        return webgpu.target(threads, shared_bytes, self.lanes, half=half, pairs=half, matrix16=matrix)
 
     def allocate(self, size_bytes: int) -> Buffer:
         """New storage; TuneBenchError where a shader could not be given as much."""
         most = min(self._limits["maxBufferSize"], self._limits["maxStorageBufferBindingSize"])
-        if size_bytes > most:
-            raise TuneBenchError(
-                f"{self.name} takes buffers of {most >> 20} MiB, and {size_bytes >> 20} MiB are needed.",
-                "Choose fewer bits, a smaller --context, or another model.",
-            )
+        webgpu.check_size(self.name, size_bytes, most)
         handle = self.new()
         self.tell("allocate", handle.number, size_bytes)
         return handle
 
     def write(self, buffer: Buffer, array: np.ndarray) -> None:
         """Copy an array to a buffer."""
-        data = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-        if data.size % 4:
-            data = np.concatenate([data, np.zeros(-data.size % 4, np.uint8)])
+        data = webgpu.words(array)
         for at in range(0, data.size, PART):
             self.tell("write", buffer.number, at, data=data[at : at + PART].data)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tunebench import webgpu
 from tunebench.apis import Api, Buffer, Call, Device
 from tunebench.errors import TuneBenchError
 from tunebench.plan import Shader
@@ -62,24 +63,14 @@ class WebGpuDevice:
 
     def target(self) -> dict[str, Any]:
         """TVM's target: the limits that its code generator asks for."""
-        limits, lanes = self._limits, "subgroup" in self.features and self.lanes == 32
-        extra = {"half": "shader-f16" in self.features, "lanes32": lanes}
-        return {
-            "kind": "webgpu",
-            "keys": ["webgpu", "gpu", *(name for name, there in extra.items() if there)],
-            "max_num_threads": min(1024, limits["max-compute-invocations-per-workgroup"]),
-            "max_shared_memory_per_block": limits["max-compute-workgroup-storage-size"],
-            "supports_subgroups": lanes,
-        }
+        threads = self._limits["max-compute-invocations-per-workgroup"]
+        shared_bytes = self._limits["max-compute-workgroup-storage-size"]
+        return webgpu.target(threads, shared_bytes, self.lanes, half="shader-f16" in self.features)
 
     def allocate(self, size_bytes: int) -> Buffer:
         """New storage; TuneBenchError where a shader could not be given as much."""
         most = min(self._limits["max-buffer-size"], self._limits["max-storage-buffer-binding-size"])
-        if size_bytes > most:
-            raise TuneBenchError(
-                f"{self.name} takes buffers of {most >> 20} MiB, and {size_bytes >> 20} MiB are needed.",
-                "Choose fewer bits, a smaller --context, or another model.",
-            )
+        webgpu.check_size(self.name, size_bytes, most)
         usage = self._wgpu.BufferUsage
         return self._device.create_buffer(
             size=-(-size_bytes // 4) * 4, usage=usage.STORAGE | usage.COPY_DST | usage.COPY_SRC
@@ -87,9 +78,7 @@ class WebGpuDevice:
 
     def write(self, buffer: Buffer, array: np.ndarray) -> None:
         """Copy an array to a buffer."""
-        data = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-        if data.size % 4:
-            data = np.concatenate([data, np.zeros(-data.size % 4, np.uint8)])
+        data = webgpu.words(array)
         self._device.queue.write_buffer(buffer, 0, data)
         if data.size >= STAGED:
             self._device.queue.submit([])  # what is written waits in host memory until then

@@ -167,10 +167,9 @@ class _Kernel:
             lines.append(f"    acc{r} = fma({scale}, {float(2**bits)}f * {name} - {zero}f * sum{u}, acc{r});")
         return lines
 
-    def _words(self, name: str, u: int | None = None) -> list[str]:
+    def _words(self, name: str, u: int) -> list[str]:
         """Sixteen pairs of halves of four vectors."""
-        first = name if u is None else f"{name}{u}_"
-        return [f"{first}{i // 4}.{'xyzw'[i % 4]}" for i in range(16)]
+        return [f"{name}{u}_{i // 4}.{'xyzw'[i % 4]}" for i in range(16)]
 
     def _squares(self, u: int) -> list[str]:
         """What a group of x adds to the sum of squares."""
@@ -184,15 +183,12 @@ class _Kernel:
         return f"select(p{u}_{r}.x, p{u}_{r}.y, (i{u}_{r} & 1u) == 1u)"
 
     def _multiply_pairs(self, u: int) -> list[str]:
-        lines = []
-        if self.norm is None:
-            lines += [f"    let p{u}x{j} : vec4u = paired(x[g{u} * 4u + {j}u]);" for j in range(4)]
-            given = self._words(f"p{u}x")
-        else:
-            lines += [f"    let x{u}_{j} : vec4u = paired(x[g{u} * 4u + {j}u]);" for j in range(4)]
+        lines = [f"    let x{u}_{j} : vec4u = paired(x[g{u} * 4u + {j}u]);" for j in range(4)]
+        given = self._words("x", u)
+        if self.norm is not None:
             lines += self._squares(u)
             lines += [f"    let n{u}_{j} : vec4u = paired(gain[g{u} * 4u + {j}u]);" for j in range(4)]
-            for i, (x, n) in enumerate(zip(self._words("x", u), self._words("n", u), strict=True)):
+            for i, (x, n) in enumerate(zip(given, self._words("n", u), strict=True)):
                 lines.append(f"    let m{u}_{i} : u32 = fma2(fma2({x}, {SHRINK[0]}, 0u), {n}, 0u);")
             given = [f"m{u}_{i}" for i in range(16)]
         for r in range(self.rows):
