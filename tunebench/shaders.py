@@ -6,7 +6,7 @@ kernel unrolls it. `tid` is the thread in its block, `bid` and `bid_y` the block
 Beyond WGSL's own functions: `unpack(u32) -> vec2f` and `pack(f32, f32) -> u32` of two halves, `as_f32`, `as_u32`,
 `sum32(f32)` over the 32 lanes of a subgroup, `fma2(u32, u32, u32)` on two halves, and `paired`, eight halves as four
 pairs of places 4 apart. Not every compiler takes f16 from the bits of a u32, as `fma2` does in WGSL: wgpu's does not.
-Kernels of one language may use all of it: OpenCL C on NVIDIA has `mma`, WGSL has f16.
+Kernels of one language may use all of it: OpenCL C on NVIDIA has `mma` and copies to shared memory, WGSL has f16.
 """
 
 from __future__ import annotations
@@ -97,6 +97,17 @@ inline float4 mma(float4 c, uint a0, uint a1, uint a2, uint a3, uint b0, uint b1
       : "+f"(c.x), "+f"(c.y), "+f"(c.z), "+f"(c.w) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
   return c;
 }
+#define COPY(bytes, how) \
+  inline void copy##bytes(__local uint4 *to, uint place, __global const void *from) { \
+    const uint at = (uint)(size_t)to + 4 * place; \
+    __asm__ volatile("cp.async." how ".shared.global [%0], [%1], " #bytes ";" : : "r"(at), "l"(from) : "memory"); \
+  }
+COPY(4, "ca")
+COPY(8, "ca")
+COPY(16, "cg")
+#define copies_end() __asm__ volatile("cp.async.commit_group;" : : : "memory")
+#define copies_wait(left) __asm__ volatile("cp.async.wait_group %0;" : : "n"(left) : "memory")
+inline uint word_of(__local const uint4 *from, uint place) { return ((__local const uint *)from)[place]; }
 inline float sum32(float v) {
   for (int step = 16; step > 0; step /= 2) {
     float other;
@@ -140,15 +151,17 @@ def shader(
 ) -> Shader:
     """A kernel in one language."""
     source = (
-        _wgsl(params, threads, body, shared) if language.name == "wgsl" else _opencl(language, params, body, shared)
+        _wgsl(params, threads, body, shared)
+        if language.name == "wgsl"
+        else _opencl(language, params, threads, body, shared)
     )
     return Shader(ENTRY, source, (threads, 1, 1), tuple(param.writes for param in params))
 
 
 def _wgsl(params: Sequence[Param], threads: int, body: str, shared: Sequence[Shared]) -> str:
     elements = [*(each.element for each in params), *(each.element for each in shared)]
-    sums, pairs = "sum32(" in body, "fma2(" in body
-    half = pairs or any("f16" in element for element in elements)
+    sums, pairs = "sum32(" in body, "fma2(" in body or "paired(" in body
+    half = pairs or any("f16" in text for text in (body, *elements))
     lines = ["enable f16;"] * half
     matrices = "subgroup_matrix" in body
     lines += ["enable subgroups;"] * (sums or matrices) + WGSL_MATRICES * matrices
@@ -169,7 +182,7 @@ fn {ENTRY}(@builtin(workgroup_id) block_id : vec3u, @builtin(local_invocation_id
 """
 
 
-def _opencl(language: Language, params: Sequence[Param], body: str, shared: Sequence[Shared]) -> str:
+def _opencl(language: Language, params: Sequence[Param], threads: int, body: str, shared: Sequence[Shared]) -> str:
     arguments = ", ".join(
         f"__global {'' if param.writes else 'const '}{C_TYPES[param.element]} *restrict {param.name}"
         for param in params
@@ -181,7 +194,7 @@ def _opencl(language: Language, params: Sequence[Param], body: str, shared: Sequ
         return f"{'const ' * (kind == 'let')}{C_TYPES[element]} {name}"
 
     return f"""{OPENCL}{OPENCL_PTX if language.ptx else OPENCL_PLAIN}
-__kernel void {ENTRY}({arguments}) {{
+__kernel __attribute__((reqd_work_group_size({threads}, 1, 1))) void {ENTRY}({arguments}) {{
 {arrays}
   const uint tid = get_local_id(0), bid = get_group_id(0), bid_y = get_group_id(1);
 {DECLARATION.sub(declared, body)}

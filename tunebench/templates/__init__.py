@@ -252,9 +252,3 @@ def shader_for(
 def in_one_launch(made: Shader, blocks: Triple) -> Program:
     """A program of one kernel, over all of its buffers in order."""
     return Program({made.entry: made}, (Launch(made.entry, tuple(range(len(made.writes))), blocks),))
-
-
-def half_params(op: Operation) -> list[shaders.Param]:
-    """A product's buffers for kernels that compute with WGSL's f16."""
-    form = ("vec4<f16>", "u32", "f16") if op["bits"] == 4 else ("vec4<f16>", "vec4<f16>", "")
-    return shaders.product_params(*form, bool(op["residual"]), op["out"] == "float16")

@@ -1,12 +1,14 @@
 """Many rows with a weight matrix, as OpenCL C with NVIDIA's assembly: its tensor cores' 16 x 8 x 16 products.
 
-The order of k within a group of 32 is free, so it is the one in which weights unpack: a thread's word of eight weights
-becomes its operands of two products without going through shared memory, and rows of x are stored in the same order.
+Rows of x and of weights are copied to shared memory by themselves, some stages ahead of the one in use. The order of k
+within a group of 32 is free, so it is the one in which weights unpack: a thread's word of eight weights becomes its
+operands of two products, and pairs of x are taken in the same order.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 from tunebench.plan import Program
@@ -14,117 +16,184 @@ from tunebench.shaders import Param, Shared, product_params, store_pair
 from tunebench.templates import Choices, Decisions, Gpu, Operation, Template, in_one_launch, shader_for
 
 GROUP = 32
-MOST_ACCUMULATORS = 32  # tiles of 16 x 8 of a warp, 4 registers each
+MOST_SCALES = 8
+MOST_STAGES = 4
+SPARE_BYTES = 64  # of shared memory, for the compiler
 BIAS = "0x64006400u"  # 1024 twice, whose mantissa's low bits take an integer
 MINUS_BIAS = "0xe407e407u"  # -(1024 + 7) twice
 
 
 def _choices(op: Operation, gpu: Gpu) -> Choices:
-    m, n, bits = op["m"], op["n"], op["bits"]
+    m, n, k, bits = op["m"], op["n"], op["k"], op["bits"]
     stored = bits == 16 or (bits == 4 and op["group"] == GROUP)
     if "ptx" not in gpu.features or m % 16 or not stored or op["layout"] != "NK" or op["dtype"] != "float16":
         return {}
-    if op["k"] % GROUP:
+    if k % (2 * GROUP):
         return {}
-    rows = [r for r in (16, 32, 64, 128) if m % r == 0][-3:]
-    widths = [w for w in (16, 32, 64) if rows[-1] // 16 * (w // 8) <= MOST_ACCUMULATORS and n % (w * 8) == 0]
-    if not widths:
-        return {}
-    return {"rows": rows, "width": widths, "warps": [2, 4, 8]}
+    rows = [r for r in (16, 32, 64) if m % r == 0]  # 64 x 64 outputs of a warp are 128 registers of a thread
+    down = [d for d in (1, 2) if m % (rows[-1] * d) == 0]
+    widths = [w for w in (16, 32, 64) if n % (w * 8) == 0]
+    largest = [_Kernel(op, rows[-1], widths[-1], w, d) for w in (2, 4, 8) for d in down] if widths else []
+    warps = sorted({k.warps for k in largest} - {k.warps for k in largest if _stages(k, gpu) < 2})
+    return {"rows": rows, "width": widths, "warps": warps, "down": down} if warps else {}
 
 
 @dataclass(frozen=True)
 class _Kernel:
-    """What one kernel is made of."""
+    """What one kernel is made of. Shared memory is counted in vectors of four words."""
 
     op: Operation
-    rows: int  # of a block, all of them in each warp
+    rows: int  # of a warp
     width: int  # outputs of a warp
     warps: int
+    down: int  # warps below each other, with other rows of x
+
+    @property
+    def across(self) -> int:
+        """Warps beside each other, with other weights."""
+        return self.warps // self.down
+
+    @property
+    def columns(self) -> int:
+        """Outputs of a row of a block."""
+        return self.width * self.across
+
+    @property
+    def high(self) -> int:
+        """Rows of a block."""
+        return self.rows * self.down
+
+    @property
+    def four(self) -> bool:
+        """Whether weights have 4 bits."""
+        return bool(self.op["bits"] == 4)
+
+    @property
+    def scales(self) -> int:
+        """Of consecutive groups, that are copied at once."""
+        return math.gcd(self.op["k"] // GROUP, MOST_SCALES)
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """Where weights begin, behind the x of a stage of 32 places of k, and where it ends."""
+        weights = self.high * 4
+        return weights, weights + self.columns * (1 if self.four else 4)
+
+    @property
+    def scale_size(self) -> int:
+        """Of the scales that are copied at once."""
+        return -(-self.columns * self.scales // 8) if self.four else 0
 
     def params(self) -> list[Param]:
         """The buffers."""
-        four = self.op["bits"] == 4
-        form = ("vec4u", "u32", "u32") if four else ("vec4u", "vec4u", "")
-        return product_params(*form, bool(self.op["residual"]), self.op["out"] == "float16")
+        scale = "u32" if self.four else ""
+        return product_params("vec4u", "vec4u", scale, bool(self.op["residual"]), self.op["out"] == "float16")
 
-    def body(self) -> tuple[str, list[Shared]]:
-        """The whole kernel, and its shared memory: two tiles of x, one in use and one on its way."""
-        k, threads = self.op["k"], 32 * self.warps
-        groups, tile = k // GROUP, self.rows * 4
-        tiles, columns = range(self.rows // 16), range(self.width // 8)
-        copies = -(-tile // threads)
+    def body(self, stages: int) -> tuple[str, list[Shared]]:
+        """The whole kernel, and its shared memory."""
+        size, steps = self.places[1], self.op["k"] // GROUP
+        tiles = list(itertools.product(range(self.rows // 16), range(self.width // 8)))
+        last = (stages - 1) * size
         lines = [
             "  let warp : u32 = tid / 32u;",
             "  let lane : u32 = tid % 32u;",
             "  let place : u32 = lane / 4u;",
             "  let quad : u32 = lane % 4u;",
-            f"  let m0 : u32 = bid_y * {self.rows}u;",
-            f"  let n0 : u32 = (bid * {self.warps}u + warp) * {self.width}u;",
-            *(f"  var acc{i}_{j} : vec4f = vec4f(0.0f, 0.0f, 0.0f, 0.0f);" for i in tiles for j in columns),
+            f"  let m0 : u32 = bid * {self.high}u;",
+            f"  let n0 : u32 = bid_y * {self.columns}u;",
+            f"  let wm : u32 = warp / {self.across}u * {self.rows}u + place;",
+            f"  let wn : u32 = warp % {self.across}u * {self.width}u + place;",
+            *(f"  var acc{i}_{j} : vec4f = vec4f(0.0f, 0.0f, 0.0f, 0.0f);" for i, j in tiles),
         ]
-        for u in range(copies):
-            lines += [f"  let from{u} : u32 = tid + {u * threads}u;"]
-            lines += [f"  let row{u} : u32 = (m0 + from{u} / 4u) * {k // 8}u + from{u} % 4u;"]
-        lines += self._copy(copies, tile, "0u", "0u")
-        lines += self._weights("0u", "next", declare=True)
+        lines += self._copy_scales(stages * size, "0u")
+        for stage in range(stages - 1):
+            lines += [*self._copy(f"{stage * size}u", f"{stage}u"), "  copies_end();"]
         lines += [
-            "  workgroupBarrier();",
-            f"  for (var g : u32 = 0u; g < {groups}u; g += 1u) {{",
-            f"    let here : u32 = (g & 1u) * {tile}u;",
-            *(f"    let {name} : {kind} = next_{name};" for name, kind in self._words()),
-            f"    if (g + 1u < {groups}u) {{",
-            *self._copy(copies, tile, "g + 1u", f"{tile}u - here"),
-            *self._weights("(g + 1u)", "next", declare=False),
+            "  var here : u32 = 0u;",
+            f"  var there : u32 = {last}u;",
+            f"  for (var g : u32 = 0u; g < {steps}u; g += 1u) {{",
+            f"    copies_wait({stages - 2});",
+            "    workgroupBarrier();",
+            f"    if (g + {stages - 1}u < {steps}u) {{",
+            *self._copy("there", f"(g + {stages - 1}u)"),
             "    }",
+            *self._next_scales(stages * size),
+            "    copies_end();",
         ]
-        for j in columns:
-            lines += self._operands(j)
-        for i in tiles:
-            lines += [
-                f"    let low{i} : vec4u = tile[here + {i * 64}u + place * 4u + quad];",
-                f"    let high{i} : vec4u = tile[here + {i * 64 + 32}u + place * 4u + quad];",
-            ]
-            for half, (a, b) in enumerate((("x", "y"), ("z", "w"))):
-                for j in columns:
-                    given = f"low{i}.{a}, high{i}.{a}, low{i}.{b}, high{i}.{b}, b{j}_{2 * half}, b{j}_{2 * half + 1}"
-                    lines.append(f"    acc{i}_{j} = mma(acc{i}_{j}, {given});")
-        lines += ["    workgroupBarrier();", "  }", *self._store()]
-        return "\n".join(lines), [Shared("tile", "vec4u", 2 * tile)]
+        lines += self._products(stages * size)
+        lines += [f"    {name} = select({name} + {size}u, 0u, {name} == {last}u);" for name in ("here", "there")]
+        lines.append("  }")
+        return "\n".join([*lines, *self._store()]), [Shared("tile", "vec4u", stages * size + 2 * self.scale_size)]
 
-    def _copy(self, copies: int, tile: int, group: str, to: str) -> list[str]:
-        """Rows of x for a group to shared memory, in the order in which weights unpack."""
+    def _copy(self, to: str, step: str) -> list[str]:
+        """A thread's part of a stage."""
+        k, weights = self.op["k"], self.places[0]
+        parts = 1 if self.four else 4  # of a row
+        x = ("x", "m0", self.high, 4, k // 8, 0)
+        w = ("w", "n0", self.columns, parts, k // GROUP * parts, weights)
         lines = []
-        for u in range(copies):
-            guard = f"if (from{u} < {tile}u) " if (u + 1) * 32 * self.warps > tile else ""
-            value = f"x[row{u} + ({group}) * 4u]"
-            lines.append(f"    {guard}tile[{to} + from{u}] = {f'paired({value})' if self.op['bits'] == 4 else value};")
+        for name, first, rows, across, stride, begin in (x, w):
+            for index, guard in self._shares(rows * across):
+                row = f"({first} + ({index}) / {across}u)"
+                source = f"&{name}[{row} * {stride}u + {step} * {across}u + ({index}) % {across}u]"
+                lines.append(f"    {guard}copy16(&tile[{to} + {begin}u], ({index}) * 4u, {source});")
         return lines
 
-    def _words(self) -> list[tuple[str, str]]:
-        """A thread's weights and scales of a group: names and types."""
+    def _copy_scales(self, to: int, turn: str) -> list[str]:
+        """Every column's scales of the groups of a turn."""
+        if not self.four:
+            return []
+        lines, count, turns = [], self.scales, self.op["k"] // GROUP // self.scales
+        for index, guard in self._shares(self.columns):
+            at = f"(n0 + {index}) * {turns * count // 2}u + {turn} * {count // 2}u"
+            place = f"({index}) * {count // 2}u"
+            start = f"&tile[{to}u + ({turn} & 1u) * {self.scale_size}u]"
+            lines.append(f"    {guard}copy{2 * count}({start}, {place}, &scale[{at}]);")
+        return lines
+
+    def _next_scales(self, to: int) -> list[str]:
+        """Those of the next turn, when one begins."""
+        turns = self.op["k"] // GROUP // self.scales
+        lines = self._copy_scales(to, f"(g / {self.scales}u + 1u)")
+        begins = f"g % {self.scales}u == 0u && g / {self.scales}u + 1u < {turns}u"
+        return [f"    if ({begins}) {{", *lines, "    }"] if lines else []
+
+    def _shares(self, total: int) -> list[tuple[str, str]]:
+        """What a thread does of something: indices, and what to ask before."""
+        threads = 32 * self.warps
+        found = []
+        for first in range(0, total, threads):
+            index = f"tid + {first}u"
+            found.append((index, "" if first + threads <= total else f"if ({index} < {total}u) "))
+        return found
+
+    def _products(self, scales: int) -> list[str]:
+        """What a warp does with a stage."""
         columns = range(self.width // 8)
-        if self.op["bits"] == 16:
-            return [(f"w{j}", "vec4u") for j in columns]
-        return [*((f"w{j}", "u32") for j in columns), *((f"s{j}", "u32") for j in columns)]
-
-    def _weights(self, group: str, prefix: str, declare: bool) -> list[str]:
-        """Load a thread's weights of a group."""
-        groups = self.op["k"] // GROUP
-        lines = []
-        for name, kind in self._words():
-            j = int(name[1:])
-            at = f"(n0 + {8 * j}u + place) * {groups}u + {group}"
-            value = f"w[({at}) * 4u + quad]" if name[0] == "w" else f"half_of(scale[({at}) >> 1u], ({at}) & 1u)"
-            head = f"var {prefix}_{name} : {kind}" if declare else f"{prefix}_{name}"
-            lines.append(f"    {head} = {value};")
+        lines = [line for j in columns for line in self._operands(j, scales)]
+        for i in range(self.rows // 16):
+            for name, low in (("low", 0), ("high", 8)):
+                eight = f"tile[here + ({16 * i + low}u + wm) * 4u + quad]"
+                lines.append(f"    let {name}{i} : vec4u = {f'paired({eight})' if self.four else eight};")
+            for half, pair in enumerate(("xy", "zw")):
+                for j in columns:
+                    x = ", ".join(f"{name}{i}.{c}" for c in pair for name in ("low", "high"))
+                    lines.append(f"    acc{i}_{j} = mma(acc{i}_{j}, {x}, b{j}_{2 * half}, b{j}_{2 * half + 1});")
         return lines
 
-    def _operands(self, j: int) -> list[str]:
-        """Four pairs of halves, of eight weights."""
-        if self.op["bits"] == 16:
-            return [f"    let b{j}_{i} : u32 = w{j}.{c};" for i, c in enumerate("xyzw")]
-        lines = []
+    def _operands(self, j: int, scales: int) -> list[str]:
+        """Four pairs of halves, of a thread's eight weights of 8 columns."""
+        weights, count = self.places[0], self.scales
+        at = f"(wn + {8 * j}u)"
+        if not self.four:
+            lines = [f"    let w{j} : vec4u = tile[here + {weights}u + {at} * 4u + quad];"]
+            return [*lines, *(f"    let b{j}_{i} : u32 = w{j}.{c};" for i, c in enumerate("xyzw"))]
+        turn = f"&tile[{scales}u + (g / {count}u & 1u) * {self.scale_size}u]"
+        pair = f"word_of({turn}, {at} * {count // 2}u + g % {count}u / 2u)"
+        lines = [
+            f"    let w{j} : u32 = word_of(&tile[here + {weights}u], {at} * 4u + quad);",
+            f"    let s{j} : u32 = half_of({pair}, g & 1u);",
+        ]
         for i in range(4):
             word = f"(w{j} >> {4 * i}u)" if i else f"w{j}"
             integer = f"fma2(({word} & 0x000f000fu) | {BIAS}, 0x3c003c00u, {MINUS_BIAS})"
@@ -135,21 +204,25 @@ class _Kernel:
         residual, half = bool(self.op["residual"]), self.op["out"] == "float16"
         lines = []
         for i, j in itertools.product(range(self.rows // 16), range(self.width // 8)):
-            for low, pair in enumerate((("x", "y"), ("z", "w"))):
-                row = f"(m0 + {16 * i + 8 * low}u + place)"
-                word = f"({row} * {self.op['n']}u + n0 + {8 * j}u) / 2u + quad"
-                a, b = (f"acc{i}_{j}.{c}" for c in pair)
-                lines += store_pair(f"o{i}_{j}_{low}", word, (a, b), residual, half)
+            for low, pair in enumerate(("xy", "zw")):
+                row, column = f"(m0 + wm + {16 * i + 8 * low}u)", f"n0 + wn - place + {8 * j}u"
+                word = f"({row} * {self.op['n']}u + {column}) / 2u + quad"
+                values = (f"acc{i}_{j}.{pair[0]}", f"acc{i}_{j}.{pair[1]}")
+                lines += store_pair(f"o{i}_{j}_{low}", word, values, residual, half)
         return lines
 
 
+def _stages(kernel: _Kernel, gpu: Gpu) -> int:
+    """That there is room for."""
+    room = gpu.shared_bytes - SPARE_BYTES - 2 * 16 * kernel.scale_size
+    return min(MOST_STAGES, room // (16 * kernel.places[1]))
+
+
 def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
-    kernel = _Kernel(op, *(decisions[name] for name in ("rows", "width", "warps")))
-    params = kernel.params()
-    body, shared = kernel.body()
-    made = shader_for(gpu, params, 32 * kernel.warps, body, shared)
-    blocks = (op["n"] // (kernel.width * kernel.warps), op["m"] // kernel.rows, 1)
-    return in_one_launch(made, blocks)
+    kernel = _Kernel(op, *(decisions[name] for name in ("rows", "width", "warps", "down")))
+    body, shared = kernel.body(_stages(kernel, gpu))
+    made = shader_for(gpu, kernel.params(), 32 * kernel.warps, body, shared)
+    return in_one_launch(made, (op["m"] // kernel.high, op["n"] // kernel.columns, 1))
 
 
 TEMPLATES = (

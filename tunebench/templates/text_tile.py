@@ -10,8 +10,8 @@ import itertools
 from dataclasses import dataclass
 
 from tunebench.plan import Program
-from tunebench.shaders import Shared, nibble, store_pair
-from tunebench.templates import Choices, Decisions, Gpu, Operation, Template, half_params, in_one_launch, shader_for
+from tunebench.shaders import Shared, nibble, product_params, store_pair
+from tunebench.templates import Choices, Decisions, Gpu, Operation, Template, in_one_launch, shader_for
 
 GROUP = 32
 ROW = 9  # vectors of 4 halves from one row to the next: 8, and one to spare
@@ -124,7 +124,8 @@ class _Kernel:
 
 def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
     kernel = _Kernel(op, decisions["rows"], decisions["width"], *divmod(decisions["tile"], ACROSS))
-    params = half_params(op)
+    form = ("vec4<f16>", "u32", "f16") if op["bits"] == 4 else ("vec4<f16>", "vec4<f16>", "")
+    params = product_params(*form, bool(op["residual"]), op["out"] == "float16")
     shared = [Shared("xs", "vec4<f16>", ROW * kernel.rows), Shared("ws", "vec4<f16>", ROW * kernel.width)]
     made = shader_for(gpu, params, kernel.threads, kernel.body(), shared)
     blocks = (op["n"] // kernel.width, op["m"] // kernel.rows, 1)
