@@ -59,6 +59,7 @@ OPENCL = """\
 #define vec4f (float4)
 #define vec2u (uint2)
 #define vec4u (uint4)
+inline uint word_of(__local const uint4 *from, uint place) { return ((__local const uint *)from)[place]; }
 inline uint half_of(uint pair, uint which) { return (which ? pair >> 16 : pair & 0xffff) * 0x10001; }
 inline uint4 paired(uint4 v) {
   return (uint4)((v.x & 0xffff) | (v.z << 16), (v.x >> 16) | (v.z & 0xffff0000),
@@ -107,7 +108,6 @@ COPY(8, "ca")
 COPY(16, "cg")
 #define copies_end() __asm__ volatile("cp.async.commit_group;" : : : "memory")
 #define copies_wait(left) __asm__ volatile("cp.async.wait_group %0;" : : "n"(left) : "memory")
-inline uint word_of(__local const uint4 *from, uint place) { return ((__local const uint *)from)[place]; }
 inline float sum32(float v) {
   for (int step = 16; step > 0; step /= 2) {
     float other;

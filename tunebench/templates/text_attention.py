@@ -36,9 +36,8 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
 
 def _fits(op: Operation, rows: int, threads: int, gpu: Gpu) -> bool:
     """Whether so many threads come out even, and have room."""
-    quads = op["dim"] // 4
     kernel = _Kernel(op, rows, 1, threads, gpu.shared_bytes)
-    return threads % quads == 0 and kernel.tile >= max(PARTIAL, threads // quads) and kernel.width > 0
+    return threads % kernel.quads == 0 and kernel.tile >= max(PARTIAL, kernel.parts) and kernel.width > 0
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,14 @@ class _Kernel:
         return max(self.tile * (width | 1), self.threads)
 
     @property
+    def quads(self) -> int:
+        """Threads that mix values of one position, four elements each."""
+        return int(self.op["dim"]) // 4
+
+    @property
     def parts(self) -> int:
         """Threads that mix the same elements, of other positions."""
-        return self.threads // (int(self.op["dim"]) // 4)
+        return self.threads // self.quads
 
     @property
     def kind(self) -> str:
@@ -90,21 +94,21 @@ class _Kernel:
 
     def of(self, name: str, r: int) -> str:
         """Row r of a variable of that kind, or of several."""
-        single = f"{name}{r // self.own}" if self.rows > self.own else f"{name}0"
+        single = f"{name}{r // self.own}"
         return single if self.own == 1 else f"{single}.{'xyzw'[r % self.own]}"
 
     def body(self) -> tuple[str, list[Shared]]:
         """Scores, their softmax as it goes, and the mix of values."""
         rows, dim, threads, tile, own = range(self.rows), self.op["dim"], self.threads, self.tile, self.own
-        bundles, eights, stride = range(self.rows // own), dim // 8, self.width | 1
+        quads, bundles, eights, stride = self.quads, self.rows // own, dim // 8, self.width | 1
         lines = [
             *self._places(),
             f"  let end : u32 = u32(position[0]) + token + {self.tokens}u;",
             f"  let slice : u32 = (end + {self.splits - 1}u) / {self.splits}u;",
             "  let start : u32 = bid_y * slice;",
             "  let stop : u32 = min(start + slice, end);",
-            f"  for (var i : u32 = tid; i < {self.rows * dim // 4}u; i += {threads}u) {{",
-            f"    let at : u32 = query + (i / {dim // 4}u) * {self._row_stride() // 4}u + i % {dim // 4}u;",
+            f"  for (var i : u32 = tid; i < {self.rows * quads}u; i += {threads}u) {{",
+            f"    let at : u32 = query + (i / {quads}u) * {self._row_stride() // 4}u + i % {quads}u;",
             "    let two : vec2u = q[at];",
             "    let low : vec2f = unpack(two.x);",
             "    let high : vec2f = unpack(two.y);",
@@ -112,8 +116,8 @@ class _Kernel:
             "  }",
             f"  let mine : u32 = tid % {tile}u;",
             f"  let bundle : u32 = tid / {tile}u;",
-            f"  let part : u32 = tid / {dim // 4}u;",
-            f"  let quad : u32 = tid % {dim // 4}u;",
+            f"  let part : u32 = tid / {quads}u;",
+            f"  let quad : u32 = tid % {quads}u;",
         ]
         for r in rows:
             lines += [f"  var mix{r} : vec4f = vec4f(0.0f, 0.0f, 0.0f, 0.0f);", f"  var top{r} : f32 = {LOWEST};"]
@@ -130,14 +134,14 @@ class _Kernel:
                 "      let k1 : vec4f = vec4f(kz.x, kz.y, kw.x, kw.y);",
             ]
             for r in range(own):
-                at = f"(bundle * {own}u + {r}u) * {dim // 4}u + (j + {chunk * self.width}u) * 2u"
+                at = f"(bundle * {own}u + {r}u) * {quads}u + (j + {chunk * self.width}u) * 2u"
                 lines.append(f"      s{r} += dot(queries[{at}], k0) + dot(queries[{at} + 1u], k1);")
             lines.append("    }")
         lines.append("    let t : u32 = first + mine;")
         for r in range(own):
             limit = f"end - ({self.tokens - 1 - r}u - bundle * {own}u)" if self.tokens > 1 else "end"
             lines.append(f"    s{r} = select({LOWEST}, s{r}, t < min(stop, {limit}));")
-        lines += [f"    weights[mine * {len(bundles)}u + bundle] = {self._bundle([f's{r}' for r in range(own)])};"]
+        lines += [f"    weights[mine * {bundles}u + bundle] = {self._bundle([f's{r}' for r in range(own)])};"]
         lines += ["    workgroupBarrier();", *self._maxima()]
         for r in rows:
             lines += [
@@ -152,13 +156,13 @@ class _Kernel:
                 f"    let w{r} : f32 = select(0.0f, exp2(s{r} - {highest}), s{r} > {LOWEST});",
                 f"    sum{r} = sum{r} * {fade} + w{r};",
             ]
-        lines += [f"    weights[mine * {len(bundles)}u + bundle] = {self._bundle([f'w{r}' for r in range(own)])};"]
+        lines += [f"    weights[mine * {bundles}u + bundle] = {self._bundle([f'w{r}' for r in range(own)])};"]
         lines += ["    workgroupBarrier();", *self._mix(), "  }", *self._finish()]
         shared = [
-            Shared("queries", "vec4f", self.rows * dim // 4),
+            Shared("queries", "vec4f", self.rows * quads),
             Shared("tile", "vec4u", self._keys(self.width)),
-            Shared("weights", self.kind, tile * len(bundles)),
-            Shared("maxima", self.kind, PARTIAL * len(bundles)),
+            Shared("weights", self.kind, tile * bundles),
+            Shared("maxima", self.kind, PARTIAL * bundles),
         ]
         return "\n".join(lines), shared
 
@@ -247,12 +251,12 @@ class _Kernel:
 
     def _mix(self) -> list[str]:
         """Add a tile's values, by weight. Those behind its end have none."""
-        bundles, quads = self.rows // self.own, self.op["dim"] // 4
+        bundles = self.rows // self.own
         unroll = min(UNROLL, self.tile // self.parts)
         lines = [f"    for (var i : u32 = part; i < min({self.tile}u, stop - first); i += {self.parts * unroll}u) {{"]
         for u in range(unroll):
             row = f"min(first + i + {u * self.parts}u, stop - 1u)"
-            lines.append(f"      let v{u} : vec2u = values[(cache + {row}) * {quads}u + quad];")
+            lines.append(f"      let v{u} : vec2u = values[(cache + {row}) * {self.quads}u + quad];")
         for u in range(unroll):
             lines += [
                 f"      let a{u} : vec2f = unpack(v{u}.x);",
@@ -267,8 +271,7 @@ class _Kernel:
 
     def _finish(self) -> list[str]:
         """Add up the parts of each row and write it, whole or as a slice."""
-        dim, threads = self.op["dim"], self.threads
-        quads = dim // 4
+        dim, quads = self.op["dim"], self.quads
         lines = []
         for r in range(self.rows):
             words = ", ".join(f"as_u32(mix{r}.{c})" for c in "xyzw")
@@ -281,7 +284,7 @@ class _Kernel:
                 lines += self._totals(r // self.own)
             lines.append(f"  if (tid < {quads}u) {{")
             for i, c in enumerate("xyzw"):
-                parts = [f"as_f32(tile[tid + {part * quads}u].{c})" for part in range(threads // quads)]
+                parts = [f"as_f32(tile[tid + {part * quads}u].{c})" for part in range(self.parts)]
                 lines.append(f"    let o{r}_{i} : f32 = {' + '.join(parts)};")
             if self.splits == 1:
                 at = f"query * 2u + {r * self._row_stride() // 2}u + 2u * tid"

@@ -213,9 +213,9 @@ class _Kernel:
 
 
 def _stages(kernel: _Kernel, gpu: Gpu) -> int:
-    """That there is room for."""
+    """That there is room for, and use: all but one are copied before the first is used."""
     room = gpu.shared_bytes - SPARE_BYTES - 2 * 16 * kernel.scale_size
-    return min(MOST_STAGES, room // (16 * kernel.places[1]))
+    return min(MOST_STAGES, int(kernel.op["k"]) // GROUP + 1, room // (16 * kernel.places[1]))
 
 
 def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
