@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.text import Text
 from rich.console import Console
 
 from tunebench import charts, metrics, results, spec
@@ -485,6 +486,17 @@ def test_a_phase_that_was_not_tuned_has_no_panel_of_kernels() -> None:
     assert figure is not None
     titles = [title for axes in figure.axes if (title := axes.get_title(loc="left"))]
     assert titles == ["llama-7b q4f16_1, batch 4, decode"]
+
+
+def test_runs_on_several_targets_are_told_apart() -> None:
+    runs = [replace(tune("llama-7b", "q4f16_1"), target=target) for target in ("dawn", "opencl")]
+    for name in ("kernels", "tuning_cost"):
+        figure = charts.render(charts.load()[name], frame.build([]), runs)
+        assert figure is not None
+        figure.canvas.draw()
+        words = [text.get_text() for text in figure.findobj(Text)]
+        for target in ("dawn", "opencl"):
+            assert any(word.startswith(f"llama-7b q4f16_1, {target}") for word in words), (name, target)
 
 
 def test_a_table_shows_each_source_alone() -> None:

@@ -149,10 +149,11 @@ def arm_colours(arms: Iterable[str]) -> Colours:
     return colours | {arm: PEERS[index % len(PEERS)] for index, arm in enumerate(peers)}
 
 
-def run_label(row: TuneResult) -> str:
-    """A tuning run in words: its model, scheme and batch."""
+def run_label(row: TuneResult, shown: Sequence[TuneResult]) -> str:
+    """A tuning run in words: its model, scheme, batch, and its target where those shown have several."""
     batch = f", batch {row.batch}" if row.batch > 1 else ""
-    return f"{Path(row.model).name.removesuffix('.json')} {row.scheme}{batch}"
+    target = f", {row.target}" if len({each.target for each in shown}) > 1 else ""
+    return f"{Path(row.model).name.removesuffix('.json')} {row.scheme}{batch}{target}"
 
 
 def group_label(record: dict[str, Any], several_models: bool, *more: str) -> str:

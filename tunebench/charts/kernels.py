@@ -35,7 +35,9 @@ Panel = tuple[str, list[Kernel]]
 
 def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
     """A panel per tuning run and phase: a bar for the share, a dot and its interval for the speed-up."""
-    found = [panel for row in tune_rows for phase in ("decode", "prefill") if (panel := _panel(row, phase))[1]]
+    found = [
+        panel for row in tune_rows for phase in ("decode", "prefill") if (panel := _panel(row, tune_rows, phase))[1]
+    ]
     if not found:
         return None
     heights = [1.15 * LANE * (len(kernels) + 0.5) for _, kernels in found]
@@ -51,13 +53,13 @@ def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
     return figure
 
 
-def _panel(row: TuneResult, phase: str) -> Panel:
+def _panel(row: TuneResult, shown: Sequence[TuneResult], phase: str) -> Panel:
     kernels = sorted((kernel for kernel in row.kernels if kernel.phase == phase), key=lambda kernel: -kernel.share)
     if sum(bool(kernel.default_ns) for kernel in kernels) <= len(kernels) // 2:
         kernels = []  # of a phase that was not tuned; shares of what little is known would mislead
     rest = kernels[MOST:]
     more = f"; {len(rest)} more take {sum(kernel.share for kernel in rest) * 100:.1f} %" if rest else ""
-    return f"{run_label(row)}, {phase}{more}", kernels[:MOST]
+    return f"{run_label(row, shown)}, {phase}{more}", kernels[:MOST]
 
 
 def _shares(axes: Axes, title: str, kernels: list[Kernel]) -> None:

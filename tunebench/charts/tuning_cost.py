@@ -42,7 +42,7 @@ def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
         lines = [_line(row, index, phase, cost) for index, row in enumerate(runs) if _has(row, phase)]
         _panel(axis, lines, GAP / height)
         axis.set_xlabel(AXES[cost][0])
-    entries = [(run_label(row), COLOURS[index % len(COLOURS)]) for index, row in enumerate(runs)]
+    entries = [(run_label(row, runs), COLOURS[index % len(COLOURS)]) for index, row in enumerate(runs)]
     heading(figure, TITLE, entries, "".join(_marker(index) for index in range(len(runs))))
     return figure
 
