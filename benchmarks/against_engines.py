@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tunebench import environment, metrics, results, stats
+from tunebench import environment, results, stats
+from tunebench.report import metrics
 from tunebench.results import Result, TuneResult
 
 MODELS = ("tinyllama-1.1b", "llama-7b")

@@ -11,7 +11,8 @@ import gc
 import time
 from pathlib import Path
 
-from tunebench import cli, results, stats
+from tunebench import results, stats
+from tunebench.cli import app
 from tunebench.report.sources import over_default
 from tunebench.results import Result
 
@@ -34,12 +35,12 @@ def main() -> None:
     for target in [] if args.no_tune else targets:
         start = time.monotonic()
         limits = ["--time-limit", args.time_limit, "--trials", args.trials, "--no-bench", "--name", "apis"]
-        cli.app(["tune", "--target", target, *common, *limits], standalone_mode=False)
+        app.app(["tune", "--target", target, *common, *limits], standalone_mode=False)
         gc.collect()
         print(f"-- {target} tuned in {time.monotonic() - start:.0f} s", flush=True)
     every = [word for target in (FIRST, *targets) for word in ("--target", target)]
     bench = ["-p", args.prompt, "-n", "128", "--schedule", "tuned", "--name", "apis"]
-    cli.app(["bench", *every, *common, *bench], standalone_mode=False)
+    app.app(["bench", *every, *common, *bench], standalone_mode=False)
     rows, _ = results.read(args.work_dir / "reports" / "apis" / "results.jsonl")
     _print([row for row in rows if isinstance(row, Result) and row.status == "ok"])
 

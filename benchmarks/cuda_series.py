@@ -14,7 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunebench import cli, metrics, results, stats
+from tunebench import results, stats
+from tunebench.cli import app
+from tunebench.report import metrics
 from tunebench.results import Result, TuneResult
 
 PEER = ("--engine", "tvm", "--engine", "torch")
@@ -90,7 +92,7 @@ def _run(name: str, step: Step, args: argparse.Namespace) -> None:
         if step.alone:
             subprocess.run([sys.executable, "-m", "tunebench", *words], check=True)
         else:
-            cli.app(list(words), standalone_mode=False)
+            app.app(list(words), standalone_mode=False)
         gc.collect()  # engines hold graphs that hold engines
     print(f"-- {name}: {time.monotonic() - start:.0f} s", flush=True)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tunebench import asked, cli
-from tunebench.arms import Plan, load_arms
+from tunebench.bench.arms import Plan, load_arms
+from tunebench.cli import app, inputs
 
 TOKENS = 64
 
@@ -26,9 +26,9 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("tunebench-work"))
     args = parser.parse_args()
 
-    session = asked.open_session("cuda", 0, args.work_dir, "gaps")
-    load = asked.loads([args.model], [args.scheme], 1, args.prompt, args.context)[0]
-    lowered = cli._lower(session, load)
+    session = inputs.open_session("cuda", 0, args.work_dir, "gaps")
+    load = inputs.loads([args.model], [args.scheme], 1, args.prompt, args.context)[0]
+    lowered = app._lower(session, load)
     plan = Plan((), schedules=("tuned",))
     engine = load_arms([lowered], plan, lambda words: None)["tuned"].loaded
     tokens = np.random.default_rng(0).integers(0, lowered.model.config.vocab_size, (1, TOKENS), np.int32)

@@ -19,13 +19,14 @@ from collections.abc import Sequence
 import tvm
 from tvm.script import tirx as T
 
-from tunebench import environment, lowering, stats
+from tunebench import environment, stats
+from tunebench.compile import passes
+from tunebench.devices.targets import presets
 from tunebench.errors import TuneBenchError
-from tunebench.measure import Protocol
-from tunebench.runners.rpc import RpcRunner
-from tunebench.targets import presets
-from tunebench.tracker import Tracker
-from tunebench.trials import Job, Trial
+from tunebench.runners.base import Job, Trial
+from tunebench.runners.rpc.runner import RpcRunner
+from tunebench.runners.rpc.tracker import Tracker
+from tunebench.timing import Protocol
 
 SERVER = """
 import sys, time, threading, tvm_ffi
@@ -61,7 +62,7 @@ def main() -> None:
     runners = {}
     try:
         _await(address)
-        target = lowering.tvm_target(presets()["llvm"], 1)
+        target = passes.tvm_target(presets()["llvm"], 1)
         builders = max(1, environment.usable_cores() - 1)
         runners = {key: RpcRunner(target, 1, builders, address, key, "ll", "", _say) for key in KEYS}
         protocol = Protocol(warmups=0, samples=args.samples, least_samples=args.samples)

@@ -14,11 +14,13 @@ import argparse
 import numpy as np
 import tvm
 
-from tunebench import environment, lowering, quantization, workload
-from tunebench.compile import compile_model
+from tunebench import environment
+from tunebench.compile import passes
+from tunebench.compile.build import compile_model
+from tunebench.devices.targets import presets
+from tunebench.engines.tvm import TvmEngine, load
+from tunebench.model import quantization, workload
 from tunebench.spec import Workload
-from tunebench.targets import presets
-from tunebench.tvm_engine import TvmEngine, load
 
 TOKENS = 48
 CHUNKS = (16,)
@@ -31,7 +33,7 @@ def main() -> None:
     args = parser.parse_args()
     threads = environment.usable_cores()
     environment.set_threads(threads)
-    target = lowering.tvm_target(presets()["llvm"], threads)
+    target = passes.tvm_target(presets()["llvm"], threads)
     dense = dict(workload.random_weights(_model(args.model, "q0f32"), 0))
     exact = _logits(_model(args.model, "q0f32"), dense, target)
     print(f"{'scheme':10s} {'whole scheme':>13s} {'arithmetic':>11s}   same first choice")
@@ -65,7 +67,7 @@ def _stored(model: workload.Model, dense: dict[str, np.ndarray]) -> tuple[dict[s
 
 def _logits(model: workload.Model, weights: dict[str, np.ndarray], target: tvm.target.Target) -> np.ndarray:
     """Logits [tokens, vocab] of a decode."""
-    mod = lowering.prefix(workload.build(model), target)
+    mod = passes.prefix(workload.build(model), target)
     engine = TvmEngine(
         model, compile_model(mod, target, {}).executable, load(model, weights.items(), tvm.cpu()), tvm.cpu()
     )

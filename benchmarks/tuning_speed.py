@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tunebench import environment, quantization, stats
+from tunebench import environment, stats
+from tunebench.model import quantization
 from tunebench.spec import Workload
 
 
@@ -47,16 +48,16 @@ def _run(side: Callable[..., None], args: argparse.Namespace, folder: Path, amou
 
 
 def _session(args: argparse.Namespace, folder: Path):
-    from tunebench.backends import open_backend
-    from tunebench.session import Session
-    from tunebench.targets import presets
+    from tunebench.devices.opening import open_backend
+    from tunebench.devices.targets import presets
+    from tunebench.tuning.session import Session
 
     return Session(open_backend(presets()["llvm"], args.threads), folder, folder / "results.jsonl")
 
 
 def _tasks(args: argparse.Namespace, session):
     """The matrix products: what stock's rules are for, and where the time goes."""
-    from tunebench.session import lower
+    from tunebench.tuning.session import lower
 
     workload = Workload(args.model, quantization.schemes()[args.scheme])
     return [task for task in lower(session, workload).tasks if "matmul" in task.name and 16 not in task.calls]
@@ -65,7 +66,7 @@ def _tasks(args: argparse.Namespace, session):
 def _stock(args: argparse.Namespace, folder: Path, trials: int) -> None:
     from tvm.s_tir import meta_schedule as ms
 
-    from tunebench.tvmscript import quick_parsing
+    from tunebench.kernels.tvmscript import quick_parsing
 
     session = _session(args, folder)
     tasks = _tasks(args, session)
@@ -85,7 +86,7 @@ def _stock(args: argparse.Namespace, folder: Path, trials: int) -> None:
 
 
 def _ours(args: argparse.Namespace, folder: Path, budget_s: float) -> None:
-    from tunebench.tune import Options, tune
+    from tunebench.tuning.tuner import Options, tune
 
     session = _session(args, folder)
     tasks = _tasks(args, session)
@@ -95,11 +96,11 @@ def _ours(args: argparse.Namespace, folder: Path, budget_s: float) -> None:
 
 
 def _compare(args: argparse.Namespace, folder: Path, took_s: dict[str, float]) -> None:
-    from tunebench import lowering
-    from tunebench.database import replay
+    from tunebench.compile import passes
+    from tunebench.compile.tasks import replay
+    from tunebench.runners.base import Job
     from tunebench.runners.local import LocalRunner
-    from tunebench.trials import Job
-    from tunebench.tune import FINAL
+    from tunebench.tuning.tuner import FINAL
 
     session = _session(args, folder / "ours")
     tasks = _tasks(args, session)
@@ -119,7 +120,7 @@ def _compare(args: argparse.Namespace, folder: Path, took_s: dict[str, float]) -
     for task in tasks:
         best = {side: min(found[side].get(task.key, []), key=lambda run: run[0], default=None) for side in found}
         mods = [(side, replay(task.mod, run[1])) for side, run in best.items() if run and run[0] < 1e9]
-        job = Job(task.key, _json(lowering.default_schedule(task.mod, session.target)), 256, cold)
+        job = Job(task.key, _json(passes.default_schedule(task.mod, session.target)), 256, cold)
         outcomes = runner.duel(job, mods, FINAL)
         medians = {
             side: stats.median(outcomes[side].samples_ns) / 1e3
@@ -143,7 +144,7 @@ def _records(folder: Path):
     """Task key -> (seconds, record) of every trial in a database."""
     from tvm.s_tir import meta_schedule as ms
 
-    from tunebench.database import task_key
+    from tunebench.compile.tasks import task_key
 
     database = ms.database.JSONDatabase(work_dir=str(folder), module_equality="structural")
     found: dict[str, list] = {}

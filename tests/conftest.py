@@ -14,13 +14,15 @@ import tvm
 from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import lowering, quantization, search, tasks, workload
-from tunebench.database import Entry
+from tunebench.compile import passes, tasks
+from tunebench.compile.tasks import Task
+from tunebench.devices.targets import presets
+from tunebench.model import quantization, workload
+from tunebench.model.workload import Model
+from tunebench.runners.base import Job
 from tunebench.spec import Workload
-from tunebench.targets import presets
-from tunebench.tasks import Task
-from tunebench.trials import Job
-from tunebench.workload import Model
+from tunebench.tuning import search
+from tunebench.tuning.database import Entry
 
 CHUNKS = (16, 32)
 CONTEXT = 128
@@ -58,12 +60,12 @@ def load_model(config: Path, scheme: str, batch: int = 1, **changes: Any) -> Mod
 
 def cpu_target(name: str = "llvm") -> tvm.target.Target:
     """TVM's target of a preset."""
-    return lowering.tvm_target(presets()[name], THREADS)
+    return passes.tvm_target(presets()[name], THREADS)
 
 
 def lower(model: Model, target: tvm.target.Target) -> tuple[tvm.IRModule, list[Task]]:
     """The model after the prefix, and its tasks."""
-    mod = lowering.prefix(workload.build(model), target)
+    mod = passes.prefix(workload.build(model), target)
     return mod, tasks.extract(mod, model)
 
 

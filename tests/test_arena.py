@@ -5,7 +5,7 @@ import pytest
 import tvm
 from tvm import te
 
-from tunebench.arena import ALIGNMENT, Arena
+from tunebench.runtime.arena import ALIGNMENT, Arena
 
 SHAPES = [((3, 5), "float32"), ((7,), "uint32"), ((2, 2, 2), "float16")]
 

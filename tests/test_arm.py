@@ -26,10 +26,12 @@ from tvm import rpc, s_tir
 from tvm.rpc.tracker import Tracker
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import dot, lowering, runners
-from tunebench.database import replay
-from tunebench.spaces import Kernel, cpu_dot
-from tunebench.workload import Model
+from tunebench import runners
+from tunebench.compile import passes
+from tunebench.compile.tasks import replay
+from tunebench.kernels import int8_dot
+from tunebench.model.workload import Model
+from tunebench.tuning.spaces import Kernel, cpu_dot
 
 SYSROOT = Path(__file__).parent.parent / ".arm-sysroot"
 LINKER = "aarch64-linux-gnu-ld"
@@ -58,8 +60,8 @@ Arrays = Sequence[np.ndarray]
 def dot_designs(name: str, rows: int, bits: int) -> list[s_tir.Schedule]:
     """Every design of a product with int8 activations, for a target."""
     target = cpu_target(name)
-    dots = {bits: dot.instruction(target, bits)}
-    kernel = Kernel(("unpack", "dot", "matmul", "out"), 4, THREADS, dots, dot.matrix_instruction(target))
+    dots = {bits: int8_dot.instruction(target, bits)}
+    kernel = Kernel(("unpack", "dot", "matmul", "out"), 4, THREADS, dots, int8_dot.matrix_instruction(target))
     return cpu_dot.SPACES[0].generate(s_tir.Schedule(product(rows, bits)), kernel)
 
 
@@ -68,7 +70,7 @@ def test_a_target_multiplies_bytes_with_its_best_instruction(
     name: str, bits: int, intrinsic: str, mnemonic: str
 ) -> None:
     target = cpu_target(name)
-    assert dot.instruction(target, bits) == intrinsic
+    assert int8_dot.instruction(target, bits) == intrinsic
     assert mnemonics(dot_designs(name, 1, bits)[0], target)[mnemonic]
 
 
@@ -80,7 +82,7 @@ def test_pairs_of_rows_are_multiplied_as_matrices(bits: int) -> None:
     assert not paired["usdot"]
     assert paired["uzp1"] < paired["usmmla"]  # sums stay as the instruction leaves them until a group is done
     assert not any(mnemonics(design, target)["usmmla"] for design in dot_designs("graviton3", 1, bits))
-    assert not dot.matrix_instruction(cpu_target("rpi5"))
+    assert not int8_dot.matrix_instruction(cpu_target("rpi5"))
 
 
 def test_a_record_of_them_replays(tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_a_record_of_them_replays(tmp_path: Path) -> None:
         ms.database.TuningRecord(design.trace, workload, [1e-3], cpu_target("graviton3"), arguments)
     )
     (record,) = ms.database.JSONDatabase(*paths).get_all_tuning_records()
-    assert dot.MATRIX in str(record.trace)
+    assert int8_dot.MATRIX in str(record.trace)
     assert tvm_ffi.structural_equal(replay(mod, record), design.mod)
 
 
@@ -117,7 +119,7 @@ def drawn(model: Model, name: str, seeds: int) -> dict[str, tvm.IRModule]:
     """Kernels of a model by `<task> <how>`: the default, and draws of every design for a target."""
     target, modules = cpu_target(name), {}
     for task in lower(model, target)[1]:
-        modules[f"{task.name} default"] = lowering.default_schedule(task.mod, target)
+        modules[f"{task.name} default"] = passes.default_schedule(task.mod, target)
         for seed in range(seeds):
             for i, design in enumerate(draw_designs(task, target, seed)):
                 modules[f"{task.name} design {i} seed {seed}"] = design.mod
@@ -197,7 +199,7 @@ def test_kernels_compute_what_this_machines_do(scheme: str, emulated: Emulated, 
     expected: dict[str, tuple[Arrays, list[int], Arrays]] = {}
     for task in lower(load_model(config, scheme), here)[1]:
         arguments = runners.inputs(task.mod, 40, np.random.default_rng(0))
-        kernel = tvm.compile(lowering.default_schedule(task.mod, here), target=here)["main"]
+        kernel = tvm.compile(passes.default_schedule(task.mod, here), target=here)["main"]
         wanted = runners.written(task.mod)
         expected[task.name] = arguments, wanted, call(kernel, arguments, wanted, tvm.cpu())
     for name in EMULATED[emulated.cpu]:

@@ -17,18 +17,22 @@ import tvm
 from conftest import cpu_target, load_model, lower, relative_error
 from safetensors import safe_open
 
-from tunebench import browser_engine, cli, export, lowering, workload
-from tunebench import plan as plans
-from tunebench.apis import webgpu
-from tunebench.browser_engine import BrowserEngine, call
-from tunebench.compile import compile_model, compile_plan
-from tunebench.engines import Engine
+from tunebench.cli import app
+from tunebench.compile import passes
+from tunebench.compile.build import compile_model, compile_plan
+from tunebench.engines.baselines import Engine
+from tunebench.engines.browser import engine as browser_engine
+from tunebench.engines.browser import export as browser_export
+from tunebench.engines.browser.engine import BrowserEngine, call
+from tunebench.engines.browser.server import PAGE, PageServer
+from tunebench.engines.chunked import pieces, random_cache
+from tunebench.engines.tvm import TvmEngine, load
 from tunebench.errors import TuneBenchError
-from tunebench.page_server import PAGE, PageServer
-from tunebench.pieces import pieces, random_cache
-from tunebench.plan import Plan
-from tunebench.tvm_engine import TvmEngine, load
-from tunebench.workload import Model
+from tunebench.model import workload
+from tunebench.model.workload import Model
+from tunebench.runtime import plan as plans
+from tunebench.runtime.apis import webgpu
+from tunebench.runtime.plan import Plan
 
 SCHEME = "q4f32_1"  # a software adapter has no float16
 LIMITS = {"maxComputeInvocationsPerWorkgroup": 256, "maxComputeWorkgroupStorageSize": 16384}
@@ -46,7 +50,7 @@ def make_plan(config: Path, facts: Mapping[str, Any], scheme: str = SCHEME) -> t
     """The tiny model under default schedules, for an adapter."""
     target = tvm.target.Target(browser_engine.webgpu_target(facts))
     model = load_model(config, scheme, device="gpu")
-    plan = compile_plan(lowering.prefix(workload.build(model), target), model, target, {}).plan
+    plan = compile_plan(passes.prefix(workload.build(model), target), model, target, {}).plan
     assert plan
     return model, plan
 
@@ -233,10 +237,10 @@ def test_an_adapter_decides_the_target() -> None:
 
 def test_an_export_is_read_as_safetensors(made: tuple[Model, Plan], tmp_path: Path) -> None:
     model, plan = made
-    export.export_plan(plan, reversed(arrays_of(model)), tmp_path)
+    browser_export.export_plan(plan, reversed(arrays_of(model)), tmp_path)
     assert plans.read(tmp_path) == plan
     wanted = dict(arrays_of(model))
-    with safe_open(tmp_path / export.WEIGHTS, framework="numpy") as file:
+    with safe_open(tmp_path / browser_export.WEIGHTS, framework="numpy") as file:
         tiles = {name for name in file.keys() if name.startswith("cache.")}  # noqa: SIM118  (not a mapping)
         assert set(file.keys()) - tiles == set(wanted)
         for name, array in wanted.items():
@@ -251,19 +255,19 @@ def test_an_export_is_read_as_safetensors(made: tuple[Model, Plan], tmp_path: Pa
 def test_an_export_lacks_nothing(made: tuple[Model, Plan], tmp_path: Path) -> None:
     model, plan = made
     with pytest.raises(TuneBenchError, match="weights are missing: angles"):
-        export.export_plan(plan, workload.random_weights(model, SEED), tmp_path)
+        browser_export.export_plan(plan, workload.random_weights(model, SEED), tmp_path)
     wrong = [("angles", np.zeros(3, np.float32)), *arrays_of(model)]
     with pytest.raises(TuneBenchError, match=r"angles is float32 \[3\], and the plan has float32 \[2, 128, 8\]"):
-        export.export_plan(plan, wrong, tmp_path)
+        browser_export.export_plan(plan, wrong, tmp_path)
     with pytest.raises(TuneBenchError, match=r"has no model\.safetensors"):
-        export.check(tmp_path)
+        browser_export.check(tmp_path)
 
 
 def run(arguments: Sequence[str | Path], monkeypatch: pytest.MonkeyPatch) -> int:
     """`tunebench` with these arguments; its exit code."""
     monkeypatch.setattr(sys, "argv", ["tunebench", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        app.main()
     return int(caught.value.code or 0)
 
 
@@ -281,7 +285,7 @@ def test_the_command_exports(
     assert run(["browse", tmp_path / "out"], monkeypatch) == 2
     assert "Make one: tunebench export" in capsys.readouterr().err
     assert run([*given, "-q", SCHEME], monkeypatch) == 0
-    export.check(tmp_path / "out")
+    browser_export.check(tmp_path / "out")
     assert plans.read(tmp_path / "out").facts["scheme"] == SCHEME
 
 

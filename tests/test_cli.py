@@ -13,7 +13,9 @@ import pytest
 from conftest import write_config
 from safetensors.numpy import save_file
 
-from tunebench import cli, environment, probe, results
+from tunebench import environment, results
+from tunebench.cli import app
+from tunebench.devices import cpu_probe
 from tunebench.results import Result, TuneResult
 
 SHAPE = ["--prompt", "32", "--context", "128"]
@@ -24,7 +26,7 @@ def run(arguments: Sequence[str | Path], monkeypatch: pytest.MonkeyPatch) -> int
     """`main()` with these arguments; its exit code."""
     monkeypatch.setattr(sys, "argv", ["tunebench", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        app.main()
     return int(caught.value.code or 0)
 
 
@@ -139,7 +141,7 @@ print("slow:", sorted({{"tvm", "pandas", "numpy", "matplotlib", "torch"}} & set(
 
 
 def test_tune_bench_report(tmp_path: Path, small_caches: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(cpu_probe, "READ_BYTES", 1 << 20)
     path = write_config(tmp_path, num_hidden_layers=1)
     common = ["-m", path, "-q", "q4f16_1", *SHAPE, "--work-dir", tmp_path / "work", "--threads", "2"]
     assert run(["tune", *common, "--trials", "2", "--time-limit", "90s", "--no-bench"], monkeypatch) == 0
@@ -192,7 +194,7 @@ def check_cases(rows: list[Result]) -> None:
 
 
 def test_other_engines_stand_beside_ours(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(cpu_probe, "READ_BYTES", 1 << 20)
     arguments = ["-m", config, *SHAPE, "-p", "21", "-n", "4", "-r", "5", "--schedule", "default"]
     arguments += ["--engine", "tvm", "--engine", "torch", "--work-dir", tmp_path]
     assert run(["bench", *arguments, "-q", "q0f32", "-q", "q4f16_1"], monkeypatch) == 0

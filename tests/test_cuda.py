@@ -16,21 +16,16 @@ from conftest import cpu_target, load_model, write_config
 from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import (
-    compile_check,
-    cuda_compiler,
-    database,
-    gpu_ops,
-    lowering,
-    spaces,
-    targets,
-    tasks,
-    templates,
-    workload,
-)
+from tunebench.compile import check as compile_check
+from tunebench.compile import nvrtc, passes, tasks
+from tunebench.devices import targets
 from tunebench.errors import TuneBenchError
-from tunebench.templates import Gpu, Param, Template
-from tunebench.tvmscript import quick_parsing
+from tunebench.kernels import gpu as gpu_kernels
+from tunebench.kernels import templates
+from tunebench.kernels.templates import Gpu, Param, Template
+from tunebench.kernels.tvmscript import quick_parsing
+from tunebench.model import workload
+from tunebench.tuning import database, spaces
 
 pytest.importorskip("cuda.bindings.nvrtc")
 
@@ -56,7 +51,7 @@ HOPPER = {"many rows", "many rows in float"}
 
 @pytest.fixture(autouse=True)
 def cubins(tmp_path: Path) -> None:
-    cuda_compiler.install(tmp_path)
+    nvrtc.install(tmp_path)
 
 
 def gpu_target(arch: str = "sm_90") -> tvm.target.Target:
@@ -89,7 +84,7 @@ def test_templates_compile(name: str, arch: int, tmp_path: Path) -> None:
     assert bool(ways) == (arch >= 90 or name not in HOPPER)
     for template, decisions in ways:
         func = template.build(OPERATIONS[name], decisions)
-        source = cuda_compiler.build(tvm.IRModule({"main": func}), gpu_target(f"sm_{arch}"))
+        source = nvrtc.build(tvm.IRModule({"main": func}), gpu_target(f"sm_{arch}"))
         assert "tb::" in source
         assert bool(re.search(r"/\* \d+ at once \*/", source)) == bool(
             re.search(r"__launch_bounds__\(\d+, \d+\)", source)
@@ -100,18 +95,18 @@ def test_templates_compile(name: str, arch: int, tmp_path: Path) -> None:
 def test_what_was_compiled_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     template, decisions = drawn(OPERATIONS["norm"], 90)[0]
     mod = tvm.IRModule({"main": template.build(OPERATIONS["norm"], decisions)})
-    cuda_compiler.build(mod, gpu_target())
+    nvrtc.build(mod, gpu_target())
 
     def again(code: str) -> bytes:
         raise AssertionError("compiled a second time")
 
-    monkeypatch.setattr(cuda_compiler, "compile_cuda", again)
-    cuda_compiler.build(mod, gpu_target())
+    monkeypatch.setattr(nvrtc, "compile_cuda", again)
+    nvrtc.build(mod, gpu_target())
 
 
 def test_a_mistake_in_cuda_says_where() -> None:
     with pytest.raises(RuntimeError, match=r"kernels.cu\(2\).*no_such_name"):
-        cuda_compiler.compile_cuda("// sm_90\n__global__ void f() { no_such_name(); }\n")
+        nvrtc.compile_cuda("// sm_90\n__global__ void f() { no_such_name(); }\n")
 
 
 def test_templates_serve_only_what_they_can() -> None:
@@ -136,7 +131,7 @@ def test_only_hopper_gets_clusters_and_early_launches() -> None:
 def run_on_cpu(func: tvm.tirx.PrimFunc, *arrays: np.ndarray) -> None:
     """Run a kernel's plain loops; the last arrays are outputs."""
     with quick_parsing():
-        kernel = tvm.compile(lowering.task_module(func), target=cpu_target())["main"]
+        kernel = tvm.compile(passes.task_module(func), target=cpu_target())["main"]
     held = [tvm.runtime.tensor(array) for array in arrays]
     kernel(*held)
     for array, tensor in zip(arrays, held, strict=True):
@@ -160,7 +155,7 @@ def test_attention_with_its_cache_is_right(m: int) -> None:
     angles = angles.astype(np.float32)
     q, at, before = np.zeros((b, m, heads, dim), np.float32), np.array([position], np.int32), keys.copy()
     shape = (b, m, heads, kv_heads, dim, context, "float32")
-    run_on_cpu(gpu_ops.append(*shape), qkv, at, angles, keys, values, q)
+    run_on_cpu(gpu_kernels.append(*shape), qkv, at, angles, keys, values, q)
     np.testing.assert_allclose(q, rotated(qkv[:, :, :heads], angles, position), rtol=1e-5, atol=1e-5)
     turned = rotated(qkv[:, :, heads : heads + kv_heads], angles, position)
     np.testing.assert_allclose(keys[:, :, position : position + m], turned.swapaxes(1, 2), rtol=1e-5, atol=1e-5)
@@ -168,7 +163,7 @@ def test_attention_with_its_cache_is_right(m: int) -> None:
     np.testing.assert_array_equal(keys[:, :, position + m :], before[:, :, position + m :])
 
     out = np.zeros((b, m, heads, dim), np.float32)
-    run_on_cpu(gpu_ops.attention(*shape), q, keys, values, at, out)
+    run_on_cpu(gpu_kernels.attention(*shape), q, keys, values, at, out)
     rep = heads // kv_heads
     scores = np.einsum("bmhd,bhtd->bhmt", q, keys.repeat(rep, 1)) / np.sqrt(dim)
     scores[:, :, np.arange(context)[None] > position + np.arange(m)[:, None]] = -np.inf
@@ -181,10 +176,10 @@ def test_norm_and_gate_are_right() -> None:
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((3, 48)).astype(np.float32), rng.standard_normal(48).astype(np.float32)
     out = np.zeros_like(x)
-    run_on_cpu(gpu_ops.rms_norm(3, 48, 1e-5, "float32"), x, weight, out)
+    run_on_cpu(gpu_kernels.rms_norm(3, 48, 1e-5, "float32"), x, weight, out)
     np.testing.assert_allclose(out, x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * weight, rtol=1e-5, atol=1e-5)
     gated = np.zeros((3, 24), np.float32)
-    run_on_cpu(gpu_ops.silu_mul(3, 24, "float32"), x, gated)
+    run_on_cpu(gpu_kernels.silu_mul(3, 24, "float32"), x, gated)
     np.testing.assert_allclose(gated, x[:, :24] / (1 + np.exp(-x[:, :24])) * x[:, 24:], rtol=1e-5, atol=1e-5)
 
 
@@ -199,7 +194,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> workload.Model:
 
 @pytest.fixture(scope="module")
 def found(wide: workload.Model) -> list[tasks.Task]:
-    return tasks.extract(lowering.prefix(workload.build(wide), gpu_target()), wide)
+    return tasks.extract(passes.prefix(workload.build(wide), gpu_target()), wide)
 
 
 def test_every_kernel_builds_without_a_gpu(found: list[tasks.Task]) -> None:
@@ -218,16 +213,16 @@ def test_every_kernel_builds_without_a_gpu(found: list[tasks.Task]) -> None:
 
 def test_the_default_is_dlight_with_tensor_cores(found: list[tasks.Task]) -> None:
     prompt = next(task for task in found if task.name.startswith("matmul_4bit_128x768"))
-    source = cuda_compiler.build(lowering.default_schedule(prompt.mod, gpu_target()), gpu_target())
+    source = nvrtc.build(passes.default_schedule(prompt.mod, gpu_target()), gpu_target())
     assert "wmma" in source
 
 
 def test_every_kernel_has_a_space(found: list[tasks.Task]) -> None:
     for task in found:
         sch = s_tir.Schedule(task.mod)
-        operation = gpu_ops.operation(task.mod["main"])
+        operation = gpu_kernels.operation(task.mod["main"])
         kernel = spaces.Kernel(
-            tuple(lowering.block_names(sch)), 4, 0, operation=operation, gpu=templates.gpu_of(gpu_target())
+            tuple(passes.block_names(sch)), 4, 0, operation=operation, gpu=templates.gpu_of(gpu_target())
         )
         matching = [
             space.name for space in spaces.spaces().values() if space.device == "gpu" and space.matches(sch, kernel)
@@ -237,9 +232,9 @@ def test_every_kernel_has_a_space(found: list[tasks.Task]) -> None:
 
 
 def test_a_records_trace_makes_the_templates_kernel(found: list[tasks.Task]) -> None:
-    task = next(task for task in found if gpu_ops.operation(task.mod["main"]).get("op") == "rms_norm")
+    task = next(task for task in found if gpu_kernels.operation(task.mod["main"]).get("op") == "rms_norm")
     sch = s_tir.Schedule(task.mod)
-    kernel = spaces.Kernel((), 4, 0, operation=gpu_ops.operation(task.mod["main"]), gpu=Gpu("cuda", 90))
+    kernel = spaces.Kernel((), 4, 0, operation=gpu_kernels.operation(task.mod["main"]), gpu=Gpu("cuda", 90))
     (drawn_sch,) = spaces.spaces()["gpu-template"].generate(sch, kernel)
     fresh = s_tir.Schedule(task.mod)
     drawn_sch.trace.apply_to_schedule(fresh, remove_postproc=False)
@@ -248,8 +243,8 @@ def test_a_records_trace_makes_the_templates_kernel(found: list[tasks.Task]) -> 
     assert choice[0].name == "cuda-rms-norm"
     assert choice[1] == dict(templates.chosen(drawn_sch.mod["main"])[1])  # type: ignore[index]
     assert templates.source(drawn_sch.trace) == "tuned"
-    assert "tb::rms_norm" in lowering.realize(fresh.mod).script()
-    assert lowering.realize(task.mod) is task.mod
+    assert "tb::rms_norm" in passes.realize(fresh.mod).script()
+    assert passes.realize(task.mod) is task.mod
 
 
 @pytest.mark.parametrize("kind", ["opencl", "webgpu", "metal"])
@@ -258,14 +253,14 @@ def test_other_gpus_get_what_does_not_assume_cuda(kind: str, wide: workload.Mode
     described = templates.gpu_of(target)
     assert described.kind == kind
     assert described.arch == 0
-    found = tasks.extract(lowering.prefix(workload.build(wide), target), wide)
+    found = tasks.extract(passes.prefix(workload.build(wide), target), wide)
     for task in found:
-        operation = gpu_ops.operation(task.mod["main"])
+        operation = gpu_kernels.operation(task.mod["main"])
         serving = templates.serving(operation, described)
         assert not any(template.build for template in serving)  # which are CUDA's
         assert not serving or kind != "metal"
         sch = s_tir.Schedule(task.mod)
-        kernel = spaces.Kernel(tuple(lowering.block_names(sch)), 4, 0, operation=operation, gpu=described)
+        kernel = spaces.Kernel(tuple(passes.block_names(sch)), 4, 0, operation=operation, gpu=described)
         if operation.get("op") == "silu_mul":
             (scheduled,) = spaces.spaces()["gpu-rows"].generate(sch, kernel)
             threads = [choice for choice in _thread_choices(scheduled) if choice > 8]
@@ -282,7 +277,7 @@ def _thread_choices(sch: s_tir.Schedule) -> list[int]:
 def test_targets_that_are_not_here_are_named() -> None:
     preset = targets.find("nvidia/nvidia-h100")
     assert not preset.runs_here
-    assert templates.gpu_of(lowering.tvm_target(preset, 1)) == Gpu("cuda", 90, shared_bytes=48 << 10)
+    assert templates.gpu_of(passes.tvm_target(preset, 1)) == Gpu("cuda", 90, shared_bytes=48 << 10)
     with pytest.raises(TuneBenchError, match="nvidia/nvidia-h100"):
         targets.find("nvidia/nvidia-h101")
 
@@ -299,15 +294,15 @@ def test_committed_records_make_kernels(folder: Path) -> None:
     made = Counter()
     for record in records:
         scheduled = database.replay(record.workload.mod, record)
-        made[lowering.realize(scheduled) is scheduled] += 1
+        made[passes.realize(scheduled) is scheduled] += 1
     assert made[False] > made[True]  # most are templates
 
 
 @pytest.fixture(scope="class")
 def runner() -> Iterator[Any]:
-    from tunebench.gpu_runner import GpuRunner
+    from tunebench.runners.gpu import GpuRunner
 
-    made = GpuRunner(lowering.tvm_target(targets.find("cuda"), 0), 8, "tunebench.runners.cuda")
+    made = GpuRunner(passes.tvm_target(targets.find("cuda"), 0), 8, "tunebench.runners.cuda")
     yield made
     made.close()
 
@@ -317,19 +312,19 @@ class TestOnAGpu:
 
     @pytest.mark.parametrize("name", OPERATIONS)
     def test_templates_agree_with_the_default(self, name: str, runner: Any) -> None:
-        from tunebench.measure import Protocol
-        from tunebench.trials import Job
+        from tunebench.runners.base import Job
+        from tunebench.timing import Protocol
 
         operation = OPERATIONS[name]
         func = {
             "matmul": lambda: _matmul(operation),
-            "attention": lambda: gpu_ops.attention(*_shape(operation)),
-            "append": lambda: gpu_ops.append(*_shape(operation)),
-            "rms_norm": lambda: gpu_ops.rms_norm(3, 4096, 1e-5, "float16"),
+            "attention": lambda: gpu_kernels.attention(*_shape(operation)),
+            "append": lambda: gpu_kernels.append(*_shape(operation)),
+            "rms_norm": lambda: gpu_kernels.rms_norm(3, 4096, 1e-5, "float16"),
         }[operation["op"]]()
-        target = lowering.tvm_target(targets.find("cuda"), 0)
-        mod = lowering.task_module(func)
-        job = Job(name, tvm.ir.save_json(lowering.default_schedule(mod, target)), 40, 1)
+        target = passes.tvm_target(targets.find("cuda"), 0)
+        mod = passes.task_module(func)
+        job = Job(name, tvm.ir.save_json(passes.default_schedule(mod, target)), 40, 1)
         once = Protocol(warmups=0, samples=1, least_samples=1)
         ways = drawn(operation, templates.gpu_of(target).arch, 12)
         assert not runner.prepare(job, once).error
@@ -338,12 +333,12 @@ class TestOnAGpu:
         assert {way: error for way, error in outcomes.items() if error} == {}
 
     def test_an_unfinished_output_is_wrong(self, runner: Any) -> None:
-        from tunebench.measure import Protocol
-        from tunebench.trials import Job
+        from tunebench.runners.base import Job
+        from tunebench.timing import Protocol
 
-        target = lowering.tvm_target(targets.find("cuda"), 0)
-        mod = lowering.task_module(gpu_ops.rms_norm(3, 4096, 1e-5, "float16"))
-        job = Job("unfinished", tvm.ir.save_json(lowering.default_schedule(mod, target)), 40, 1)
+        target = passes.tvm_target(targets.find("cuda"), 0)
+        mod = passes.task_module(gpu_kernels.rms_norm(3, 4096, 1e-5, "float16"))
+        job = Job("unfinished", tvm.ir.save_json(passes.default_schedule(mod, target)), 40, 1)
         matrix, weight = Param("x", (3, 4096), "float16"), Param("weight", (4096,), "float16")
         args = ["x", "weight", "out", tvm.tirx.const(1e-5, "float32")]
         for rows in (2, 3):
@@ -357,21 +352,22 @@ class TestOnAGpu:
     def test_a_model_tuned_and_not_agrees_with_the_cpu(self, tmp_path: Path) -> None:
         from typer.testing import CliRunner
 
-        from tunebench import arms, asked, cli
+        from tunebench.bench import arms
+        from tunebench.cli import app, inputs
 
         sizes = {"hidden_size": 512, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 2}
         config = write_config(tmp_path, **sizes, head_dim=64, vocab_size=512)
         common = ["-m", str(config), "-q", "q4f16_1", "--prompt", "32", "--context", "128"]
         common += ["--work-dir", str(tmp_path / "work"), "--target", "cuda"]
-        result = CliRunner().invoke(cli.app, ["tune", *common, "--trials", "8", "--time-limit", "60s", "--no-bench"])
+        result = CliRunner().invoke(app.app, ["tune", *common, "--trials", "8", "--time-limit", "60s", "--no-bench"])
         assert result.exit_code == 0, result.output
-        result = CliRunner().invoke(cli.app, ["bench", *common, "-p", "32", "-n", "8", "-r", "5"])
+        result = CliRunner().invoke(app.app, ["bench", *common, "-p", "32", "-n", "8", "-r", "5"])
         assert result.exit_code == 0, result.output
         assert "tuned" in result.output
         logits = {}
         for name in ("cuda", "llvm"):
-            session = asked.open_session(name, 2, tmp_path / "work", "x")
-            lowered = cli._lower(session, asked.loads([str(config)], ["q4f16_1"], 1, "32", 128)[0])
+            session = inputs.open_session(name, 2, tmp_path / "work", "x")
+            lowered = app._lower(session, inputs.loads([str(config)], ["q4f16_1"], 1, "32", 128)[0])
             schedules = ("default", "tuned") if name == "cuda" else ("default",)
             plan = arms.Plan((), schedules)
             for arm, made in arms.load_arms([lowered], plan, lambda words: None).items():
@@ -397,7 +393,7 @@ def _matmul(op: dict[str, Any]) -> tvm.tirx.PrimFunc:
     from tvm.relax.frontend import nn
     from tvm.relax.frontend.nn import spec
 
-    from tunebench import quantization
+    from tunebench.model import quantization
 
     m, n, k, bits = op["m"], op["n"], op["k"], op["bits"]
     scheme = quantization.schemes()[{4: "q4f16_1", 8: "q8f16_1", 16: "q0f16"}[bits]]
@@ -409,7 +405,7 @@ def _matmul(op: dict[str, Any]) -> tvm.tirx.PrimFunc:
             held = dict(zip(shapes, parts, strict=True))
             stored = {"bits": bits, "group": scheme.group_size, "layout": scheme.layout}
             weights = lambda *given: family.weights(scheme, *given)  # noqa: E731
-            return gpu_ops.matmul(x, held, weights, n, op["out"], residual if op["residual"] else None, **stored)
+            return gpu_kernels.matmul(x, held, weights, n, op["out"], residual if op["residual"] else None, **stored)
 
     given = {"x": spec.Tensor([m, k], "float16"), "residual": spec.Tensor([m, n], "float16")}
     parts = [spec.Tensor(shape, dtype) for shape, dtype in shapes.values()]

@@ -11,12 +11,12 @@ import tvm
 from conftest import draw_records, load_model, lower
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench.compile import compile_model
-from tunebench.database import FILES, LOCKED, Database, Entry, Provenance, folder_name, provenance
+from tunebench.compile.build import compile_model
+from tunebench.compile.tasks import Task
+from tunebench.devices.targets import cpu_device
 from tunebench.errors import TuneBenchError
-from tunebench.search import Trials, record_key
-from tunebench.targets import cpu_device
-from tunebench.tasks import Task
+from tunebench.tuning.database import FILES, LOCKED, Database, Entry, Provenance, folder_name, provenance
+from tunebench.tuning.search import Trials, record_key
 
 Records = dict[str, ms.database.TuningRecord]
 

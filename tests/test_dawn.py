@@ -12,11 +12,11 @@ import pytest
 import tvm
 from test_gpu_api import MATRIX_GPU, OPERATIONS, PRODUCTS, compare_tokens, draws, plain, time_right_and_wrong
 
-from tunebench import apis
-from tunebench.apis import Call, dawn
-from tunebench.apis.dawn import DawnDevice
 from tunebench.errors import TuneBenchError
-from tunebench.plan import Shader
+from tunebench.runtime import apis
+from tunebench.runtime.apis import Call, dawn
+from tunebench.runtime.apis.dawn import DawnDevice
+from tunebench.runtime.plan import Shader
 
 DOUBLE = Shader(
     "main",

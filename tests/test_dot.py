@@ -9,9 +9,11 @@ from conftest import THREADS
 from tvm import s_tir, te
 from tvm.target import codegen
 
-from tunebench import dot, environment, ops
-from tunebench.quantization import families, schemes
-from tunebench.spaces import Kernel, cpu_dot
+from tunebench import environment
+from tunebench.kernels import cpu as cpu_kernels
+from tunebench.kernels import int8_dot
+from tunebench.model.quantization import families, schemes
+from tunebench.tuning.spaces import Kernel, cpu_dot
 
 GROUP, TILES, GROUPS = 32, 3, 2
 N, K = 16 * TILES, GROUP * GROUPS
@@ -34,7 +36,7 @@ def cpu(name: str) -> tvm.target.Target:
     ],
 )
 def test_a_target_gets_the_best_instruction_it_has(name: str, bits: int, expected: str) -> None:
-    assert dot.instruction(cpu(name), bits) == expected
+    assert int8_dot.instruction(cpu(name), bits) == expected
 
 
 def product(rows: int, bits: int) -> tvm.tirx.PrimFunc:
@@ -44,7 +46,7 @@ def product(rows: int, bits: int) -> tvm.tirx.PrimFunc:
     offset = te.placeholder((rows, GROUPS), "int32", name="offset")
     words = te.placeholder((TILES, K // per_word, 16), "uint32", name="words")
     scale = te.placeholder((TILES, GROUPS, 16), "float16", name="scale")
-    y = dot.product(bits, GROUP, "float32")(x, x_scale, offset, words, scale)
+    y = int8_dot.product(bits, GROUP, "float32")(x, x_scale, offset, words, scale)
     return te.create_prim_func([x, x_scale, offset, words, scale, y]).with_attr("tirx.noalias", True)
 
 
@@ -74,7 +76,9 @@ def test_every_instruction_is_exact(name: str, bits: int, extreme: bool) -> None
     rows = 4
     sch = s_tir.Schedule(product(rows, bits))
     target = cpu(name)
-    kernel = Kernel(("unpack", "dot", "matmul", "out"), 8, THREADS, {b: dot.instruction(target, b) for b in (4, 8)})
+    kernel = Kernel(
+        ("unpack", "dot", "matmul", "out"), 8, THREADS, {b: int8_dot.instruction(target, b) for b in (4, 8)}
+    )
     arguments, expected = inputs(rows, bits, extreme)
     for design in cpu_dot.SPACES[0].generate(sch, kernel):
         out = tvm.runtime.tensor(np.zeros((rows, N), np.float32))
@@ -95,7 +99,7 @@ def test_every_instruction_is_exact(name: str, bits: int, extreme: bool) -> None
 )
 def test_the_instruction_reaches_the_machine_code(triple: str, name: str, bits: int, mnemonic: str) -> None:
     target = tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": name, "num-cores": THREADS})
-    kernel = Kernel(("unpack", "dot", "matmul", "out"), 4, THREADS, {bits: dot.instruction(target, bits)})
+    kernel = Kernel(("unpack", "dot", "matmul", "out"), 4, THREADS, {bits: int8_dot.instruction(target, bits)})
     design = cpu_dot.SPACES[0].generate(s_tir.Schedule(product(1, bits)), kernel)[0]
     assert mnemonic in tvm.compile(design.mod, target=target).mod.inspect_source("asm")
 
@@ -115,7 +119,7 @@ def test_activations_are_quantized_to_the_nearest_step(dtype: str) -> None:
     x[1, 32:64] = 0
     shape = 3, 3
     empty = np.zeros((3, 96), np.int8), np.zeros(shape, np.float32), np.ones(shape, np.int32)
-    _, integers, scales, offsets = run(ops.quantize_rows(3, 96, 32, 7, dtype), x, *empty)
+    _, integers, scales, offsets = run(cpu_kernels.quantize_rows(3, 96, 32, 7, dtype), x, *empty)
     groups = x.astype(np.float32).reshape(3, 3, 32)
     np.testing.assert_allclose(scales, np.abs(groups).max(-1) / 127, rtol=1e-6)
     back = integers.reshape(3, 3, 32) * scales[..., None]
@@ -126,6 +130,6 @@ def test_activations_are_quantized_to_the_nearest_step(dtype: str) -> None:
 def test_the_gate_is_silu_times_up() -> None:
     x = np.random.default_rng(0).uniform(-100, 100, (2, 192)).astype(np.float32)
     x[0, :4] = 0, -88, 88, 1e-3
-    _, found = run(ops.silu_mul(2, 96, "float32"), x, np.zeros((2, 96), np.float32))
+    _, found = run(cpu_kernels.silu_mul(2, 96, "float32"), x, np.zeros((2, 96), np.float32))
     gate, up = x[:, :96].astype(np.float64), x[:, 96:]
     np.testing.assert_allclose(found, gate / (1 + np.exp(-gate)) * up, rtol=1e-5, atol=1e-6)

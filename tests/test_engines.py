@@ -10,14 +10,15 @@ import pytest
 import tvm
 from conftest import THREADS, load_model, lower, relative_error, write_config
 
-from tunebench import engines, workload
-from tunebench.compile import compile_model
-from tunebench.engines import Engine, llama_cpp
+from tunebench.compile.build import compile_model
+from tunebench.engines import baselines
+from tunebench.engines.baselines import Engine, llama_cpp
+from tunebench.engines.tvm import TvmEngine
+from tunebench.engines.tvm import load as load_tvm
 from tunebench.errors import TuneBenchError
-from tunebench.quantization import group
-from tunebench.tvm_engine import TvmEngine
-from tunebench.tvm_engine import load as load_tvm
-from tunebench.workload import Model
+from tunebench.model import workload
+from tunebench.model.quantization import group
+from tunebench.model.workload import Model
 
 LOGITS = {"q0f32": 2e-3, "q0f16": 2e-2, "q0bf16": 5e-2, "q4f16_1": 5e-2, "q4i8f16_0": 3e-2, "q8i8f16_0": 3e-2}
 """How far the logits may be off, of the largest: llama.cpp quantizes activations and keeps a cache in float16."""
@@ -25,7 +26,7 @@ CASES = [("llama_cpp", name) for name in LOGITS] + [("torch", name) for name in 
 
 
 def open_peer(peer: str, model: Model, folder: Path) -> Engine:
-    known = engines.peers()[peer]
+    known = baselines.peers()[peer]
     missing = [name for name in known.packages if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"{', '.join(missing)} not installed")
@@ -68,7 +69,7 @@ def test_a_peer_computes_the_same(
 
 def test_blocks_of_gguf_hold_the_weights_exactly() -> None:
     gguf = pytest.importorskip("gguf")
-    from tunebench import quantization
+    from tunebench.model import quantization
 
     for name, kind in (("q4f16_1", "Q4_0"), ("q8f16_1", "Q8_0"), ("q4i8f16_0", "Q4_0")):
         scheme = quantization.schemes()[name]
@@ -81,10 +82,10 @@ def test_blocks_of_gguf_hold_the_weights_exactly() -> None:
 
 
 def test_a_missing_package_says_what_to_install() -> None:
-    peer = engines.Peer("other", "", ("no_such_package",), lambda model: "", llama_cpp.load)
+    peer = baselines.Peer("other", "", ("no_such_package",), lambda model: "", llama_cpp.load)
     with pytest.raises(TuneBenchError, match=r"other needs no_such_package.*tunebench\[peers\]"):
-        engines.check_installed(peer)
+        baselines.check_installed(peer)
 
 
 def test_torch_says_which_schemes_it_has(config: Path) -> None:
-    assert "q0bf16" in engines.peers()["torch"].refuses(load_model(config, "q4f16_1"))
+    assert "q0bf16" in baselines.peers()["torch"].refuses(load_model(config, "q4f16_1"))

@@ -14,18 +14,23 @@ import pytest
 import tvm
 from conftest import cpu_target, load_model, lower, write_config
 
-from tunebench import apis, backends, gpu_ops, lowering, plan, programs, shaders, targets, tasks, templates, workload
-from tunebench.apis import Call, Device
-from tunebench.compile import compile_model, compile_plan
+from tunebench.compile import passes, source, tasks
+from tunebench.compile.build import compile_model, compile_plan
+from tunebench.devices import opening, targets
+from tunebench.engines.plan import Memory, PlanEngine
+from tunebench.engines.tvm import TvmEngine, load
 from tunebench.errors import TuneBenchError
-from tunebench.gpu_runner import GpuRunner
-from tunebench.measure import Protocol
-from tunebench.plan import Program
-from tunebench.plan_engine import Memory, PlanEngine
-from tunebench.templates import Gpu
-from tunebench.trials import Job, inputs, mismatch, written
-from tunebench.tvm_engine import TvmEngine, load
-from tunebench.workload import Model, angles, random_weights
+from tunebench.kernels import gpu as gpu_kernels
+from tunebench.kernels import shader_dialect, templates
+from tunebench.kernels.templates import Gpu
+from tunebench.model import workload
+from tunebench.model.workload import Model, angles, random_weights
+from tunebench.runners.base import Job, inputs, mismatch, written
+from tunebench.runners.gpu import GpuRunner
+from tunebench.runtime import apis, plan
+from tunebench.runtime.apis import Call, Device
+from tunebench.runtime.plan import Program
+from tunebench.timing import Protocol
 
 MATMUL = {"op": "matmul", "out": "float16", "residual": 1, "bits": 4, "group": 32, "layout": "NK", "dtype": "float16"}
 HEADS = {"heads": 8, "kv_heads": 2, "dim": 64, "context": 128, "dtype": "float16"}
@@ -49,7 +54,7 @@ MATRIX_GPU = Gpu("webgpu", 0, 256, 16 << 10, frozenset({"lanes32", "half", "pair
 NVIDIA = Gpu("opencl", 0, 256, 32 << 10, frozenset({"ptx"}))
 ONCE = Protocol(warmups=0, samples=1, least_samples=1)
 EMULATED = (
-    shaders.OPENCL_PLAIN
+    shader_dialect.OPENCL_PLAIN
     + r"""
 inline float4 emulated(float4 c, uint a0, uint a1, uint a2, uint a3, uint b0, uint b1, __local uint *held) {
   const uint lane = get_local_id(0) % 32, base = get_local_id(0) / 32 * 192;
@@ -109,11 +114,11 @@ def target(device: Device) -> tvm.target.Target:
 def plain(op: dict[str, Any]) -> tvm.IRModule:
     """An operation's kernel, as a model's export makes it."""
     if op["op"] == "matmul":
-        return lowering.task_module(product(op))
+        return passes.task_module(product(op))
     if op["op"] == "rms_norm":
-        return lowering.task_module(gpu_ops.rms_norm(op["rows"], op["width"], op["epsilon"], op["dtype"]))
+        return passes.task_module(gpu_kernels.rms_norm(op["rows"], op["width"], op["epsilon"], op["dtype"]))
     shape = tuple(op[name] for name in ("b", "m", "heads", "kv_heads", "dim", "context", "dtype"))
-    return lowering.task_module({"attention": gpu_ops.attention, "append": gpu_ops.append}[op["op"]](*shape))
+    return passes.task_module({"attention": gpu_kernels.attention, "append": gpu_kernels.append}[op["op"]](*shape))
 
 
 def product(op: dict[str, Any]) -> tvm.tirx.PrimFunc:
@@ -181,13 +186,13 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Device:
         device = apis.open_device("opencl")
     except TuneBenchError as error:
         pytest.skip(str(error))
-    write = shaders._opencl
+    write = shader_dialect._opencl
 
     def opencl(*given: Any) -> str:
         held = "  __local uint held_by_lanes[192 * 8];\n  const uint tid ="
-        return write(*given).replace(shaders.OPENCL_PTX, EMULATED).replace("  const uint tid =", held)
+        return write(*given).replace(shader_dialect.OPENCL_PTX, EMULATED).replace("  const uint tid =", held)
 
-    monkeypatch.setattr(shaders, "_opencl", opencl)
+    monkeypatch.setattr(shader_dialect, "_opencl", opencl)
     return device
 
 
@@ -300,9 +305,9 @@ def tiny(tmp_path: Path, scheme: str, device: str) -> Model:
 
 def test_default_kernels_are_right_as_source(device: Device, target: tvm.target.Target, tmp_path: Path) -> None:
     model = tiny(tmp_path, "q4f16_1", "gpu")
-    mod = lowering.prefix(workload.build(model), target)
+    mod = passes.prefix(workload.build(model), target)
     for task in tasks.extract(mod, model):
-        check(device, task.mod, [programs.program(lowering.default_schedule(task.mod, target), target)], depth=20)
+        check(device, task.mod, [source.program(passes.default_schedule(task.mod, target), target)], depth=20)
 
 
 @pytest.mark.parametrize("scheme", ["q4f16_1", "q0f16"])
@@ -315,7 +320,7 @@ def test_a_plan_says_the_tokens_that_the_cpu_says(
 def compare_tokens(device: Device, target: tvm.target.Target, tmp_path: Path, scheme: str) -> None:
     """A plan, through its files, against the CPU's engine, token by token."""
     model = tiny(tmp_path, scheme, "gpu")
-    compiled = compile_plan(lowering.prefix(workload.build(model), target), model, target, {})
+    compiled = compile_plan(passes.prefix(workload.build(model), target), model, target, {})
     assert compiled.plan
     plan.write(compiled.plan, tmp_path / "plan")
     read = plan.read(tmp_path / "plan")
@@ -348,7 +353,7 @@ def engines(device: Device, made: plan.Plan, model: Model, cpu: Model) -> tuple[
 
 def test_a_plan_without_its_weights_says_which(device: Device, target: tvm.target.Target, tmp_path: Path) -> None:
     model = tiny(tmp_path, "q4f16_1", "gpu")
-    made = compile_plan(lowering.prefix(workload.build(model), target), model, target, {}).plan
+    made = compile_plan(passes.prefix(workload.build(model), target), model, target, {}).plan
     assert made
     some = [pair for pair in random_weights(model, 0) if "lm_head" not in pair[0]]
     with pytest.raises(TuneBenchError, match="weights are missing: angles, lm_head"):
@@ -364,30 +369,32 @@ def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_runner_times_right_kernels_and_refuses_wrong_ones(device: Device, target: tvm.target.Target) -> None:
-    api, op = {"wgsl": "webgpu", "opencl": "opencl"}[programs.LANGUAGES[target.kind.name]], OPERATIONS["one row"]
+    api, op = {"wgsl": "webgpu", "opencl": "opencl"}[source.LANGUAGES[target.kind.name]], OPERATIONS["one row"]
     time_right_and_wrong(api, target, plain(op), plain({**op, "residual": 1, "n": 256}))  # half of the outputs
 
 
 def time_right_and_wrong(api: str, target: tvm.target.Target, mod: tvm.IRModule, wrong: tvm.IRModule) -> None:
     """An API's runner, given a right kernel and a wrong one."""
-    job = Job("it", tvm.ir.save_json(lowering.default_schedule(mod, target)), 8, 1 << 20)
-    other = lowering.default_schedule(wrong, target)
+    job = Job("it", tvm.ir.save_json(passes.default_schedule(mod, target)), 8, 1 << 20)
+    other = passes.default_schedule(wrong, target)
     runner = GpuRunner(target, 1, f"tunebench.runners.{api}")
     try:
         default = runner.prepare(job, ONCE)
         assert default.samples_ns, default.error
-        runner.build([("right", lowering.default_schedule(mod, target)), ("wrong", other)])
+        runner.build([("right", passes.default_schedule(mod, target)), ("wrong", other)])
         assert runner.time(job, "right", ONCE, 10**9).samples_ns
         assert "wrong output" in runner.time(job, "wrong", ONCE, 10**9).error
-        outcomes = runner.duel(job, [("tuned", lowering.default_schedule(mod, target))], ONCE)
+        outcomes = runner.duel(job, [("tuned", passes.default_schedule(mod, target))], ONCE)
         assert set(outcomes) == {"default", "tuned"}
     finally:
         runner.close()
 
 
 def test_source_that_does_not_compile_says_where(device: Device, target: tvm.target.Target) -> None:
-    language = shaders.Language(programs.LANGUAGES[target.kind.name])
-    broken = shaders.shader(language, [shaders.Param("x", "u32", True)], 32, "  x[tid] = nothing_of_that_name;")
+    language = shader_dialect.Language(source.LANGUAGES[target.kind.name])
+    broken = shader_dialect.shader(
+        language, [shader_dialect.Param("x", "u32", True)], 32, "  x[tid] = nothing_of_that_name;"
+    )
     with pytest.raises(RuntimeError, match="nothing_of_that_name"):
         device.compile(broken)
 
@@ -396,7 +403,8 @@ def test_source_that_does_not_compile_says_where(device: Device, target: tvm.tar
 def test_tune_and_bench_on_several_targets(name: str, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from tunebench import cli, results
+    from tunebench import results
+    from tunebench.cli import app
     from tunebench.results import Result
 
     if (why := absent(name)) is not None:
@@ -404,10 +412,10 @@ def test_tune_and_bench_on_several_targets(name: str, tmp_path: Path) -> None:
     config = write_config(tmp_path, head_dim=32, hidden_size=128)
     common = ["-m", str(config), "--prompt", "16", "--context", "64", "--work-dir", str(tmp_path / "work")]
     limits = ["--trials", "2", "--time-limit", "25s", "--phase", "decode", "--no-bench"]
-    result = CliRunner().invoke(cli.app, ["tune", "--target", name, *common, *limits])
+    result = CliRunner().invoke(app.app, ["tune", "--target", name, *common, *limits])
     assert result.exit_code == 0, result.output
     both = ["--target", name, "--target", "metal", "--schedule", "default", "-p", "16", "-n", "4", "-r", "2"]
-    result = CliRunner().invoke(cli.app, ["bench", *common, *both])
+    result = CliRunner().invoke(app.app, ["bench", *common, *both])
     assert result.exit_code == 0, result.output
     rows, _ = results.read(tmp_path / "work/reports/local/results.jsonl")
     benched = [row for row in rows if isinstance(row, Result)]
@@ -423,7 +431,7 @@ def test_tune_and_bench_on_several_targets(name: str, tmp_path: Path) -> None:
 def absent(name: str) -> str | None:
     """Why a target cannot be measured here."""
     try:
-        backends.open_backend(targets.find(name))
+        opening.open_backend(targets.find(name))
     except TuneBenchError as error:
         return str(error)
     return None
@@ -439,7 +447,7 @@ def test_kernels_that_add_up_over_lanes_compile_on_webgpu() -> None:
     decisions = {"rows": 4, "lanes": 32, "threads": 128, "unroll": 1}
     with_lanes = template.text(OPERATIONS["one row"], decisions, lanes)
     subgroups = tvm.target.Target({**device.target(), "supports_subgroups": True})
-    default = programs.program(lowering.default_schedule(plain(OPERATIONS["one row"]), subgroups), subgroups)
+    default = source.program(passes.default_schedule(plain(OPERATIONS["one row"]), subgroups), subgroups)
     for name, program in (("subgroupAdd", with_lanes), ("subgroupShuffleDown", default)):
         for shader in program.shaders.values():
             assert name in shader.source

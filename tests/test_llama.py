@@ -13,16 +13,16 @@ from conftest import LLAMA, begin_search, draw_records, load_model, lower, recor
 from transformers import LlamaConfig, LlamaForCausalLM
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import quantization, weights
-from tunebench.compile import compile_model
-from tunebench.database import Database, provenance
+from tunebench.compile.build import compile_model
+from tunebench.compile.tasks import Task
+from tunebench.devices.targets import cpu_device
+from tunebench.engines.tvm import TvmEngine, load
 from tunebench.errors import TuneBenchError
+from tunebench.model import quantization, weights
+from tunebench.model.workload import Model, stored_scheme
 from tunebench.runners.local import LocalRunner
-from tunebench.targets import cpu_device
-from tunebench.tasks import Task
-from tunebench.tune import Options, tune
-from tunebench.tvm_engine import TvmEngine, load
-from tunebench.workload import Model, stored_scheme
+from tunebench.tuning.database import Database, provenance
+from tunebench.tuning.tuner import Options, tune
 
 PROMPT = 21  # no multiple of a chunk: 16 and then 5 in single tokens
 GENERATED = 16

@@ -11,12 +11,12 @@ import tvm_ffi
 from conftest import CHUNKS, cpu_target, draw_designs, draw_records, load_model, lower, write_config
 from tvm import relax, s_tir
 
-from tunebench import lowering, tasks, workload
-from tunebench.compile import compile_model
-from tunebench.database import replay
-from tunebench.tasks import Task
-from tunebench.tvm_engine import TvmEngine, load
-from tunebench.workload import Model, function_name
+from tunebench.compile import passes, tasks
+from tunebench.compile.build import compile_model
+from tunebench.compile.tasks import Task, replay
+from tunebench.engines.tvm import TvmEngine, load
+from tunebench.model import workload
+from tunebench.model.workload import Model, function_name
 
 SCHEMES = ("q0f32", "q4f16_0", "q4f16_1", "q8f16_1", "q4i8f16_0")
 QUANTIZED = ("q4f16_0", "q4f16_1", "q4f32_1", "q8f16_1", "q4i8f16_0", "q8i8f16_0")
@@ -77,7 +77,7 @@ def test_no_kernel_holds_a_dequantized_matrix(name: str, target: tvm.target.Targ
     found = wide_tasks(name, target, tmp_path)
     assert len(found) >= 9
     for task in found:
-        assert not materialised(task, lowering.default_schedule(task.mod, cpu_target())), task.name
+        assert not materialised(task, passes.default_schedule(task.mod, cpu_target())), task.name
 
 
 @pytest.mark.parametrize("name", ["q4f16_0", "q4f16_1", "q4i8f16_0"])

@@ -11,13 +11,17 @@ import tvm
 from conftest import load_model, write_config
 from test_gpu_api import MATMUL, NVIDIA, device, emulated, engines, expected, plain, product, run, target
 
-from tunebench import gpu_ops, lowering, spaces, templates, workload
-from tunebench.apis import Device
-from tunebench.merging import Invoked, Merger
-from tunebench.plan import Launch
-from tunebench.planning import plan_model
-from tunebench.templates import Gpu
-from tunebench.trials import inputs, mismatch
+from tunebench.compile import passes
+from tunebench.compile.fusion import Invoked, Merger
+from tunebench.compile.planner import plan_model
+from tunebench.kernels import gpu as gpu_kernels
+from tunebench.kernels import templates
+from tunebench.kernels.templates import Gpu
+from tunebench.model import workload
+from tunebench.runners.base import inputs, mismatch
+from tunebench.runtime.apis import Device
+from tunebench.runtime.plan import Launch
+from tunebench.tuning import spaces
 
 __all__ = ["device", "emulated", "target"]  # fixtures
 
@@ -35,7 +39,7 @@ def check_merged(device: Device, gpu: Gpu, case: dict[str, Any], pairs: int) -> 
     """A merged kernel against the plain kernels one after the other, for inputs as large as they come."""
     op = {**MATMUL, "m": 1, "n": 512, "k": 512, **case}
     alone = {key: value for key, value in op.items() if key not in ("norm", "gate")}
-    x, *rest = inputs(lowering.task_module(product(alone)), 0, np.random.default_rng(0))
+    x, *rest = inputs(passes.task_module(product(alone)), 0, np.random.default_rng(0))
     gain = np.linspace(0.5, 2.0, op["k"]).astype(np.float16)
     x[0, 7] = 900.0 if "norm" in case else x[0, 7]
     given, wanted = [x], x
@@ -43,9 +47,9 @@ def check_merged(device: Device, gpu: Gpu, case: dict[str, Any], pairs: int) -> 
         given.append(gain)
         norm = plain({"op": "rms_norm", "rows": 1, "width": op["k"], "epsilon": EPSILON, "dtype": "float16"})
         wanted = expected(norm, [x, gain, np.zeros_like(x)])[-1]
-    wanted = expected(lowering.task_module(product(alone)), [wanted, *rest])[-1]
+    wanted = expected(passes.task_module(product(alone)), [wanted, *rest])[-1]
     if "gate" in op:
-        gate = lowering.task_module(gpu_ops.silu_mul(1, op["n"] // 2, "float16"))
+        gate = passes.task_module(gpu_kernels.silu_mul(1, op["n"] // 2, "float16"))
         wanted = expected(gate, [wanted, np.zeros((1, op["n"] // 2), np.float16)])[-1]
     given += [*rest[:-1], np.full_like(wanted, np.nan)]
     ((template, _),) = templates.serving(alone, gpu).items()
@@ -71,9 +75,9 @@ def scheduled(mod: tvm.IRModule, gpu: Gpu, target: tvm.target.Target) -> dict[st
     kernels = {}
     for gv, func in mod.functions_items():
         if isinstance(func, tvm.tirx.PrimFunc):
-            kernel = lowering.task_module(func)
-            kernels[gv.name_hint] = lowering.default_schedule(kernel, target)
-            operation = gpu_ops.operation(func)
+            kernel = passes.task_module(func)
+            kernels[gv.name_hint] = passes.default_schedule(kernel, target)
+            operation = gpu_kernels.operation(func)
             if operation.get("op") == "matmul" and operation["m"] == 1:
                 asked = spaces.Kernel((), 4, 0, operation=operation, gpu=gpu)
                 space = spaces.spaces()["gpu-template"]
@@ -90,7 +94,7 @@ def test_a_plan_of_merged_kernels_says_what_the_cpu_says(
 ) -> None:
     config = write_config(tmp_path, head_dim=64, hidden_size=256, intermediate_size=256)
     model = load_model(config, "q4f16_1", device="gpu")
-    mod = lowering.prefix(workload.build(model), target)
+    mod = passes.prefix(workload.build(model), target)
     kernels = scheduled(mod, templates.gpu_of(target), target)
     plan = plan_model(mod, model, target, kernels)
     merged = [launch.shader for launch in plan.steps[1].launches if launch.shader not in kernels]
@@ -115,10 +119,10 @@ def merger() -> Merger:
     """Of a norm, a product of one row, a gate, and a product by default."""
     op = {**MATMUL, "m": 1, "n": 512, "k": 512, "residual": 0}
     target = tvm.target.Target({"kind": "opencl", "keys": ["opencl", "gpu", "ptx"], "max_num_threads": 256})
-    kernel = lowering.task_module(product(op))
+    kernel = passes.task_module(product(op))
     template = scheduled(tvm.IRModule({"product": product(op)}), NVIDIA, target)["product"]
     norm = plain({"op": "rms_norm", "rows": 1, "width": 512, "epsilon": EPSILON, "dtype": "float16"})
-    gate = lowering.task_module(gpu_ops.silu_mul(1, 256, "float16"))
+    gate = passes.task_module(gpu_kernels.silu_mul(1, 256, "float16"))
     return Merger({"norm": norm, "product": template, "gate": gate, "default": kernel}, NVIDIA)
 
 

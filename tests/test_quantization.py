@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tunebench import quantization
+from tunebench.dtypes import numpy_dtype
 from tunebench.errors import TuneBenchError
-from tunebench.quantization import group
-from tunebench.quantization.none import numpy_dtype
+from tunebench.model import quantization
+from tunebench.model.quantization import group
 from tunebench.spec import Scheme
 
 SCHEMES = quantization.schemes()

@@ -12,9 +12,9 @@ import pytest
 from matplotlib.text import Text
 from rich.console import Console
 
-from tunebench import charts, metrics, results, spec
+from tunebench import results, spec
 from tunebench.errors import TuneBenchError
-from tunebench.report import Report, frame, sources, summary_table, words, write_report
+from tunebench.report import Report, charts, frame, metrics, sources, summary_table, words, write_report
 from tunebench.results import Result, TuneResult
 from tunebench.spec import Count, Kernel
 

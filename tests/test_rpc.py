@@ -26,20 +26,22 @@ from test_cli import run as run_command
 from test_runner import ONCE, kernel
 from tvm.rpc import server, tracker
 
-from tunebench import asked, lowering, rpc_library
-from tunebench import tracker as tracker_client
-from tunebench.database import Database
-from tunebench.errors import TuneBenchError
-from tunebench.rpc_backend import RpcBackend
-from tunebench.rpc_device import Lost
-from tunebench.runners import rpc
-from tunebench.runners.rpc import RpcRunner, disagreement
-from tunebench.search import Trials
-from tunebench.session import Session
-from tunebench.targets import presets
-from tunebench.tracker import Tracker
-from tunebench.trials import Outcome, Trial, brief
-from tunebench.tune import Options, Progress, tune
+from tunebench.cli import inputs
+from tunebench.compile import passes
+from tunebench.devices.rpc import RpcBackend
+from tunebench.devices.targets import presets
+from tunebench.errors import TuneBenchError, brief
+from tunebench.runners.base import Outcome, Trial
+from tunebench.runners.rpc import library as rpc_library
+from tunebench.runners.rpc import runner as rpc_runner
+from tunebench.runners.rpc import tracker as tracker_client
+from tunebench.runners.rpc.device import Lost
+from tunebench.runners.rpc.runner import RpcRunner, disagreement
+from tunebench.runners.rpc.tracker import Tracker
+from tunebench.tuning.database import Database
+from tunebench.tuning.search import Trials
+from tunebench.tuning.session import Session
+from tunebench.tuning.tuner import Options, Progress, tune
 
 JOB = job_of("double", kernel("good"))
 TRIAL = Trial(JOB, ONCE, 10**8)
@@ -211,8 +213,8 @@ def _obey(pipe: multiprocessing.connection.Connection) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds in this process, and clients that were forked before it had threads."""
-    monkeypatch.setattr(rpc, "PopenPoolExecutor", lambda max_workers, timeout: ThreadPoolExecutor(max_workers))
-    monkeypatch.setattr(rpc, "_Client", lambda: Forked.made.pop())
+    monkeypatch.setattr(rpc_runner, "PopenPoolExecutor", lambda max_workers, timeout: ThreadPoolExecutor(max_workers))
+    monkeypatch.setattr(rpc_runner, "_Client", lambda: Forked.made.pop())
 
 
 @pytest.fixture(scope="module")
@@ -224,17 +226,17 @@ def pair(rack: Rack) -> list[str]:
 @pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds where a board gets minutes."""
-    monkeypatch.setattr(rpc, "RUN_TIMEOUT_S", 2.0)
-    monkeypatch.setattr(rpc, "SET_UP_TIMEOUT_S", 5.0)
-    monkeypatch.setattr(rpc, "SESSION_S", 9.0)
-    monkeypatch.setattr(rpc, "CONNECT_TIMEOUT_S", 5.0)
-    monkeypatch.setattr(rpc, "GONE_S", 2.0)
+    monkeypatch.setattr(rpc_runner, "RUN_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(rpc_runner, "SET_UP_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(rpc_runner, "SESSION_S", 9.0)
+    monkeypatch.setattr(rpc_runner, "CONNECT_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(rpc_runner, "GONE_S", 2.0)
 
 
 @contextmanager
 def running(rack: Rack, key: str, said: list[str] | None = None) -> Iterator[RpcRunner]:
     """A runner on the devices of a key."""
-    target = lowering.tvm_target(presets()["llvm"], 1)
+    target = passes.tvm_target(presets()["llvm"], 1)
     runner = RpcRunner(target, 1, 1, rack.address, key, "ll", "", (said if said is not None else []).append)
     try:
         yield runner
@@ -341,7 +343,7 @@ def test_times_that_cannot_be_cost_their_trial_only(quick: None, rack: Rack) -> 
 def test_a_run_survives_a_device_that_dies_and_one_that_hangs(
     quick: None, rack: Rack, brisk: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rpc, "SESSION_S", 120.0)  # no session ends by itself
+    monkeypatch.setattr(rpc_runner, "SESSION_S", 120.0)  # no session ends by itself
     dies, hangs, stays = (rack.add("mixed", clock(patient)) for _ in range(3))
     said: list[str] = []
     with running(rack, "mixed", said) as runner:
@@ -390,11 +392,11 @@ def test_a_device_that_somebody_else_has_is_waited_for(quick: None, rack: Rack, 
     theirs = tvm.rpc.connect(grant.host, grant.port, grant.match_key)
     with running(rack, "shared") as runner:
         names = begin(runner, ["good"])
-        release = threading.Timer(rpc.RUN_TIMEOUT_S + rpc.GONE_S, theirs._sess["CloseRPCConnection"])
+        release = threading.Timer(rpc_runner.RUN_TIMEOUT_S + rpc_runner.GONE_S, theirs._sess["CloseRPCConnection"])
         release.start()
         (found,) = finish(runner, names)
         assert found.error == ""
-        assert runner.queued_s > rpc.RUN_TIMEOUT_S
+        assert runner.queued_s > rpc_runner.RUN_TIMEOUT_S
         assert runner.lost == []
 
 
@@ -466,7 +468,7 @@ def test_what_is_no_tracker_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_process_that_does_not_answer_is_ended() -> None:
-    client = rpc._Client()
+    client = rpc_runner._Client()
     assert client.ask(WAIT_S, min, 2, 1) == 1
     with pytest.raises(Lost, match="no answer"):
         client.ask(0.5, time.sleep, WAIT_S)
@@ -503,6 +505,6 @@ def check_run(progress: Progress, database: Database) -> None:
 def test_no_backend_of_this_machine_is_opened(
     quick: None, monkeypatch: pytest.MonkeyPatch, rack: Rack, pair: list[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("tunebench.rpc_backend.open_backend", lambda *_: pytest.fail("this machine's"))
-    session = asked.open_session("llvm", 0, tmp_path, "x", ("rpc", rack.address, "pair", ""))
+    monkeypatch.setattr("tunebench.devices.opening.open_backend", lambda *_: pytest.fail("this machine's"))
+    session = inputs.open_session("llvm", 0, tmp_path, "x", ("rpc", rack.address, "pair", ""))
     assert session.backend.device.startswith("pair (")

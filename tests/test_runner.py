@@ -9,10 +9,10 @@ import tvm
 from conftest import job_of
 from tvm.script import tirx as T
 
-from tunebench.measure import Protocol, interleave
-from tunebench.runners import local
+from tunebench.runners import local as local_runner
+from tunebench.runners.base import Outcome
 from tunebench.runners.local import LocalRunner
-from tunebench.trials import Outcome
+from tunebench.timing import Protocol, interleave
 
 ONCE = Protocol(warmups=0, samples=2, least_samples=2)
 N = 64
@@ -117,7 +117,7 @@ def test_what_does_not_compile_says_so(runner: LocalRunner) -> None:
 def test_a_kernel_that_takes_its_worker_down_costs_itself_only(
     kind: str, runner: LocalRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "max", lambda *values: min(max(values), 1.0), raising=False)  # seconds, not ten
+    monkeypatch.setattr(local_runner, "max", lambda *values: min(max(values), 1.0), raising=False)  # seconds, not ten
     assert outcome(runner, kind).error
     assert outcome(runner, "good").error == ""
 

@@ -12,11 +12,12 @@ from conftest import THREADS, begin_search, cpu_target, draw_designs, job_of, lo
 from tvm import s_tir
 from tvm.s_tir.schedule import Trace
 
-from tunebench import environment, lowering, spaces
-from tunebench.database import replay
-from tunebench.measure import Protocol
+from tunebench import environment
+from tunebench.compile import passes
+from tunebench.compile.tasks import Task, replay
 from tunebench.runners.local import LocalRunner
-from tunebench.tasks import Task
+from tunebench.timing import Protocol
+from tunebench.tuning import spaces
 
 SCHEMES = ("q0f32", "q4f16_0", "q4f16_1", "q8f16_1", "q4i8f16_0", "q8i8f16_0")
 SEEDS = (0, 1)
@@ -46,7 +47,7 @@ def test_every_decision_computes_the_defaults_result(
     seen: set[tuple[object, ...]] = set()
     for task in lower(load_model(config, scheme), target)[1]:
         search = begin_search(task, target)
-        kind = (search.space, *lowering.block_names(s_tir.Schedule(task.mod)), *task.calls)
+        kind = (search.space, *passes.block_names(s_tir.Schedule(task.mod)), *task.calls)
         designs = list(search.context.generate_design_space())
         assert designs, task.name
         traces = [
@@ -55,7 +56,7 @@ def test_every_decision_computes_the_defaults_result(
         seen.add(kind)
         mods = {str(i): replay_trace(task, trace) for i, trace in enumerate(traces)}
         errors = local.build(list(mods.items()))
-        job = job_of(task.key, lowering.default_schedule(task.mod, cpu_target()))
+        job = job_of(task.key, passes.default_schedule(task.mod, cpu_target()))
         for name, error in errors.items():
             why = error or local.time(job, name, ONCE, limit_ns=10**10).error
             if why:

@@ -11,7 +11,8 @@ from conftest import cpu_target
 from tvm import s_tir
 from tvm.script import tirx as T
 
-from tunebench import environment, targets
+from tunebench import environment
+from tunebench.devices import targets
 from tunebench.errors import TuneBenchError
 
 PRESETS = targets.presets()

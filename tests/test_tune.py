@@ -13,13 +13,13 @@ import tvm
 from conftest import load_model, lower
 
 from tunebench import stats
-from tunebench.database import Database, provenance
+from tunebench.compile.tasks import Task
+from tunebench.devices.targets import cpu_device
+from tunebench.runners.base import Job, Outcome
 from tunebench.runners.local import LocalRunner
-from tunebench.search import Trials
-from tunebench.targets import cpu_device
-from tunebench.tasks import Task
-from tunebench.trials import Job, Outcome
-from tunebench.tune import Options, Progress, kernels, sources, tune
+from tunebench.tuning.database import Database, provenance
+from tunebench.tuning.search import Trials
+from tunebench.tuning.tuner import Options, Progress, kernels, sources, tune
 
 OPTIONS = Options(trials=6, time_limit_s=60, threads=2, depth=40, cold_bytes=1 << 15)
 PICKED = ("silu_mul", "matmul", "attention")  # of decode, one of each space

@@ -1,5 +1,5 @@
 """`python -m tunebench`."""
 
-from tunebench.cli import main
+from tunebench.cli.app import main
 
 main()

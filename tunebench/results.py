@@ -9,6 +9,7 @@ Schema history
      `cost_s` has `queue`, the wait for a device.
 """
 
+import datetime
 import json
 import statistics
 from collections.abc import Iterable
@@ -86,6 +87,11 @@ class TuneResult:
     environment: dict[str, Any] = field(default_factory=dict)
     kind: str = "tune"
     schema_version: int = SCHEMA_VERSION
+
+
+def now() -> str:
+    """ISO 8601, UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def append(path: Path, row: Result | TuneResult) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import rich.table
 
-from tunebench import charts, results
+from tunebench import results
 from tunebench.errors import TuneBenchError
-from tunebench.report import findings, frame, render, sources, tables
+from tunebench.report import charts, findings, frame, render, sources, tables
 from tunebench.report.tables import Table
 from tunebench.results import Result, TuneResult
 

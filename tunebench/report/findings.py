@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from tunebench import metrics, stats
-from tunebench.charts import records
-from tunebench.report import words
+from tunebench import stats
+from tunebench.report import metrics, words
+from tunebench.report.charts import records
 from tunebench.report.frame import short_name
 from tunebench.report.tables import Table
 from tunebench.results import Result, TuneResult

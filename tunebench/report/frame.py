@@ -13,7 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from tunebench import metrics, stats
+from tunebench import stats
+from tunebench.report import metrics
 from tunebench.results import Result
 from tunebench.stats import Verdict
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from tunebench.charts import INK, STYLE, Chart
+from tunebench.report.charts import INK, STYLE, Chart
 from tunebench.report.tables import Table
 
 Drawn = list[tuple[Chart, Figure]]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from tunebench import metrics, stats
-from tunebench.charts import digits, records
-from tunebench.report import words
+from tunebench import stats
+from tunebench.report import metrics, words
+from tunebench.report.charts import digits, records
 from tunebench.report.frame import COUNTERS, PEER, short_name
 from tunebench.results import Result, TuneResult
 from tunebench.spec import Kernel

@@ -2,7 +2,7 @@
 
 from math import isfinite
 
-from tunebench.charts import digits
+from tunebench.report.charts import digits
 
 MISSING = "-"
 

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import tvm
 
-from tunebench import cublas, cuda_compiler, cuda_runtime, templates  # noqa: F401  (cublas: kernels call it)
-from tunebench.gpu_runner import Kernel, calls_of_a_sample
-from tunebench.templates import Param
-from tunebench.trials import Job, compiled, inputs, sets_of, too_far, written
+from tunebench.compile import nvrtc
+from tunebench.kernels import templates
+from tunebench.kernels.templates import Param
+from tunebench.runners.base import Job, compiled, inputs, sets_of, too_far, written
+from tunebench.runners.gpu import Kernel, calls_of_a_sample
+from tunebench.runtime import cuda as cuda_runtime
 
 DIFFER_BLOCKS, DIFFER_THREADS = 256, 512
 
@@ -35,12 +37,12 @@ _here = _Here()
 def start_builder(target: str, folder: str) -> None:
     """TVM compiles through `cuda_compiler`, which keeps cubins in the folder."""
     _here.target = tvm.ir.load_json(target)
-    cuda_compiler.install(Path(folder))
+    nvrtc.install(Path(folder))
 
 
 def build(mod_json: str) -> None:
     """Leave the candidate's cubin where `cuda_compiler` finds it."""
-    cuda_compiler.build(tvm.ir.load_json(mod_json), _here.target)
+    nvrtc.build(tvm.ir.load_json(mod_json), _here.target)
 
 
 def start_measuring(target: str, folder: str) -> None:

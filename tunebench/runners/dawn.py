@@ -1,6 +1,6 @@
 """Kernels on Dawn, Chrome's WebGPU: WGSL through its module for Node.js."""
 
-from tunebench.source_bench import SourceWay
+from tunebench.runners.shader import SourceWay
 
 _way = SourceWay("dawn")
 start_builder, build, start_measuring = _way.start_builder, _way.build, _way.start_measuring

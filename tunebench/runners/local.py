@@ -18,8 +18,8 @@ import numpy as np
 import tvm
 from tvm.support.popen_pool import PopenWorker
 
-from tunebench.measure import Protocol, Samples, interleave
-from tunebench.trials import (
+from tunebench.errors import brief
+from tunebench.runners.base import (
     BUILD_TIMEOUT_S,
     LOST,
     MAX_SETS,
@@ -29,11 +29,11 @@ from tunebench.trials import (
     Outcome,
     Trial,
     bits,
-    brief,
     compiled,
     inputs,
     mismatch,
 )
+from tunebench.timing import Protocol, Samples, interleave
 
 LONG_TIMEOUT_S = 3600.0  # of what runs a default schedule, which nothing bounds
 

@@ -1,6 +1,6 @@
 """Kernels on OpenCL: OpenCL C through pyopencl, on any vendor's driver."""
 
-from tunebench.source_bench import SourceWay
+from tunebench.runners.shader import SourceWay
 
 _way = SourceWay("opencl")
 start_builder, build, start_measuring = _way.start_builder, _way.build, _way.start_measuring

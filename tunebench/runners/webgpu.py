@@ -1,6 +1,6 @@
 """Kernels on WebGPU: WGSL through wgpu-native, which is Vulkan, Metal or Direct3D 12."""
 
-from tunebench.source_bench import SourceWay
+from tunebench.runners.shader import SourceWay
 
 _way = SourceWay("webgpu")
 start_builder, build, start_measuring = _way.start_builder, _way.build, _way.start_measuring

@@ -1,0 +1,128 @@
+"""What a bench compares: engines under a schedule on a target, loaded and ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tunebench import environment
+from tunebench.compile.build import Compiled
+from tunebench.devices.base import OWN_ENGINE
+from tunebench.engines.base import Engine
+from tunebench.engines.baselines import Peer, peers
+from tunebench.engines.browser.engine import NAME as BROWSER
+from tunebench.errors import TuneBenchError
+from tunebench.model import weights, workload
+from tunebench.model.workload import Model
+from tunebench.spec import Test
+from tunebench.timing import Protocol
+from tunebench.tuning.database import Database
+from tunebench.tuning.session import SCRATCH_BYTES, Lowered, model_name
+
+PROTOCOL = Protocol(warmups=1, samples=10, least_samples=5, budget_s=30.0, patience_s=60.0)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure of one model. Times in seconds."""
+
+    tests: tuple[Test, ...]
+    schedules: tuple[str, ...] = ("default", "tuned")  # of TuneBench's own engines
+    engines: tuple[str, ...] = (OWN_ENGINE,)
+    protocol: Protocol = PROTOCOL
+    sample_limit_s: float = 300.0  # a test whose one sample would take longer is not run
+    weights: Path | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things that are compared; or why it cannot run."""
+
+    lowered: Lowered
+    engine: str
+    schedule: str  # default, tuned; library for an engine that brings its own kernels
+    loaded: Engine | None = None
+    compiled: Compiled | None = None
+    reason: str = ""
+    database: Database | None = field(default=None, compare=False)
+
+
+def load_arms(lowered: Sequence[Lowered], plan: Plan, say: Say) -> dict[str, Arm]:
+    """Every arm by name, its weights loaded. Peers run on the first target."""
+    arms: dict[str, Arm] = {}
+    for each in lowered if set(plan.engines) - set(peers()) else []:
+        for schedule, arm in _own(each, plan, say).items():
+            arms[f"{label(each)} {schedule}" if len(lowered) > 1 else schedule] = arm
+    for name in plan.engines:
+        if name in peers():
+            arms[name] = _peer(lowered[0], peers()[name], plan, say)
+    return arms
+
+
+def label(lowered: Lowered) -> str:
+    """A target's name, and how it is run where that is not by its own engine."""
+    backend = lowered.session.backend
+    return f"{backend.target_name} {backend.engine}" if backend.engine == BROWSER else backend.target_name
+
+
+def _own(lowered: Lowered, plan: Plan, say: Say) -> dict[str, Arm]:
+    """TuneBench's own engine under each schedule."""
+    session, model = lowered.session, lowered.model
+    backend, name = session.backend, session.backend.target_name
+    database = session.database()
+    records = database.promoted()
+    tuned = any(task.key in records for task in lowered.tasks)
+    missing = {"tuned"} & set(plan.schedules) if not tuned and not backend.absent else set()
+    if missing and backend.engine != BROWSER:
+        raise TuneBenchError(
+            f"nothing tuned for {model_name(model.workload)} in {database.folder}.",
+            "Run `tunebench tune` first, or bench with --schedule default.",
+        )
+    say(f"compile for {name}")
+    compiled = {
+        each: backend.compile(lowered.mod, model, records if each == "tuned" else {}, session.work_dir)
+        for each in plan.schedules
+        if each not in missing
+    }
+    if backend.absent:
+        return {each: Arm(lowered, backend.engine, each, reason=backend.absent) for each in plan.schedules}
+    say(f"load weights for {name}")
+    loaded = backend.engines(model, compiled, _weights(model, plan))
+    arms = {
+        each: Arm(lowered, backend.engine, each, loaded[each], compiled[each], database=database) for each in compiled
+    }
+    return {
+        **arms,
+        **{each: Arm(lowered, BROWSER, each, reason="kernels are not tuned in a browser") for each in missing},
+    }
+
+
+def _peer(lowered: Lowered, peer: Peer, plan: Plan, say: Say) -> Arm:
+    """Another engine, on the same weights."""
+    session, model = lowered.session, lowered.model
+    reason = peer.refuses(model) or _no_room(model)
+    if reason:
+        return Arm(lowered, peer.name, "library", reason=reason)
+    say(f"load weights into {peer.name}")
+    session.work_dir.mkdir(parents=True, exist_ok=True)
+    engine = peer.load(model, _weights(model, plan), session.threads, session.work_dir)
+    return Arm(lowered, peer.name, "library", engine)
+
+
+def _no_room(model: Model) -> str:
+    """Why another copy of the weights and the cache will not fit, or an empty string."""
+    if model.workload.device == "gpu":
+        return ""  # a peer says itself what it finds no room for
+    needed, free = model.weight_bytes + model.cache_bytes + SCRATCH_BYTES, environment.available_memory_bytes()
+    if needed <= free:
+        return ""
+    return f"a second copy of the model needs about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+
+
+def _weights(model: Model, plan: Plan) -> Iterable[tuple[str, np.ndarray]]:
+    return weights.read(model, plan.weights) if plan.weights else workload.random_weights(model, plan.seed)

@@ -1,0 +1,221 @@
+"""One model end to end: its tests on its targets under every schedule, interleaved; a row as soon as a test is done."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tunebench import environment, results, stats
+from tunebench.bench.arms import Arm, Plan, label, load_arms
+from tunebench.compile.build import Compiled
+from tunebench.compile.tasks import Task, piece_ns
+from tunebench.devices.base import AnyProbe
+from tunebench.devices.cpu_probe import PROTOCOL as PROBE
+from tunebench.engines.base import Engine
+from tunebench.engines.chunked import pieces
+from tunebench.model.workload import Model
+from tunebench.results import Result
+from tunebench.spec import Count, Test, Workload
+from tunebench.timing import Protocol, Samples, interleave
+from tunebench.tuning.database import Database, Entry
+from tunebench.tuning.session import Lowered, model_name
+from tunebench.tuning.tuner import kernels
+
+AGAIN = "again"  # a second arm of the same engine, which shows the noise
+CACHE_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}  # as llama-bench writes them
+
+
+def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Callable[[str], None]) -> Iterator[Result]:
+    """Measure every test of one model on its targets; each row is on disk before it is yielded.
+
+    A test that fails is a row too. All arms of a test are interleaved, whatever their target.
+    """
+    present = [each for each in lowered if not each.session.backend.absent]
+    probes = {label(each): each.session.backend.probe() for each in present}
+    memory = present[0].session.backend.memory() if present else None
+    arms = load_arms(lowered, plan, say)
+    noise: float | None = None
+    for number, test in enumerate(plan.tests, 1):
+        say(f"{test.name} ({number} of {len(plan.tests)})")
+        peak = environment.PeakRss()
+        skipped, calls = _calls(arms, test, plan)
+        try:
+            measured = _measure(calls, probes, noise is None, plan.protocol)
+        except Exception as error:  # whatever the runtime raises is this test's row, and the sweep goes on
+            measured = interleave(_probing(probes), PROBE)
+            skipped = {**dict.fromkeys(calls, ("failed", f"{type(error).__name__}: {error}")), **skipped}
+        alone = len(arms) == 1 or (len(plan.engines) == 1 and len(lowered) == 1 and not memory)
+        held = sum(probe.held_bytes for probe in probes.values())
+        top = memory.taken() if memory else _peak(peak, held)
+        top = top if alone else Count(None, "several engines in one process")
+        if AGAIN in measured:
+            noise = stats.noise_floor(measured[_twin(calls)].samples_ns, measured[AGAIN].samples_ns)
+        rows = {name: _row(arm, test, probes, measured, noise, top) for name, arm in arms.items()}
+        for name, row in rows.items():
+            row = replace(row, run_id=lowered[0].session.run_id)
+            if name in skipped:
+                row = replace(row, status=skipped[name][0], reason=skipped[name][1])
+            else:
+                row = replace(row, samples_ns=measured[name].samples_ns, warmup_ns=measured[name].warmup_ns)
+            results.append(lowered[0].session.results_path, row)
+            yield row
+
+
+def _row(
+    arm: Arm,
+    test: Test,
+    probes: Mapping[str, AnyProbe],
+    measured: Mapping[str, Samples],
+    noise: float | None,
+    top: Count,
+) -> Result:
+    """All of an arm's row but its samples."""
+    row, model, target = _base_row(arm.lowered, test), arm.lowered.model, label(arm.lowered)
+    row = replace(row, engine=arm.engine, schedule=arm.schedule, noise=noise)
+    row = replace(row, memory={**_memory(model, arm), "peak": top})
+    if target in probes:
+        own = {name: measured[f"{target} {name}"] for name in probes[target].arms}
+        row = replace(row, probe=probes[target].rates(own))
+    if arm.loaded:  # a peer may hold the weights in another form, and then reads as much more or less
+        read = model.read_bytes * (arm.loaded.weight_bytes / model.weight_bytes - 1)
+        row = replace(row, bytes_per_token=row.bytes_per_token + round(read))
+    if arm.compiled and arm.database:
+        covered = _coverage(arm.lowered, arm.database, arm.compiled, test)
+        row = replace(row, **covered)  # type: ignore[arg-type]
+    return row
+
+
+def _twin(calls: Mapping[str, object]) -> str:
+    """The arm that runs a second time, to show the noise: a tuned one, or else the last."""
+    return next((name for name in calls if name.endswith("tuned")), list(calls)[-1])
+
+
+def _calls(
+    arms: Mapping[str, Arm], test: Test, plan: Plan
+) -> tuple[dict[str, tuple[str, str]], dict[str, Callable[[], object]]]:
+    """What to time, and what not and why: what cannot run, or a sample that is known to take too long."""
+    skipped: dict[str, tuple[str, str]] = {}
+    calls: dict[str, Callable[[], object]] = {}
+    for name, arm in arms.items():
+        expected_s = expected_ns(arm.lowered, arm.database, arm.schedule, test) / 1e9 if arm.database else 0.0
+        if arm.loaded is None:
+            skipped[name] = ("not_run", arm.reason)
+        elif expected_s > plan.sample_limit_s:
+            reason = f"one sample would take about {expected_s:.0f} s by its kernels' times, and the limit is "
+            skipped[name] = ("not_run", f"{reason}{plan.sample_limit_s:.0f} s (--sample-limit)")
+        else:
+            calls[name] = functools.partial(run_test, arm.loaded, arm.lowered.model, test, plan.seed)
+    return skipped, calls
+
+
+def _measure(
+    arms: dict[str, Callable[[], object]], probes: Mapping[str, AnyProbe], with_noise: bool, protocol: Protocol
+) -> dict[str, Samples]:
+    """Every arm in turn with what the machine can do at that moment."""
+    if not arms:
+        return interleave(_probing(probes), PROBE)
+    if with_noise:
+        arms = {**arms, AGAIN: arms[_twin(arms)]}
+    return interleave({**arms, **_probing(probes)}, protocol)
+
+
+def _probing(probes: Mapping[str, AnyProbe]) -> dict[str, Callable[[], object]]:
+    """The arms of every target's probe."""
+    return {f"{target} {name}": call for target, probe in probes.items() for name, call in probe.arms.items()}
+
+
+def run_test(engine: Engine, model: Model, test: Test, seed: int) -> None:
+    """One sample of a test: prompt, then generated tokens, at depth. Neither tokenizes nor samples."""
+    load, vocab = model.workload, model.config.vocab_size
+    tokens = np.random.default_rng(seed).integers(0, vocab, (load.batch, test.n_tokens), np.int32)
+    if test.n_prompt:
+        engine.prefill(tokens[:, : test.n_prompt], test.n_depth)
+    for i in range(test.n_prompt, test.n_tokens):
+        engine.decode(tokens[:, i : i + 1], test.n_depth + i)
+    engine.wait()
+
+
+def expected_ns(lowered: Lowered, database: Database, schedule: str, test: Test) -> float:
+    """Kernel time of one sample by the tuner's measurements; 0 where it made none."""
+
+    def time_ns(task: Task) -> float:
+        entry = database.entries.get(task.key, Entry(task.name))
+        won = schedule == "tuned" and entry.decision == "promoted"
+        samples = entry.tuned_ns if won else entry.default_ns
+        return stats.median(samples) if samples else 0.0
+
+    load = lowered.model.workload
+    prompt = pieces(test.n_prompt, test.n_depth, load.chunks, load.context)
+    buckets = [piece.bucket for piece in prompt] + [1] * test.n_gen
+    return sum(piece_ns(lowered.tasks, bucket, time_ns) * buckets.count(bucket) for bucket in set(buckets))
+
+
+def _coverage(lowered: Lowered, database: Database, compiled: Compiled, test: Test) -> dict[str, object]:
+    """The kernels that a test runs, and the share of its largest piece's time that is tuned."""
+    load = lowered.model.workload
+    prompt = pieces(test.n_prompt, test.n_depth, load.chunks, load.context)
+    used = {piece.bucket for piece in prompt} | ({1} if test.n_gen else set())
+    rows = [row for row in kernels(lowered.tasks, database.entries, compiled.tuned) if row.bucket in used]
+    of_largest = [row for row in rows if row.bucket == max(used)]
+    known = any(row.share for row in of_largest)
+    share = sum(row.share for row in of_largest if row.schedule != "default") if known else None
+    return {"kernels": rows, "coverage": share}
+
+
+def _base_row(lowered: Lowered, test: Test) -> Result:
+    session, model, load = lowered.session, lowered.model, lowered.model.workload
+    mean_depth = test.n_depth + test.n_prompt + test.n_gen / 2
+    return Result(
+        model=model_name(load),
+        scheme=load.scheme.name,
+        schedule="",
+        engine="",
+        target=session.backend.target_name,
+        device=session.backend.device,
+        test=test.name,
+        n_prompt=test.n_prompt,
+        n_gen=test.n_gen,
+        n_depth=test.n_depth,
+        batch=load.batch,
+        n_threads=session.threads,
+        status="ok",
+        run_id=session.run_id,
+        test_time=results.now(),
+        model_type=f"{model.architecture.name} {model_name(load)} {load.scheme.name}",
+        model_size=model.weight_bytes,
+        model_n_params=model.n_params,
+        type_k=CACHE_TYPES[load.scheme.dtype],
+        type_v=CACHE_TYPES[load.scheme.dtype],
+        chunks=list(load.chunks),
+        flops_per_token=model.flops_per_token,
+        multiplies=_multiplies(load),
+        bytes_per_token=round(model.read_bytes + model.cache_bytes_per_token * mean_depth * load.batch),
+        environment=session.described(),
+    )
+
+
+def _multiplies(load: Workload) -> str:
+    """What matrix products multiply: on a GPU's tensor cores the activations' type, on a CPU float32 or bytes."""
+    if load.device == "gpu":
+        return load.scheme.dtype
+    return "int8" if load.scheme.activations == "int8" else "float32"
+
+
+def _memory(model: Model, arm: Arm) -> dict[str, Count]:
+    if arm.compiled:
+        held, planned = model.weight_bytes + model.cache_bytes, arm.compiled.planned_bytes
+        return {
+            "weights": Count(model.weight_bytes, "sum of the parameters' sizes"),
+            "kv_cache": Count(model.cache_bytes, "sum of the cache tensors' sizes"),
+            "planned": Count(held + planned, f"weights, cache, and {planned >> 20} MiB that TVM plans for a step"),
+        }
+    return {"weights": Count(arm.loaded.weight_bytes, f"as {arm.engine} counts them")} if arm.loaded else {}
+
+
+def _peak(peak: environment.PeakRss, probe_bytes: int) -> Count:
+    most = peak.read()
+    rest = None if most.bytes is None else most.bytes - probe_bytes
+    return Count(rest, f"{most.counter}, less the probe's {probe_bytes >> 20} MiB")

@@ -1,0 +1,365 @@
+"""The commands: parse, call one function, print. The only place that exits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tunebench.cli import export, inputs, options
+from tunebench.errors import TuneBenchError
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from tunebench.bench.arms import Plan
+    from tunebench.results import Result
+    from tunebench.spec import Workload
+    from tunebench.tuning.session import Lowered, Session
+
+app = typer.Typer(
+    help="Benchmark and autotune LLM kernels on Apache TVM.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+console = Console()
+
+DEMO_BUDGET_S = 8.0  # of each arm of each test
+
+Models = Annotated[list[str], typer.Option("--model", "-m", help="A model of `list models`, or a path to a config.")]
+Schemes = Annotated[list[str], typer.Option("--scheme", "-q", help="Quantization scheme; repeat for several.")]
+TargetName = Annotated[str, typer.Option("--target", help="What to compile for; `list targets`.")]
+TargetNames = Annotated[list[str], typer.Option("--target", help="As for tune; repeat to compare several in one run.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a kernel; 0: all cores.")]
+Batch = Annotated[int, typer.Option(min=1, help="Sequences at a time.")]
+Context = Annotated[int, typer.Option(min=16, help="Positions of the KV cache.")]
+Chunks = Annotated[str, typer.Option("--prompt", "--chunks", help="Lengths that prompts are cut into, e.g. 128,512.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 2, help="Of random weights, prompts and search.")]
+WorkDir = Annotated[Path, typer.Option(help="Where databases and reports go.")]
+Name = Annotated[str, typer.Option(help="The report's folder in WORK_DIR/reports.")]
+RunnerName = Annotated[str, typer.Option("--runner", help="rpc: devices of a tracker; without: the target's own.")]
+Tracker = Annotated[str, typer.Option(help="Of --runner rpc: where TVM's tracker is, HOST:PORT.")]
+Key = Annotated[str, typer.Option(help="Of --runner rpc: the key of the devices there, e.g. rpi4.")]
+Linker = Annotated[str, typer.Option(help="Of --runner rpc: links libraries for the devices, e.g. the NDK's clang++.")]
+Weights = Annotated[Path | None, typer.Option(help="Folder of Hugging Face safetensors; random weights without.")]
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except TuneBenchError as error:
+        Console(stderr=True, soft_wrap=True).print(Text("error: ", "bold red").append(str(error), "not bold default"))
+        sys.exit(2)
+
+
+@app.command(name="tune")
+def tune_command(
+    model: Models,
+    scheme: Schemes = ["q4f16_1"],  # noqa: B006
+    target: TargetName = "llvm",
+    trials: Annotated[int, typer.Option(min=1, help="At most so many candidates of each kernel.")] = 64,
+    time_limit: Annotated[str, typer.Option(help="For each model and scheme, e.g. 90s, 20m, 1h.")] = "20m",
+    prompt: Chunks = "128",
+    batch: Batch = 1,
+    context: Context = 2048,
+    depth: Annotated[
+        int, typer.Option(min=0, help="Positions in the cache where attention is first measured, and from then on.")
+    ] = 256,
+    phase: Annotated[str, typer.Option(help="Kernels of which phase: decode, prefill, or both.")] = "both",
+    threads: Threads = 0,
+    seed: Seed = 0,
+    work_dir: WorkDir = Path("tunebench-work"),
+    name: Name = "local",
+    bench: Annotated[bool, typer.Option(help="End with default against tuned, end to end.")] = True,
+    runner: RunnerName = "",
+    tracker: Tracker = "",
+    key: Key = "",
+    linker: Linker = "",
+) -> None:
+    """Search schedules for a model's kernels, keep what wins, and show what it brought."""
+    limit_s = options.seconds(time_limit)
+    session = inputs.open_session(target, threads, work_dir, name, (runner, tracker, key, linker))
+    inputs.make_folder(session.results_path.parent)
+    from tunebench.bench.arms import Plan
+    from tunebench.cli.progress import TuneView
+    from tunebench.tuning.run import run_tune
+    from tunebench.tuning.session import model_name
+    from tunebench.tuning.tuner import Options
+
+    phases = options.phases(phase)
+    allowed = Options(trials, limit_s, seed=seed, depth=depth, phases=phases)
+    tests = options.tests(str(max(options.numbers(prompt, "--prompt"))), "32", "0", context)
+    lowered = [_lower(session, load) for load in inputs.loads(model, scheme, batch, prompt, context)]
+    changed = []  # models with at least one tuned kernel
+    try:
+        for each in lowered:
+            load = each.model.workload
+            with TuneView(console, f"{model_name(load)} {load.scheme.name}") as view:
+                row = run_tune(each, allowed, view)
+            won = sum(kernel.decision == "promoted" for kernel in row.kernels)
+            changed += [each] if any(kernel.schedule != "default" for kernel in row.kernels) else []
+            console.print(
+                f"{row.model} {row.scheme}: {row.trials} trials in {row.cost_s['total']:.0f} s, "
+                f"{won} of {len(row.kernels)} kernels promoted; database in {session.database().folder}",
+                soft_wrap=True,
+            )
+    except KeyboardInterrupt:
+        console.print("Stopped. What was measured is kept: run the same command to go on.")
+        raise typer.Exit(130) from None
+    if bench and changed and not session.backend.absent:
+        _bench_all([[each] for each in changed], Plan(tests, seed=seed, sample_limit_s=60.0))
+        report_command(work_dir=work_dir, name=name)
+
+
+@app.command(name="compile")
+def compile_command(
+    model: Models,
+    scheme: Schemes = ["q4f16_1"],  # noqa: B006
+    target: TargetName = "llvm",
+    prompt: Chunks = "128",
+    batch: Batch = 1,
+    context: Context = 2048,
+) -> None:
+    """Build every kernel of a model for a target, which need not be this machine's; nothing is measured."""
+    from dataclasses import replace
+
+    from tunebench.compile import check as compile_check
+    from tunebench.compile import passes, tasks
+    from tunebench.devices import targets
+    from tunebench.model import workload
+
+    preset = targets.to_compile(target)
+    session_target = passes.tvm_target(preset, 1)
+    failed = 0
+    kind = "cpu" if preset.device == "cpu" else "gpu"
+    for load in inputs.loads(model, scheme, batch, prompt, context):
+        with console.status(f"building {load.model} {load.scheme.name}"):
+            found = workload.load(replace(load, device=kind))
+            mod = passes.prefix(workload.build(found), session_target)
+            built = list(compile_check.build_all(tasks.extract(mod, found), session_target))
+        table = Table(box=None, pad_edge=False)
+        for column in ("kernel", "built as", ""):
+            table.add_column(column)
+        for each in built:
+            table.add_row(each.task, each.how, each.error or "ok")
+        console.print(table)
+        errors = sum(bool(each.error) for each in built)
+        failed += errors
+        console.print(
+            f"{load.model} {load.scheme.name} for {target}: {len(built) - errors} of {len(built)} built. "
+            "Nothing was measured: tune and bench where the device is.",
+            soft_wrap=True,
+        )
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command(name="bench")
+def bench_command(
+    model: Models,
+    scheme: Schemes = ["q4f16_1"],  # noqa: B006
+    target: TargetNames = ["llvm"],  # noqa: B006
+    n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", help="Prompt lengths; 0 for none.")] = "128,512",
+    n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Numbers of generated tokens; 0 for none.")] = "128",
+    n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Positions already in the cache.")] = "0",
+    schedule: Annotated[list[str], typer.Option(help="default, tuned; repeat for both.")] = ["default", "tuned"],  # noqa: B006
+    engine: Annotated[list[str], typer.Option(help="tvm, or a peer of `list engines`; repeat for several.")] = ["tvm"],  # noqa: B006
+    prompt: Chunks = "128",
+    batch: Batch = 1,
+    context: Context = 2048,
+    threads: Threads = 0,
+    reps: Annotated[int, typer.Option("-r", "--reps", min=1, help="Samples of each test, at most.")] = 10,
+    sample_limit: Annotated[str, typer.Option(help="Leave out a test whose one sample takes longer.")] = "5m",
+    weights: Weights = None,
+    seed: Seed = 0,
+    work_dir: WorkDir = Path("tunebench-work"),
+    name: Name = "local",
+) -> None:
+    """Measure prefill, decode and memory, every schedule interleaved; each row is kept as soon as it exists."""
+    from tunebench import registry
+
+    for each in schedule:
+        if each not in ("default", "tuned"):
+            raise registry.unknown(each, ("default", "tuned"), "schedule")
+    inputs.check_engines(engine)
+    tests = options.tests(n_prompt, n_gen, n_depth, context)
+    limit_s = options.seconds(sample_limit)
+    sessions = inputs.open_sessions(target, engine, threads, work_dir, name)
+    inputs.make_folder(sessions[0].results_path.parent)
+    from dataclasses import replace
+
+    from tunebench.bench.arms import Plan
+
+    plan = Plan(tests, tuple(dict.fromkeys(schedule)), sample_limit_s=limit_s, weights=weights, seed=seed)
+    plan = replace(plan, engines=tuple(dict.fromkeys(engine)))
+    plan = replace(plan, protocol=replace(plan.protocol, samples=reps, least_samples=min(reps, 5)))
+    loads = inputs.loads(model, scheme, batch, prompt, context)
+    _bench_all([[_lower(session, load) for session in sessions] for load in loads], plan)
+
+
+@app.command(name="report")
+def report_command(
+    results: Annotated[list[Path] | None, typer.Argument(help="results.jsonl files or their folders.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; by default beside the first results.")] = None,
+    work_dir: WorkDir = Path("tunebench-work"),
+    name: Name = "local",
+) -> None:
+    """Turn result rows into report.md, report.html, summary.csv and charts."""
+    from tunebench.report import summary_table, write_report
+
+    paths = [path / "results.jsonl" if path.is_dir() else path for path in results or [work_dir / "reports" / name]]
+    report = write_report(paths, out or paths[0].parent)
+    for finding in report.findings:
+        console.print(finding, soft_wrap=True)
+    console.print(summary_table(report))
+    for warning in report.warnings:
+        console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+    console.print(f"Written: {report.out / 'report.html'}, report.md, summary.csv, charts/", soft_wrap=True)
+
+
+@app.command(name="import")
+def import_command(
+    file: Annotated[Path, typer.Argument(help="What llama-bench wrote with -o json or -o jsonl.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The model's name here; its file's name without.")] = "",
+    work_dir: WorkDir = Path("tunebench-work"),
+    name: Name = "local",
+) -> None:
+    """Add llama-bench's rows to a report's results."""
+    from tunebench import results
+    from tunebench.report import llama_bench
+
+    rows = llama_bench.read(file, model)
+    path = work_dir / "reports" / name / "results.jsonl"
+    inputs.make_folder(path.parent)
+    for row in rows:
+        results.append(path, row)
+    console.print(f"{len(rows)} rows from {file} added to {path}", soft_wrap=True)
+
+
+app.command(name="export")(export.export_command)
+app.command(name="browse")(export.browse_command)
+
+
+@app.command(name="list")
+def list_command(
+    what: Annotated[str, typer.Argument(help="models, schemes, targets, spaces, engines, metrics or charts")],
+) -> None:
+    """List what there is to choose from."""
+    from tunebench import registry
+    from tunebench.cli.listings import LISTINGS
+
+    columns, rows = registry.pick(LISTINGS, what, "list")()
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+@app.command(name="devices")
+def devices_command(
+    probe: Annotated[bool, typer.Option("--probe", help="Measure bandwidth and multiply-add rate.")] = False,
+    threads: Threads = 0,
+) -> None:
+    """Show what was detected, and what it can do at most."""
+    from tunebench import environment
+    from tunebench.devices import support
+
+    found = environment.describe()
+    cpu = found["cpu"]
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_row("CPU", f"{cpu['name']}, {cpu['usable_cores']} of {cpu['logical_cores']} cores usable")
+    table.add_row("instructions", ", ".join(cpu["isa"]) or "unknown")
+    table.add_row("caches", ", ".join(f"{k} {v >> 10:,} KiB" for k, v in cpu["cache_bytes"].items()) or "unknown")
+    table.add_row("memory", f"{found['memory']['available_bytes'] / 2**30:.1f} GiB free")
+    for gpu in found["gpus"]:
+        table.add_row("GPU", f"{gpu['name']}, driver {gpu['driver']}")
+    for name, words in support.api_devices():
+        table.add_row(name, words)
+    table.add_row("versions", ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v))
+    if probe:
+        session = inputs.open_session("llvm", threads, Path(), "")
+        from tunebench.devices.cpu_probe import Probe
+
+        limits = Probe(session.target, session.threads)()
+        table.add_row("threads", str(session.threads))
+        table.add_row("read bandwidth", f"{limits['read_bytes_per_s'] / 1e9:.1f} GB/s measured")
+        table.add_row("multiply-add rate", f"{limits['flops_per_s'] / 1e9:.0f} GFLOP/s in float32 measured")
+        if "int8_ops_per_s" in limits:
+            table.add_row("", f"{limits['int8_ops_per_s'] / 1e9:.0f} GOP/s in int8 measured")
+    console.print(table)
+
+
+@app.command(name="demo")
+def demo_command(
+    work_dir: WorkDir = Path("tunebench-work"),
+    time_limit: Annotated[str, typer.Option(help="Of tuning, for each scheme.")] = "75s",
+) -> None:
+    """Tune, bench and report a small model in three schemes on this machine's CPU, in minutes."""
+    from tunebench.spec import Test
+
+    schemes = ["q0f32", "q4f16_1", "q4i8f16_0"]
+    tune_command(["demo"], schemes, time_limit=time_limit, context=1024, work_dir=work_dir, name="demo", bench=False)
+    session = inputs.open_session("llvm", 0, work_dir, "demo")
+    from dataclasses import replace
+
+    from tunebench.bench.arms import Plan
+
+    tests = (Test(n_prompt=128), Test(n_prompt=100), Test(n_gen=32), Test(n_gen=32, n_depth=512))
+    plan = Plan(tests)
+    plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
+    _bench_all([[_lower(session, load)] for load in inputs.loads(["demo"], schemes, 1, "128", 1024)], plan)
+    report_command(work_dir=work_dir, name="demo")
+
+
+def _lower(session: Session, load: Workload) -> Lowered:
+    from tunebench.tuning.session import lower
+
+    with console.status(f"building {load.model} {load.scheme.name}"):
+        return lower(session, load)
+
+
+def _bench_all(models: list[list[Lowered]], plan: Plan) -> None:
+    """Bench each model, on one target or several."""
+    from tunebench.bench.runner import run_bench
+
+    statuses = []
+    for lowered in models:
+        load = lowered[0].model.workload
+        title = f"{load.model} {load.scheme.name}"
+        with console.status(title) as status:
+
+            def say(words: str, status: Status = status, title: str = title) -> None:
+                status.update(f"{title}: {words}")
+
+            for row in run_bench(lowered, plan, say):
+                statuses.append(row.status)
+                arm = row.engine if row.schedule == "library" else row.schedule
+                where = f"{row.target} browser" if row.engine == "browser" else row.target
+                arm = f"{where} {arm}" if len(lowered) > 1 else arm
+                label = f"{row.model} {row.scheme} {row.test} {arm}"
+                console.print(f"{label:44s} {_figure(row)}", soft_wrap=True, highlight=False, markup=False)
+    path = models[0][0].session.results_path
+    console.print(f"Rows are in {path}; `tunebench report` shows them.", soft_wrap=True)
+    if "failed" in statuses:
+        raise typer.Exit(1)
+
+
+def _figure(row: Result) -> str:
+    from tunebench.results import tokens_per_s
+    from tunebench.stats import median, spread
+
+    rates = tokens_per_s(row)
+    if not rates:
+        return f"{row.status}: {row.reason}"
+    around = f" ± {spread(rates):.2f}" if len(rates) > 1 else ""
+    return f"{median(rates):10.2f}{around} tokens/s"

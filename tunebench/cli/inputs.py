@@ -1,0 +1,90 @@
+"""What a command line asks for, opened: sessions on targets, workloads, folders. TVM is imported when it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from tunebench.cli import options
+from tunebench.errors import TuneBenchError
+
+if TYPE_CHECKING:
+    from tunebench.spec import Workload
+    from tunebench.tuning.session import Session
+
+console = Console()
+
+
+def check_engines(names: list[str]) -> None:
+    """Raise a TuneBenchError for an engine that there is not, or whose packages are missing."""
+    from tunebench import registry
+    from tunebench.engines import baselines
+    from tunebench.engines.base import OWN
+
+    known = baselines.peers()
+    for name in names:
+        if name not in (*OWN, *known):
+            raise registry.unknown(name, (*OWN, *known), "engine")
+        if name in known:
+            baselines.check_installed(known[name])
+
+
+def open_session(
+    target: str, threads: int, work_dir: Path, name: str, rpc: tuple[str, str, str, str] = ("", "", "", "")
+) -> Session:
+    """A run on a target; `rpc` is the runner, the tracker, the key and the linker."""
+    from tunebench.devices import opening, targets
+    from tunebench.tuning.session import Session
+
+    backend = opening.choose_backend(targets.find(target), threads, *rpc, _warn)
+    return Session(backend, work_dir, work_dir / "reports" / name / "results.jsonl")
+
+
+def open_sessions(names: list[str], engines: list[str], threads: int, work_dir: Path, name: str) -> list[Session]:
+    """A session for each target, and one more for a target that is to run in a browser."""
+    from tunebench.devices import opening, targets
+    from tunebench.tuning.session import Session
+
+    found = []
+    for each in dict.fromkeys(names):
+        if any(engine != "browser" for engine in engines):
+            found.append(open_session(each, threads, work_dir, name))
+        preset = targets.find(each)
+        if "browser" in engines and preset.api == "webgpu":
+            path = work_dir / "reports" / name / "results.jsonl"
+            found.append(Session(opening.open_backend(preset, engine="browser"), work_dir, path))
+    if not found:
+        raise TuneBenchError("engine browser runs target webgpu.", "Add --target webgpu.")
+    return found
+
+
+def _warn(words: str) -> None:
+    console.print(Text("warning: ", "yellow").append(words, "default"), soft_wrap=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results; TuneBenchError where it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise TuneBenchError(
+            f"cannot write to {folder} ({error.strerror}).", "Name a folder with --work-dir."
+        ) from None
+
+
+def loads(models: list[str], schemes: list[str], batch: int, chunks: str, context: int) -> list[Workload]:
+    """Every model in every scheme."""
+    from tunebench import registry
+    from tunebench.model import quantization
+    from tunebench.spec import Workload
+
+    known = quantization.schemes()
+    chosen = [registry.pick(known, scheme, "scheme") for scheme in dict.fromkeys(schemes)]
+    lengths = tuple(sorted({options.SMALLEST_CHUNK, *options.numbers(chunks, "--prompt")}))
+    each = [(model, scheme) for model in dict.fromkeys(models) for scheme in chosen]
+    return [Workload(model, scheme, batch, lengths, context) for model, scheme in each]

@@ -1,0 +1,77 @@
+"""The kernels of a lowered model: which there are, where they run, and what their time adds up to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import tvm
+import tvm_ffi
+from tvm import relax, s_tir, tirx
+from tvm.s_tir import meta_schedule as ms
+
+from tunebench.compile import passes
+from tunebench.model.workload import Model, function_name
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kernel to tune."""
+
+    key: str
+    name: str
+    mod: tvm.IRModule  # as records are keyed by
+    calls: Mapping[int, int]  # piece length -> calls in one piece
+
+
+def task_key(mod: tvm.IRModule) -> str:
+    """A task's name in a database: the structural hash of its module."""
+    return str(tvm_ffi.structural_hash(mod))
+
+
+def replay(mod: tvm.IRModule, record: ms.database.TuningRecord) -> tvm.IRModule:
+    """A task's module under a record's schedule, which may name the intrinsics of `dot`."""
+    sch = s_tir.Schedule(mod)
+    record.trace.apply_to_schedule(sch, remove_postproc=False)
+    return sch.mod
+
+
+def extract(mod: tvm.IRModule, model: Model) -> list[Task]:
+    """Every kernel of a module after the prefix, those with equal structure once."""
+    kernels = {gv: passes.task_module(func) for gv, func in mod.functions_items() if isinstance(func, tirx.PrimFunc)}
+    keys = {gv: task_key(kernel) for gv, kernel in kernels.items()}
+    calls: dict[str, Counter[int]] = {key: Counter() for key in keys.values()}
+    for bucket in model.workload.buckets:
+        for gv in _called(mod[function_name(bucket)]):
+            calls[keys[gv]][bucket] += 1
+    first = {keys[gv]: (gv.name_hint, kernel) for gv, kernel in kernels.items()}
+    return [Task(key, name, kernel, dict(calls[key])) for key, (name, kernel) in first.items() if calls[key]]
+
+
+def _called(func: relax.Function) -> list[tvm.ir.GlobalVar]:
+    found: list[tvm.ir.GlobalVar] = []
+    operators = {tvm.ir.Op.get("relax.call_tir"), tvm.ir.Op.get("relax.call_tir_inplace")}
+
+    def visit(expr: relax.Expr) -> None:
+        if isinstance(expr, relax.Call) and expr.op in operators:
+            found.append(expr.args[0])
+
+    relax.analysis.post_order_visit(func, visit)
+    return found
+
+
+def phase(bucket: int) -> str:
+    """The phase that a piece length belongs to."""
+    return "decode" if bucket == 1 else "prefill"
+
+
+def piece_ns(tasks: list[Task], bucket: int, time_ns: Callable[[Task], float]) -> float:
+    """Estimated kernel time of one piece."""
+    return sum(time_ns(task) * task.calls.get(bucket, 0) for task in tasks)
+
+
+def shares(tasks: list[Task], bucket: int, time_ns: Callable[[Task], float]) -> dict[str, float]:
+    """Each task's share of a piece's kernel time, by key; only tasks that run in it."""
+    whole = piece_ns(tasks, bucket, time_ns) or 1.0
+    return {task.key: time_ns(task) * task.calls[bucket] / whole for task in tasks if bucket in task.calls}

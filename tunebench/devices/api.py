@@ -1,0 +1,74 @@
+"""GPUs through an API that takes kernels as source text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from tunebench import environment
+from tunebench.compile.build import Compiled, compile_plan
+from tunebench.devices.api_probe import ApiProbe
+from tunebench.devices.base import CACHE_BYTES, MOST_WORKERS, SYSTEMS, AnyProbe, Arrays, Records
+from tunebench.engines.base import Engine
+from tunebench.engines.plan import Memory, PlanEngine
+from tunebench.errors import TuneBenchError
+from tunebench.model.workload import Model, angles
+from tunebench.runners.base import Runner
+from tunebench.runners.gpu import GpuRunner
+from tunebench.runtime import apis
+from tunebench.runtime.cuda import DeviceMemory
+from tunebench.spec import TargetPreset
+
+
+class ApiBackend:
+    """The first device of a GPU API, which runs plans."""
+
+    kind, threads, absent = "gpu", 0, ""
+
+    def __init__(self, preset: TargetPreset) -> None:
+        self.target_name, self.engine = preset.name, preset.api
+        self._device = apis.open_device(preset.api)
+        wanted, api = SYSTEMS.get(preset.name), str(self._device.facts["api"])
+        if wanted and not api.endswith(wanted):
+            raise TuneBenchError(f"target {preset.name!r} needs {wanted}, and this is {api}.", "Use --target webgpu.")
+        self.device = self._device.name
+        self._nvidia = "nvidia" in self.device.lower()
+        if self._nvidia:
+            environment.hold_nvidia_clocks()
+        self.target = tvm.target.Target(self._device.target())
+        self.cold_bytes = 2 * (self._device.cache_bytes or CACHE_BYTES)
+
+    def free_bytes(self) -> int | None:
+        """All of the device's memory, where the API says how much that is."""
+        return self._device.free_bytes or None
+
+    def facts(self) -> dict[str, Any]:
+        """The API, its driver and the features in use."""
+        return {"api": dict(self._device.facts)}
+
+    def runner(self) -> Runner:
+        """One core is left for the search, one for the process that measures; builders compile on the device, too."""
+        builders = min(MOST_WORKERS, max(1, environment.usable_cores() - 2))
+        return GpuRunner(self.target, builders, f"tunebench.runners.{self.engine}")
+
+    def compile(self, mod: tvm.IRModule, model: Model, records: Records, folder: Path) -> Compiled:
+        """A plan."""
+        return compile_plan(mod, model, self.target, records)
+
+    def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
+        """Plans over one copy of the weights."""
+        plans = {name: each.plan for name, each in compiled.items() if each.plan}
+        arrays = ((name, array) for each in (weights, [("angles", angles(model))]) for name, array in each)
+        memory = Memory(self._device, next(iter(plans.values())), arrays)
+        return {name: PlanEngine(self.engine, plan, memory) for name, plan in plans.items()}
+
+    def probe(self) -> AnyProbe:
+        """A copy."""
+        return ApiProbe(self._device)
+
+    def memory(self) -> DeviceMemory | None:
+        """By NVML, where the device is NVIDIA's."""
+        return DeviceMemory() if self._nvidia else None

@@ -1,0 +1,67 @@
+"""The WebGPU of a web browser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from tunebench.compile.build import Compiled, compile_plan
+from tunebench.devices.base import CACHE_BYTES, AnyProbe, Arrays, NoProbe, Records
+from tunebench.engines.base import Engine
+from tunebench.engines.browser import engine as browser_engine
+from tunebench.errors import TuneBenchError
+from tunebench.model.workload import Model, angles
+from tunebench.runners.base import Runner
+from tunebench.runtime.cuda import DeviceMemory
+from tunebench.spec import TargetPreset
+
+
+class BrowserBackend:
+    """The WebGPU of this machine's web browser, which runs plans in a page."""
+
+    engine, kind, threads, absent, cold_bytes = browser_engine.NAME, "gpu", 0, "", CACHE_BYTES
+
+    def __init__(self, preset: TargetPreset) -> None:
+        self.target_name = preset.name
+        self._facts = browser_engine.adapter_facts()
+        self.device = str(self._facts["name"])
+        self.target = tvm.target.Target(browser_engine.webgpu_target(self._facts))
+
+    def free_bytes(self) -> int | None:
+        """A page is not told."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """The adapter, its features and limits."""
+        return {"api": {"api": "WebGPU in a browser", **self._facts}}
+
+    def runner(self) -> Runner:
+        """Raises: trials are measured without a browser."""
+        raise TuneBenchError("kernels are not tuned in a browser.", "Tune --target webgpu without --engine browser.")
+
+    def compile(self, mod: tvm.IRModule, model: Model, records: Records, folder: Path) -> Compiled:
+        """A plan; TuneBenchError where the adapter lacks what the scheme needs."""
+        browser_engine.check_dtype(self._facts, model.workload.scheme.dtype)
+        return compile_plan(mod, model, self.target, records)
+
+    def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
+        """Plans on one page, over one copy of the weights."""
+        arrays = ((name, array) for each in (weights, [("angles", angles(model))]) for name, array in each)
+        made: dict[str, Engine] = {}
+        first: browser_engine.BrowserEngine | None = None
+        for name, each in compiled.items():
+            if each.plan:
+                made[name] = engine = browser_engine.BrowserEngine(each.plan, () if first else arrays, beside=first)
+                first = first or engine
+        return made
+
+    def probe(self) -> AnyProbe:
+        """Nothing is measured."""
+        return NoProbe()
+
+    def memory(self) -> DeviceMemory | None:
+        """Nobody counts it."""
+        return None

@@ -1,0 +1,66 @@
+"""This machine's CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from tunebench import environment
+from tunebench.compile import passes
+from tunebench.compile.build import Compiled, compile_model
+from tunebench.devices.base import MOST_WORKERS, AnyProbe, Arrays, Records
+from tunebench.devices.cpu_probe import Probe
+from tunebench.devices.targets import device_name
+from tunebench.engines.base import Engine
+from tunebench.engines.tvm import TvmEngine, load
+from tunebench.model.workload import Model
+from tunebench.runners.base import Runner
+from tunebench.runners.local import LocalRunner
+from tunebench.runtime.cuda import DeviceMemory
+from tunebench.spec import TargetPreset
+
+
+class CpuBackend:
+    """This machine's CPU."""
+
+    engine, kind, absent = "tvm", "cpu", ""
+
+    def __init__(self, preset: TargetPreset, threads: int) -> None:
+        self.target_name = preset.name
+        self.threads = threads or environment.usable_cores()
+        environment.set_threads(self.threads)
+        self.target = passes.tvm_target(preset, self.threads)
+        self.device = device_name(preset)
+        self.cold_bytes = 2 * environment.last_level_cache_bytes()
+
+    def free_bytes(self) -> int | None:
+        """Of main memory."""
+        return environment.available_memory_bytes()
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing: the machine's description has the CPU."""
+        return {}
+
+    def runner(self) -> Runner:
+        """Worker processes that build and measure in turn."""
+        return LocalRunner(self.target, self.threads, min(MOST_WORKERS, environment.usable_cores()))
+
+    def compile(self, mod: tvm.IRModule, model: Model, records: Records, folder: Path) -> Compiled:
+        """For TVM's virtual machine."""
+        return compile_model(mod, self.target, records)
+
+    def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
+        """TVM's virtual machine."""
+        loaded = load(model, weights, tvm.cpu())
+        return {name: TvmEngine(model, each.executable, loaded, tvm.cpu()) for name, each in compiled.items()}
+
+    def probe(self) -> AnyProbe:
+        """Read bandwidth and multiply-adds."""
+        return Probe(self.target, self.threads)
+
+    def memory(self) -> DeviceMemory | None:
+        """The process's own counters serve."""
+        return None

@@ -1,0 +1,68 @@
+"""NVIDIA's GPUs, through CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from tunebench import environment
+from tunebench.compile import nvrtc, passes
+from tunebench.compile.build import Compiled, compile_model
+from tunebench.devices.base import AnyProbe, Arrays, Records
+from tunebench.devices.cuda_probe import CudaProbe
+from tunebench.devices.targets import device_name
+from tunebench.engines.base import Engine
+from tunebench.engines.cuda_graph import CudaEngine
+from tunebench.engines.tvm import load
+from tunebench.model.workload import Model
+from tunebench.runners.base import Runner
+from tunebench.runners.gpu import GpuRunner
+from tunebench.runtime import cuda as cuda_runtime
+from tunebench.runtime.cuda import DeviceMemory
+from tunebench.spec import TargetPreset
+
+
+class CudaBackend:
+    """This machine's first NVIDIA GPU, through CUDA."""
+
+    engine, kind, threads, absent = "tvm", "gpu", 0, ""
+
+    def __init__(self, preset: TargetPreset) -> None:
+        self.target_name = preset.name
+        self.target = passes.tvm_target(preset, 0)
+        self.device = device_name(preset)
+        self.cold_bytes = 2 * cuda_runtime.l2_bytes()
+
+    def free_bytes(self) -> int | None:
+        """Of device memory."""
+        return cuda_runtime.free_bytes()
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing: the machine's description has NVIDIA's GPUs."""
+        return {}
+
+    def runner(self) -> Runner:
+        """One core is left for the search, one for the process on the GPU."""
+        return GpuRunner(self.target, max(1, environment.usable_cores() - 2), "tunebench.runners.cuda")
+
+    def compile(self, mod: tvm.IRModule, model: Model, records: Records, folder: Path) -> Compiled:
+        """For TVM's virtual machine, with cubins kept in the folder."""
+        nvrtc.install(folder / "cubins")
+        return compile_model(mod, self.target, records)
+
+    def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
+        """CUDA graphs of what TVM's virtual machine launches."""
+        device = cuda_runtime.DEVICE
+        loaded = load(model, weights, device)
+        return {name: CudaEngine(model, each.executable, loaded, device) for name, each in compiled.items()}
+
+    def probe(self) -> AnyProbe:
+        """A copy and a matrix product."""
+        return CudaProbe()
+
+    def memory(self) -> DeviceMemory | None:
+        """By NVML."""
+        return DeviceMemory()

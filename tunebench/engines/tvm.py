@@ -1,0 +1,106 @@
+"""TuneBench's own engine: the compiled model on TVM's virtual machine, over a cache updated in place."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tunebench.dtypes import numpy_dtype
+from tunebench.engines.chunked import PieceEngine, random_cache
+from tunebench.errors import TuneBenchError
+from tunebench.model.workload import Model, angles, function_name
+from tunebench.runtime.arena import Arena
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Weights and cache in device memory, which several engines of one model may share."""
+
+    params: list[tvm.runtime.Tensor]
+    angles: tvm.runtime.Tensor
+    keys: list[tvm.runtime.Tensor]
+    values: list[tvm.runtime.Tensor]
+    arena: Arena | None = None  # where they lie on a GPU
+
+
+def load(model: Model, weights: Iterable[tuple[str, np.ndarray]], device: tvm.runtime.Device) -> Loaded:
+    """Copy weights to the device as they come, so that no more than one is held twice, and make the cache."""
+    shapes, (keys, values) = model.param_shapes, model.cache_shapes
+    turns = angles(model)
+    dtype, layers = model.workload.scheme.dtype, model.config.num_hidden_layers
+    every = [*shapes.values(), (turns.shape, "float32"), *[(keys, dtype), (values, dtype)] * layers]
+    arena = Arena(Arena.size_of(every), device) if model.workload.device == "gpu" else None
+    new = arena.take if arena else functools.partial(tvm.runtime.empty, device=device)
+    held = {name: new(*shapes[name]).copyfrom(array) for name, array in weights if name in shapes}
+    missing = [name for name in shapes if name not in held]
+    if missing:
+        raise TuneBenchError(f"weights are missing: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}.")
+    return Loaded(
+        params=[held[name] for name in shapes],
+        angles=new(turns.shape, "float32").copyfrom(turns),
+        keys=_random_caches([new(keys, dtype) for _ in range(layers)]),
+        values=_random_caches([new(values, dtype) for _ in range(layers)]),
+        arena=arena,
+    )
+
+
+def _random_caches(caches: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
+    """The same contents in each layer."""
+    shape = tuple(int(extent) for extent in caches[0].shape)
+    caches[0].copyfrom(random_cache(shape, numpy_dtype(str(caches[0].dtype))))
+    for cache in caches[1:]:
+        cache.copyfrom(caches[0])
+    return caches
+
+
+class TvmEngine(PieceEngine):
+    """One executable over loaded weights."""
+
+    name = "tvm"
+
+    def __init__(
+        self, model: Model, executable: relax.VMExecutable, loaded: Loaded, device: tvm.runtime.Device
+    ) -> None:
+        super().__init__(model.workload.batch, model.workload.context, model.workload.chunks)
+        self.model, self.loaded, self.device = model, loaded, device
+        machine = relax.VirtualMachine(executable, device)
+        self._steps = {bucket: machine[function_name(bucket)] for bucket in model.workload.buckets}
+        self._logits: tvm.runtime.Tensor | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights in stored form."""
+        return self.model.weight_bytes
+
+    def wait(self) -> None:
+        """Nothing: each step waits."""
+
+    def function(self, bucket: int) -> Callable[..., tvm.runtime.Object]:
+        """The compiled function for pieces of `bucket` tokens."""
+        step: Callable[..., tvm.runtime.Object] = self._steps[bucket]
+        return step
+
+    def logits(self) -> np.ndarray:
+        """Float32 logits [b, vocab] of the last call."""
+        if self._logits is None:
+            raise ValueError("nothing has been processed yet")
+        return np.asarray(self._logits.numpy())
+
+    def _step(self, tokens: np.ndarray, position: int, last: int) -> None:
+        device, loaded = self.device, self.loaded
+        result = self._steps[tokens.shape[1]](
+            tvm.runtime.tensor(np.ascontiguousarray(tokens, np.int32), device),
+            tvm.runtime.tensor(np.array([position], np.int32), device),
+            tvm.runtime.tensor(np.array([last], np.int32), device),
+            loaded.angles,
+            loaded.keys,
+            loaded.values,
+            loaded.params,
+        )
+        self._logits = result[0]
+        device.sync()

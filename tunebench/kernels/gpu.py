@@ -1,0 +1,231 @@
+"""What a decoder's kernels compute on a GPU, in plain form, and under what name a template may replace them.
+
+Each is the mathematics as loops that any schedule can take, DLight's first of all. The attribute `OP` says in
+JSON which operation it is, with its shape; a template builds the same operation another way. Names, arguments
+and results are those of `ops`, but for the cache: keys lie as values do, [b, G, C, D].
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import te, tirx
+from tvm.relax.frontend.nn import Tensor, op
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from tunebench.kernels.tvmscript import quick_parsing
+
+OP = "tunebench.op"
+LOG2_E = 1.4426950408889634
+
+
+def marked(func: PrimFunc, kind: str, **values: object) -> PrimFunc:
+    """The kernel with the operation that it is."""
+    func = func.without_attr("global_symbol") if "global_symbol" in func.attrs else func
+    return func.with_attr("op_pattern", 8).with_attr(OP, json.dumps({"op": kind, **values}))
+
+
+def operation(func: PrimFunc) -> dict[str, Any]:
+    """What `marked` said; empty for other kernels."""
+    return dict(json.loads(func.attrs[OP])) if func.attrs and OP in func.attrs else {}
+
+
+def cache_shapes(b: int, kv_heads: int, context: int, dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """One layer's keys and values."""
+    return (b, kv_heads, context, dim), (b, kv_heads, context, dim)
+
+
+def _kernel(tensors: Sequence[te.Tensor], kind: str, **values: object) -> PrimFunc:
+    return marked(te.create_prim_func(list(tensors)).with_attr("tirx.noalias", True), kind, **values)
+
+
+def matmul(
+    x: Tensor,
+    parts: dict[str, Tensor],
+    dequantize: Any,
+    n: int,
+    out_dtype: str,
+    residual: Tensor | None,
+    **stored: int | str,
+) -> Tensor:
+    """x [M, K] @ w [N, K].T (+ residual [M, N]), summed in float32.
+
+    `dequantize` makes te's [N, K] of the placeholders of `parts`; `stored` says how they are stored.
+    """
+    m, k = (int(extent) for extent in x.shape)
+    a = te.placeholder((m, k), x.dtype, name="x")
+    stores = [te.placeholder([int(e) for e in part.shape], part.dtype, name=name) for name, part in parts.items()]
+    extra = [te.placeholder((m, n), residual.dtype, name="residual")] if residual is not None else []
+    weight = dequantize(*stores)
+    axis = te.reduce_axis((0, k), name="k")
+    sums = te.compute(
+        (m, n),
+        lambda i, j: te.sum(a[i, axis].astype("float32") * weight[j, axis].astype("float32"), axis=axis),
+        name="matmul",
+    )
+    y = sums
+    if extra:
+        y = te.compute(
+            (m, n), lambda i, j: (sums[i, j] + extra[0][i, j].astype("float32")).astype(out_dtype), name="out"
+        )
+    elif out_dtype != "float32":
+        y = te.compute((m, n), lambda i, j: sums[i, j].astype(out_dtype), name="out")
+    func = _kernel(
+        [a, *stores, *extra, y],
+        "matmul",
+        m=m,
+        n=n,
+        k=k,
+        out=out_dtype,
+        residual=int(bool(extra)),
+        dtype=x.dtype,
+        **stored,
+    )
+    given = [x, *parts.values(), *([residual] if residual is not None else [])]
+    return op.tensor_ir_op(
+        func, f"matmul_{stored['bits']}bit_{m}x{n}x{k}", given, Tensor.placeholder((m, n), out_dtype, "y")
+    )
+
+
+@functools.cache
+def attention(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dtype: str) -> PrimFunc:
+    """(q [b, m, H, D], keys, values, position) -> each token's mix of the values up to its own position."""
+    q = te.placeholder((b, m, heads, dim), dtype, name="q")
+    keys = te.placeholder((b, kv_heads, context, dim), dtype, name="keys")
+    values = te.placeholder((b, kv_heads, context, dim), dtype, name="values")
+    position = te.placeholder((1,), "int32", name="position")
+    rep = heads // kv_heads
+    d = te.reduce_axis((0, dim), name="d")
+    scores = te.compute(
+        (b, heads, m, context),
+        lambda ib, h, i, t: te.sum(
+            q[ib, i, h, d].astype("float32") * keys[ib, h // rep, t, d].astype("float32"), axis=d
+        ),
+        name="scores",
+    )
+    seen = te.compute(
+        (b, heads, m, context),
+        lambda ib, h, i, t: tirx.Select(
+            t <= position[0] + i,
+            scores[ib, h, i, t] * tirx.const(LOG2_E * dim**-0.5, "float32"),
+            tirx.const(-1e30, "float32"),
+        ),
+        name="seen",
+    )
+    t1, t2, t3 = (te.reduce_axis((0, context), name="t") for _ in range(3))
+    top = te.compute((b, heads, m), lambda ib, h, i: te.max(seen[ib, h, i, t1], axis=t1), name="top")
+    weight = te.compute(
+        (b, heads, m, context), lambda ib, h, i, t: tirx.exp2(seen[ib, h, i, t] - top[ib, h, i]), name="weight"
+    )
+    total = te.compute((b, heads, m), lambda ib, h, i: te.sum(weight[ib, h, i, t2], axis=t2), name="total")
+    mix = te.compute(
+        (b, m, heads, dim),
+        lambda ib, i, h, e: te.sum(weight[ib, h, i, t3] * values[ib, h // rep, t3, e].astype("float32"), axis=t3),
+        name="mix",
+    )
+    out = te.compute(
+        (b, m, heads, dim), lambda ib, i, h, e: (mix[ib, i, h, e] / total[ib, h, i]).astype(dtype), name="out"
+    )
+    shape = {"b": b, "m": m, "heads": heads, "kv_heads": kv_heads, "dim": dim, "context": context, "dtype": dtype}
+    return _kernel([q, keys, values, position, out], "attention", **shape)
+
+
+@functools.cache
+def append(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dtype: str) -> PrimFunc:
+    """Rotate a piece's queries and keys and write its keys and values into the cache, in place.
+
+    (qkv [b, m, H + 2G, D], position, angles [2, C, D / 2] = cosines and sines, keys, values) -> q, with the
+    rotation that pairs element d with d + D / 2, as Hugging Face's llama does.
+    """
+    half = dim // 2
+    every = heads + 2 * kv_heads
+
+    with quick_parsing():
+
+        @T.prim_func(private=True, s_tir=True)
+        def append(
+            qkv: T.Buffer((b, m, every, dim), dtype),
+            position: T.Buffer((1,), "int32"),
+            angles: T.Buffer((2, context, half), "float32"),
+            keys: T.Buffer((b, kv_heads, context, dim), dtype),
+            values: T.Buffer((b, kv_heads, context, dim), dtype),
+            q: T.Buffer((b, m, heads, dim), dtype),
+        ):
+            T.func_attr({"tirx.noalias": True})
+            for ib, im, ih, id in T.grid(b, m, heads, dim):
+                with T.sblock("query"):
+                    vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
+                    q[vb, vm, vh, vd] = T.Cast(
+                        dtype,
+                        T.Cast("float32", qkv[vb, vm, vh, vd]) * angles[0, position[0] + vm, vd % half]
+                        + T.Cast("float32", qkv[vb, vm, vh, (vd + half) % dim])
+                        * angles[1, position[0] + vm, vd % half]
+                        * T.Select(vd < half, T.float32(-1), T.float32(1)),
+                    )
+            for ib, im, ih, id in T.grid(b, m, kv_heads, dim):
+                with T.sblock("key"):
+                    vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
+                    keys[vb, vh, position[0] + vm, vd] = T.Cast(
+                        dtype,
+                        T.Cast("float32", qkv[vb, vm, heads + vh, vd]) * angles[0, position[0] + vm, vd % half]
+                        + T.Cast("float32", qkv[vb, vm, heads + vh, (vd + half) % dim])
+                        * angles[1, position[0] + vm, vd % half]
+                        * T.Select(vd < half, T.float32(-1), T.float32(1)),
+                    )
+            for ib, im, ih, id in T.grid(b, m, kv_heads, dim):
+                with T.sblock("value"):
+                    vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
+                    values[vb, vh, position[0] + vm, vd] = qkv[vb, vm, heads + kv_heads + vh, vd]
+
+    shape = {"b": b, "m": m, "heads": heads, "kv_heads": kv_heads, "dim": dim, "context": context, "dtype": dtype}
+    return marked(append, "append", **shape)
+
+
+@functools.cache
+def rms_norm(rows: int, width: int, epsilon: float, dtype: str) -> PrimFunc:
+    """(x [rows, width], weight [width]) -> x / sqrt(mean(x^2) + epsilon) * weight, as Hugging Face's llama."""
+    x = te.placeholder((rows, width), dtype, name="x")
+    weight = te.placeholder((width,), dtype, name="weight")
+    k = te.reduce_axis((0, width), name="k")
+    squares = te.compute(
+        (rows,), lambda i: te.sum(x[i, k].astype("float32") * x[i, k].astype("float32"), axis=k), name="squares"
+    )
+    out = te.compute(
+        (rows, width),
+        lambda i, j: (
+            x[i, j].astype("float32")
+            * tirx.rsqrt(squares[i] / tirx.const(width, "float32") + tirx.const(epsilon, "float32"))
+            * weight[j].astype("float32")
+        ).astype(dtype),
+        name="out",
+    )
+    return _kernel([x, weight, out], "rms_norm", rows=rows, width=width, epsilon=epsilon, dtype=dtype)
+
+
+@functools.cache
+def silu_mul(rows: int, width: int, dtype: str) -> PrimFunc:
+    """x [rows, 2 width] -> silu(first half) * second half, [rows, width]."""
+    x = te.placeholder((rows, 2 * width), dtype, name="x")
+    out = te.compute(
+        (rows, width),
+        lambda i, j: (
+            x[i, j].astype("float32")
+            / (tirx.const(1, "float32") + tirx.exp2(x[i, j].astype("float32") * tirx.const(-LOG2_E, "float32")))
+            * x[i, width + j].astype("float32")
+        ).astype(dtype),
+        name="out",
+    )
+    return _kernel([x, out], "silu_mul", rows=rows, width=width, dtype=dtype)
+
+
+@functools.cache
+def last_row(b: int, m: int, width: int, dtype: str) -> PrimFunc:
+    """(x [b, m, width], last: one int32) -> x[:, last, :]."""
+    x = te.placeholder((b, m, width), dtype, name="x")
+    last = te.placeholder((1,), "int32", name="last")
+    out = te.compute((b, width), lambda i, j: x[i, last[0], j], name="out")
+    return _kernel([x, last, out], "last_row", b=b, m=m, width=width, dtype=dtype)

@@ -1,0 +1,259 @@
+"""Kernel templates: whole kernels for an operation, written by hand but for what the search decides.
+
+A template builds the operation that a kernel's attribute names (`gpu_ops.operation`) from a few decisions. In a
+schedule's trace it is an annotation of the root block: `TEMPLATE` with its name, and each decision under its
+own. So a tuning record stays an ordinary trace on the ordinary workload, and `realize` makes the kernel of it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import s_tir
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tunebench import registry
+from tunebench.kernels import shader_dialect
+from tunebench.kernels.shader_dialect import Language
+from tunebench.runtime.plan import Launch, Program, Shader, Triple
+
+TEMPLATE = "tunebench.template"
+DECISION = "tunebench.decision."
+THREAD_LIMITS = ("max_threads_per_block", "max_num_threads")  # TVM's targets have one or both
+AT_ONCE = "/* {} at once */"  # before a call: how many blocks a multiprocessor must have room for
+HOPPER = 90  # its compute capability, times ten
+C_TYPES = {"float16": "__half", "float32": "float"}
+CUDA_SOURCES = Path(__file__).parent.parent / "cuda"
+
+Operation = Mapping[str, Any]
+"""What a kernel computes, as `gpu_ops.operation` says."""
+Decisions = Mapping[str, int]
+Choices = Mapping[str, Sequence[int]]
+"""What there is to decide, and between which values."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a template may ask about its target."""
+
+    kind: str  # TVM's target kind
+    arch: int  # compute capability times ten; 0 where it is not CUDA
+    threads: int = 1024  # of a block, at most
+    shared_bytes: int = 16 << 10  # of a block, at most
+    features: frozenset[str] = frozenset()  # of an API's device: what its target's keys say beyond the kind
+
+    @property
+    def language(self) -> Language | None:
+        """What kernels are written in; None where they are CUDA's."""
+        name = shader_dialect.LANGUAGES.get(self.kind)
+        return Language(name, "ptx" in self.features) if name else None
+
+    @property
+    def multiplies_pairs(self) -> bool:
+        """Whether `fma2` of two halves is one instruction."""
+        return bool(self.features & {"pairs", "ptx"})
+
+    @property
+    def adds_lanes(self) -> bool:
+        """Whether 32 lanes can add up without shared memory."""
+        return bool(self.features & {"lanes32", "ptx"})
+
+
+@dataclass(frozen=True)
+class Template:
+    """One way to compute one kind of operation."""
+
+    name: str
+    operation: str
+    summary: str
+    choices: Callable[[Operation, Gpu], Choices]  # empty where it cannot serve
+    build: Callable[[Operation, Decisions], tvm.tirx.PrimFunc] | None = None  # a kernel for TVM to compile
+    text: Callable[[Operation, Decisions, Gpu], Program] | None = None  # or its source, for a GPU API
+    source: str = "tuned"  # or library: somebody else's kernel
+    takes: tuple[str, ...] = ()  # what `text` can do beside the operation, where that says so: norm, gate
+
+
+@dataclass(frozen=True)
+class Param:
+    """A buffer argument of a kernel."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def templates() -> dict[str, Template]:
+    """Every template by name."""
+    return registry.load(__name__, "TEMPLATES", Template)
+
+
+def gpu_of(target: tvm.target.Target) -> Gpu:
+    """What templates may ask about a target."""
+    arch = str(target.attrs.get("arch", "")).removeprefix("sm_").rstrip("af")
+    threads = min(int(target.attrs[name]) for name in THREAD_LIMITS if name in target.attrs)
+    shared = int(target.attrs.get("max_shared_memory_per_block", Gpu.shared_bytes))
+    kind = str(target.kind.name)
+    features = frozenset(map(str, target.keys)) - {kind, "gpu"}
+    return Gpu(kind, int(arch) if arch.isdigit() else 0, threads, shared, features)
+
+
+def serving(operation: Operation, gpu: Gpu) -> dict[Template, Choices]:
+    """The templates that can build an operation on a GPU, each with what there is to decide."""
+    fitting = [template for template in templates().values() if template.operation == operation.get("op")]
+    choices = {template: template.choices(operation, gpu) for template in fitting}
+    return {template: given for template, given in choices.items() if given}
+
+
+def chosen(func: tvm.tirx.PrimFunc) -> tuple[Template, Decisions] | None:
+    """The template that a schedule chose and its decisions; None where it chose none."""
+    notes = func.body.block.annotations if isinstance(func.body, s_tir.SBlockRealize) else {}
+    if TEMPLATE not in notes:
+        return None
+    decisions = {key.removeprefix(DECISION): int(notes[key]) for key in notes if key.startswith(DECISION)}
+    return registry.pick(templates(), str(notes[TEMPLATE]), "template"), decisions
+
+
+def source(trace: s_tir.schedule.Trace) -> str:
+    """Where the kernel of a schedule's trace comes from: `library` or `tuned`."""
+    notes = [inst.inputs[1] for inst in trace.insts if inst.kind.name == "Annotate" and inst.attrs[0] == TEMPLATE]
+    return registry.pick(templates(), str(notes[-1]), "template").source if notes else "tuned"
+
+
+def realize(mod: tvm.IRModule, operation: Operation) -> tvm.IRModule:
+    """A scheduled kernel as TVM compiles it: the chosen template's, or as it was."""
+    choice = chosen(mod["main"])
+    build = choice[0].build if choice else None
+    return tvm.IRModule({"main": build(operation, choice[1])}) if choice and build else mod
+
+
+def written(mod: tvm.IRModule, operation: Operation, gpu: Gpu) -> Program | None:
+    """A scheduled kernel as source, where it chose a template that writes it."""
+    choice = chosen(mod["main"])
+    text = choice[0].text if choice else None
+    return text(operation, choice[1], gpu) if choice and text else None
+
+
+def arguments(params: Sequence[Param]) -> dict[str, tvm.tirx.Buffer]:
+    """The buffers of a kernel that is being built, by name."""
+    T.func_name("main")
+    T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
+    return {p.name: T.arg(p.name, T.buffer(p.shape, p.dtype)) for p in params}
+
+
+def extern_kernel(
+    params: Sequence[Param],
+    grid: Sequence[int],
+    threads: int,
+    function: str,
+    args: Sequence[str | tvm.tirx.Expr],
+    cluster: int = 1,
+    early: bool = False,
+) -> tvm.tirx.PrimFunc:
+    """A kernel whose threads all call one function of `cuda/`.
+
+    `args` are names of `params`, passed as pointers, or values. `early`: see `launched_early`.
+    """
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        buffers = arguments(params)
+        with T.sblock("root"):
+            T.reads([])
+            T.writes([])
+            launch(
+                grid, threads, function, [buffers[arg].data if isinstance(arg, str) else arg for arg in args], cluster
+            )
+    return launched_early(builder.get()) if early else builder.get()
+
+
+def launch(
+    grid: Sequence[int],
+    threads: int,
+    function: str,
+    args: Sequence[tvm.tirx.Expr],
+    cluster: int = 1,
+    shared_bytes: int = 0,
+    blocks: int = 1,
+) -> None:
+    """Add a launch of a function of `cuda/` to the kernel that is being built.
+
+    `cluster` blocks that are neighbours along the grid's first axis share a cluster. The function gets a pointer to
+    `shared_bytes` of shared memory as its last argument. Registers are dealt out so that a multiprocessor has room for
+    `blocks` at once.
+    """
+    with ExitStack() as frames:
+        if cluster > 1:
+            frames.enter_context(T.thread_binding(0, cluster, "clusterCtaIdx.x"))
+        for axis, extent in zip("xyz", grid, strict=False):
+            frames.enter_context(T.launch_thread(f"blockIdx.{axis}", extent))
+        frames.enter_context(T.launch_thread("threadIdx.x", threads))
+        shared = [T.alloc_buffer((shared_bytes,), "uint8", scope="shared.dyn").data] if shared_bytes else []
+        T.evaluate(T.call_extern("int32", AT_ONCE.format(blocks) * (blocks > 1) + function, *args, *shared))
+
+
+def launched_early(func: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
+    """The kernel, which may be launched before the one ahead of it has ended."""
+    return func.with_attr("tirx.kernel_launch_params", ["tirx.use_programtic_dependent_launch"])
+
+
+def overlap(gpu: Gpu) -> Choices:
+    """Whether a kernel is launched early: a decision where the GPU can do it."""
+    return {"overlap": [0, 1] if gpu.arch >= HOPPER else [0]}
+
+
+@functools.cache
+def cuda_source() -> str:
+    """Every device function that templates call."""
+    files = [CUDA_SOURCES / "common.cuh", *sorted(CUDA_SOURCES.glob("*.cuh"))]
+    return "\n".join(path.read_text() for path in dict.fromkeys(files))
+
+
+def weight_params(op: Operation) -> list[Param]:
+    """A matrix product's stored weights, as the operation takes them."""
+    n, k, bits = op["n"], op["k"], op["bits"]
+    if bits == 16:
+        return [Param("w", (n, k), "float16")]
+    return [Param("w", (n, k * bits // 32), "uint32"), Param("scale", (n, k // op["group"]), "float16")]
+
+
+def product_params(op: Operation) -> list[Param]:
+    """All arguments of a matrix product."""
+    residual = [Param("residual", (op["m"], op["n"]), "float16")] if op["residual"] else []
+    x, y = Param("x", (op["m"], op["k"]), "float16"), Param("y", (op["m"], op["n"]), op["out"])
+    return [x, *weight_params(op), *residual, y]
+
+
+def product_call(function: str, numbers: Sequence[int], op: Operation) -> tuple[str, list[str]]:
+    """The call of a matrix product's device function, and the buffers that it takes."""
+    residual = "residual" if op["residual"] else "x"
+    call = f"tb::{function}<{', '.join(map(str, numbers))}, {str(bool(op['residual'])).lower()}, {C_TYPES[op['out']]}>"
+    return call, ["x", "w", "scale" if op["bits"] < 16 else "x", residual, "y"]
+
+
+def serves(op: Operation, gpu: Gpu) -> bool:
+    """Whether weights and activations are of the kinds that the tensor-core kernels read."""
+    stored = op["bits"] == 16 or (op["bits"] in (4, 8) and op["group"] == 32)
+    return gpu.kind == "cuda" and gpu.arch >= 80 and stored and op["layout"] == "NK" and op["dtype"] == "float16"
+
+
+def shader_for(
+    gpu: Gpu,
+    params: Sequence[shader_dialect.Param],
+    threads: int,
+    body: str,
+    shared: Sequence[shader_dialect.Shared] = (),
+) -> Shader:
+    """A kernel in the language of a GPU API; ValueError for a GPU that takes no source."""
+    if gpu.language is None:
+        raise ValueError("this template writes source for GPU APIs")
+    return shader_dialect.shader(gpu.language, params, threads, body, shared)
+
+
+def in_one_launch(made: Shader, blocks: Triple) -> Program:
+    """A program of one kernel, over all of its buffers in order."""
+    return Program({made.entry: made}, (Launch(made.entry, tuple(range(len(made.writes))), blocks),))

@@ -1,0 +1,38 @@
+"""Rotary embedding and the cache."""
+
+from __future__ import annotations
+
+from tvm.tirx import PrimFunc
+
+from tunebench.kernels.templates import Choices, Decisions, Gpu, Operation, Param, Template, extern_kernel, overlap
+
+
+def _choices(op: Operation, gpu: Gpu) -> Choices:
+    if gpu.kind != "cuda" or op["dtype"] != "float16" or op["dim"] % 16:
+        return {}
+    return {"threads": [64, 128, 256], "vector": [2, 4, 8], **overlap(gpu)}
+
+
+def _build(op: Operation, decisions: Decisions) -> PrimFunc:
+    b, m, heads, kv_heads, dim, context = (op[k] for k in ("b", "m", "heads", "kv_heads", "dim", "context"))
+    threads, vector = decisions["threads"], decisions["vector"]
+    cache = (b, kv_heads, context, dim)
+    numbers = [dim, heads, kv_heads, context, m, threads, vector]
+    return extern_kernel(
+        [
+            Param("qkv", (b, m, heads + 2 * kv_heads, dim), "float16"),
+            Param("position", (1,), "int32"),
+            Param("angles", (2, context, dim // 2), "float32"),
+            Param("keys", cache, "float16"),
+            Param("values", cache, "float16"),
+            Param("q", (b, m, heads, dim), "float16"),
+        ],
+        (-(-m * (heads + 2 * kv_heads) * dim // 2 // vector // threads), b),
+        threads,
+        f"tb::append<{', '.join(map(str, numbers))}>",
+        ["qkv", "position", "angles", "keys", "values", "q"],
+        early=bool(decisions["overlap"]),
+    )
+
+
+TEMPLATES = (Template("cuda-append", "append", "rotation and cache in one kernel", _choices, _build),)

@@ -1,0 +1,236 @@
+"""One row with a weight matrix, as source text for GPU APIs: in float32, or in pairs of halves where they multiply.
+
+An integer of few bits is put into the mantissa of a float between 1 and 2, which takes a shift and one logical
+operation; a group's sum of activations takes the 1 and the zero point out again. Two 4-bit integers go into the
+mantissas of two halves at once; their products go to float32 word by word, so that large activations do not overflow.
+
+An operation may say that its input is still to be normalised (`norm`: epsilon; the norm's weights come behind x), and
+that its outputs are gated (`gate`): those of the first half go through silu and multiply those of the second.
+`tunebench.merging` makes such operations of neighbours in a plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunebench.kernels.gpu import LOG2_E
+from tunebench.kernels.shader_dialect import Param, Shared, lane_sums, nibble, product_params, store_pair
+from tunebench.kernels.templates import Choices, Decisions, Gpu, Operation, Template, in_one_launch, shader_for
+from tunebench.runtime.plan import Program
+
+GROUP = 32
+ZERO_POINTS = {4: 7, 8: 127}
+BIAS = "0x64006400u"  # 1024 twice, whose mantissa's low bits take an integer
+LOW = ("0x000f000fu", "0x3c003c00u", "0xe407e407u")  # the lowest 4-bit integers of both halves: times 1, minus 1031
+MOST = "126.0f"  # of an exponent of 2: compilers may take it that nothing is infinite
+SHRINK = ("0x24002400u", 64.0)  # 1 / 64 twice: what is not normalised yet may be large
+HIGH = ("0x00f000f0u", "0x2c002c00u", "0xd470d470u")  # the next ones, 16 times as large: times 1 / 16, minus 71
+
+
+def _choices(op: Operation, gpu: Gpu) -> Choices:
+    n, k, bits = op["n"], op["k"], op["bits"]
+    stored = bits == 16 or (bits in ZERO_POINTS and op["group"] == GROUP)
+    if gpu.language is None or op["m"] != 1 or not stored or op["layout"] != "NK" or op["dtype"] != "float16":
+        return {}
+    threads = [t for t in (64, 128, 256) if t <= gpu.threads]
+    lanes = [lanes for lanes in (8, 16, 32, 64) if lanes <= k // GROUP]
+    rows = [r for r in (2, 4, 8) if n % (r * threads[-1] // lanes[0]) == 0] if threads and lanes else []
+    if not rows or k % GROUP:
+        return {}
+    pairs = {"pairs": [0, 1]} if gpu.multiplies_pairs and bits == 4 else {}
+    return {"rows": rows, "lanes": lanes, "threads": threads, "unroll": [1, 2, 4], **pairs}
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """What one kernel is made of."""
+
+    op: Operation
+    rows: int  # outputs of a thread
+    lanes: int  # threads that share the outputs, each with other groups of weights
+    threads: int
+    unroll: int
+    pairs: bool
+
+    @property
+    def groups(self) -> int:
+        """Of weights, along k."""
+        return int(self.op["k"]) // GROUP
+
+    @property
+    def norm(self) -> float | None:
+        """The epsilon of a normalisation that comes first."""
+        return self.op.get("norm")
+
+    @property
+    def columns(self) -> int:
+        """Of the output that a thread writes."""
+        return self.rows // 2 if self.op.get("gate") else self.rows
+
+    def params(self) -> list[Param]:
+        """The buffers."""
+        scale = "u32" if self.op["bits"] < 16 else ""
+        x, *rest = product_params("vec4u", "vec4u", scale, bool(self.op["residual"]), self.op["out"] == "float16")
+        return [x, *([Param("gain", "vec4u")] if self.norm is not None else []), *rest]
+
+    def _row(self, r: int) -> str:
+        """Of the weights."""
+        second = r >= self.columns
+        return f"row + {r - self.columns + self.op['n'] // 2 if second else r}u"
+
+    def body(self, adds_lanes: bool) -> tuple[str, list[Shared]]:
+        """The whole kernel, and its shared memory."""
+        lines = [
+            f"  let lane : u32 = tid % {self.lanes}u;",
+            f"  let row : u32 = (bid * {self.threads // self.lanes}u + tid / {self.lanes}u) * {self.columns}u;",
+            *(f"  var acc{r} : f32 = 0.0f;" for r in range(self.rows)),
+        ]
+        whole = self.groups // self.lanes // self.unroll * self.unroll
+        if whole:
+            places = [f"lane + (step + {u}u) * {self.lanes}u" for u in range(self.unroll)]
+            lines += [f"  for (var step : u32 = 0u; step < {whole}u; step += {self.unroll}u) {{"]
+            lines += [*self._groups(places), "  }"]
+        for step in range(whole, -(-self.groups // self.lanes)):
+            lines += [f"  if (lane + {step * self.lanes}u < {self.groups}u) {{"]
+            lines += [*self._groups([f"lane + {step * self.lanes}u"]), "  }"]
+        added = [f"acc{r}" for r in range(self.rows)]
+        if self.norm is not None:
+            lines.insert(0, "  var square : f32 = 0.0f;")
+            added.append("square")
+        sums, shared = lane_sums(added, self.lanes, self.threads, adds_lanes)
+        lines += [*sums, "  if (lane == 0u) {", *self._finish(), *self._store(), "  }"]
+        return "\n".join(lines), shared
+
+    def _finish(self) -> list[str]:
+        """What is left to do with sums over all of k."""
+        lines = []
+        if self.norm is not None:
+            mean = f"square / {float(self.op['k'])}f + {self.norm:.9e}f"
+            lines.append(f"    let factor : f32 = {SHRINK[1] if self.pairs else 1.0}f / sqrt({mean});")
+            lines += [f"    acc{r} = acc{r} * factor;" for r in range(self.rows)]
+        if self.op.get("gate"):
+            for r in range(self.columns):
+                gate = f"acc{r} / (1.0f + exp2(min(acc{r} * {-LOG2_E:.9e}f, {MOST})))"
+                lines.append(f"    acc{r} = {gate} * acc{r + self.columns};")
+        return lines
+
+    def _groups(self, places: list[str]) -> list[str]:
+        """Products of several groups: first all loads, then what is made of them."""
+        loads, products = [], []
+        multiply = self._multiply_pairs if self.pairs else self._multiply
+        for u, place in enumerate(places):
+            loads += [f"    let g{u} : u32 = {place};", *self._load(u)]
+            products += multiply(u)
+        return [*loads, *products]
+
+    def _load(self, u: int) -> list[str]:
+        bits = self.op["bits"]
+        lines = []
+        for r in range(self.rows):
+            at = f"(({self._row(r)}) * {self.groups}u + g{u})"
+            lines += [f"    let w{u}_{r}_{j} : vec4u = w[{at} * {bits // 4}u + {j}u];" for j in range(bits // 4)]
+            if bits < 16:
+                lines.append(f"    let i{u}_{r} : u32 = {at};")
+                lines.append(f"    let p{u}_{r} : vec2f = unpack(scale[i{u}_{r} >> 1u]);")
+        return lines
+
+    def _multiply(self, u: int) -> list[str]:
+        bits = self.op["bits"]
+        lines = [f"    let x{u}_{j} : vec4u = x[g{u} * 4u + {j}u];" for j in range(4)]
+        if self.norm is None:
+            lines += [f"    let a{u}_{i} : vec2f = unpack({word});" for i, word in enumerate(self._words("x", u))]
+        else:
+            lines += self._squares(u)
+            lines += [f"    let n{u}_{j} : vec4u = gain[g{u} * 4u + {j}u];" for j in range(4)]
+            lines += [
+                f"    let a{u}_{i} : vec2f = s{u}_{i} * unpack({word});" for i, word in enumerate(self._words("n", u))
+            ]
+        values = [f"a{u}_{i // 2}.{'xy'[i % 2]}" for i in range(GROUP)]
+        if bits < 16:
+            lines.append(f"    let sum{u} : f32 = {' + '.join(values)};")
+        for r in range(self.rows):
+            name = f"q{u}_{r}"
+            lines.append(f"    var {name} : f32 = 0.0f;")
+            if bits == 16:
+                for i in range(16):
+                    word = f"w{u}_{r}_{i // 4}.{'xyzw'[i % 4]}"
+                    lines.append(f"    let {name}_{i} : vec2f = unpack({word});")
+                    lines += [f"    {name} = fma({name}_{i}.{c}, a{u}_{i}.{c}, {name});" for c in "xy"]
+                lines.append(f"    acc{r} += {name};")
+                continue
+            for i, value in enumerate(values):
+                word, place = divmod(i, 32 // bits)
+                weight = nibble(f"w{u}_{r}_{word // 4}.{'xyzw'[word % 4]}", place, bits)
+                lines.append(f"    {name} = fma({weight}, {value}, {name});")
+            scale = self._scale(u, r)
+            zero = float(2**bits + ZERO_POINTS[bits])
+            lines.append(f"    acc{r} = fma({scale}, {float(2**bits)}f * {name} - {zero}f * sum{u}, acc{r});")
+        return lines
+
+    def _words(self, name: str, u: int) -> list[str]:
+        """Sixteen pairs of halves of four vectors."""
+        return [f"{name}{u}_{i // 4}.{'xyzw'[i % 4]}" for i in range(16)]
+
+    def _squares(self, u: int) -> list[str]:
+        """What a group of x adds to the sum of squares."""
+        lines = []
+        for i, word in enumerate(self._words("x", u)):
+            lines.append(f"    let s{u}_{i} : vec2f = unpack({word});")
+            lines.append(f"    square = fma(s{u}_{i}.x, s{u}_{i}.x, fma(s{u}_{i}.y, s{u}_{i}.y, square));")
+        return lines
+
+    def _scale(self, u: int, r: int) -> str:
+        return f"select(p{u}_{r}.x, p{u}_{r}.y, (i{u}_{r} & 1u) == 1u)"
+
+    def _multiply_pairs(self, u: int) -> list[str]:
+        lines = [f"    let x{u}_{j} : vec4u = paired(x[g{u} * 4u + {j}u]);" for j in range(4)]
+        given = self._words("x", u)
+        if self.norm is not None:
+            lines += self._squares(u)
+            lines += [f"    let n{u}_{j} : vec4u = paired(gain[g{u} * 4u + {j}u]);" for j in range(4)]
+            for i, (x, n) in enumerate(zip(given, self._words("n", u), strict=True)):
+                lines.append(f"    let m{u}_{i} : u32 = fma2(fma2({x}, {SHRINK[0]}, 0u), {n}, 0u);")
+            given = [f"m{u}_{i}" for i in range(16)]
+        for r in range(self.rows):
+            lines.append(f"    var q{u}_{r} : f32 = 0.0f;")
+            for j in range(4):
+                name = f"w{u}_{r}_0.{'xyzw'[j]}"
+                part = f"h{u}_{r}_{j}"
+                for i in range(4):
+                    word = f"({name} >> 8u)" if i > 1 else name
+                    mask, factor, bias = HIGH if i % 2 else LOW
+                    weights = f"fma2(({word} & {mask}) | {BIAS}, {factor}, {bias})"
+                    sums = f"{part}_{i - 1}" if i else "0u"
+                    lines.append(f"    let {part}_{i} : u32 = fma2({weights}, {given[4 * j + i]}, {sums});")
+                lines.append(f"    let {part} : vec2f = unpack({part}_3);")
+                lines.append(f"    q{u}_{r} += {part}.x + {part}.y;")
+            lines.append(f"    acc{r} = fma({self._scale(u, r)}, q{u}_{r}, acc{r});")
+        return lines
+
+    def _store(self) -> list[str]:
+        residual, half = bool(self.op["residual"]), self.op["out"] == "float16"
+        pairs = [(r, f"acc{r}", f"acc{r + 1}") for r in range(0, self.columns, 2)]
+        return [
+            line
+            for r, a, b in pairs
+            for line in store_pair(f"o{r}", f"(row >> 1u) + {r // 2}u", (a, b), residual, half)
+        ]
+
+
+def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
+    rows, lanes, threads, unroll = (decisions[name] for name in ("rows", "lanes", "threads", "unroll"))
+    rows = max(rows, 4) if op.get("gate") else rows  # two outputs at least
+    blocks, left = divmod(op["n"], rows * threads // lanes)
+    if left:
+        raise ValueError(f"{op['n']} outputs do not come in whole blocks of {rows * threads // lanes}")
+    kernel = _Kernel(op, rows, lanes, threads, unroll, bool(decisions.get("pairs", 0)))
+    params = kernel.params()
+    body, shared = kernel.body(gpu.adds_lanes)
+    return in_one_launch(shader_for(gpu, params, threads, body, shared), (blocks, 1, 1))
+
+
+TEMPLATES = (
+    Template(
+        "text-row", "matmul", "one row, for GPU APIs: k shared by lanes", _choices, text=_text, takes=("norm", "gate")
+    ),
+)

@@ -1,0 +1,243 @@
+"""Workload -> model config, IRModule and weights."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import Tensor, spec
+
+from tunebench import registry
+from tunebench.dtypes import numpy_dtype
+from tunebench.errors import TuneBenchError
+from tunebench.kernels import cpu as cpu_kernels
+from tunebench.kernels import gpu as gpu_kernels
+from tunebench.kernels.tvmscript import quick_parsing
+from tunebench.model import architectures, quantization
+from tunebench.model.architectures import Matrix, ModelConfig
+from tunebench.model.quantization import Array, Arrays
+from tunebench.spec import Scheme, Workload
+
+WORKLOADS = Path(__file__).parent.parent.parent / "workloads"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A workload with what its config says."""
+
+    workload: Workload
+    config: ModelConfig
+    architecture: architectures.Architecture
+
+    @property
+    def matrices(self) -> dict[str, Matrix]:
+        """Every weight matrix by name."""
+        return self.architecture.matrices(self.config)
+
+    @property
+    def cache_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """One layer's keys and values."""
+        config, load = self.config, self.workload
+        shapes = gpu_kernels.cache_shapes if load.device == "gpu" else cpu_kernels.cache_shapes
+        return shapes(load.batch, config.num_key_value_heads, load.context, config.head_dim)
+
+    @property
+    def cache_bytes(self) -> int:
+        """The whole KV cache."""
+        elements = sum(int(np.prod(shape)) for shape in self.cache_shapes)
+        return elements * self.config.num_hidden_layers * numpy_dtype(self.workload.scheme.dtype).itemsize
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """What one position of one sequence adds to a decode step's reads."""
+        return self.cache_bytes // (self.workload.context * self.workload.batch)
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights in stored form."""
+        sizes = [int(np.prod(shape)) * numpy_dtype(dtype).itemsize for shape, dtype in self.param_shapes.values()]
+        return sum(sizes)
+
+    @property
+    def read_bytes(self) -> int:
+        """Weights that one decode step reads: all but the embedding table, of which it reads a row."""
+        table = [name for name, matrix in self.matrices.items() if matrix.is_table]
+        skipped = [
+            int(np.prod(shape)) * numpy_dtype(dtype).itemsize
+            for name, (shape, dtype) in self.param_shapes.items()
+            if name.rpartition(".")[0] in table
+        ]
+        return self.weight_bytes - sum(skipped)
+
+    @property
+    def n_params(self) -> int:
+        """Weights, a tied embedding counted once."""
+        tied = {matrix.sources: matrix.n * matrix.k for matrix in self.matrices.values()}
+        return sum(tied.values()) + sum(self.architecture.vectors(self.config).values())
+
+    @property
+    def flops_per_token(self) -> int:
+        """Of the matrix products of one prompt token, two for a multiply-add, the head (run once a piece) left out."""
+        body = [m for name, m in self.matrices.items() if not m.is_table and name != "lm_head"]
+        return sum(2 * matrix.n * matrix.k for matrix in body)
+
+    @property
+    def param_shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each parameter, in the order the compiled functions take them."""
+        named = _module(self).named_parameters()
+        return {name: (tuple(int(extent) for extent in param.shape), param.dtype) for name, param in named}
+
+
+def names() -> list[str]:
+    """The models that come with TuneBench."""
+    return sorted(path.stem for path in WORKLOADS.glob("*.json"))
+
+
+def load(workload: Workload) -> Model:
+    """Read the model's config and check that the workload fits it."""
+    path = Path(workload.model)
+    if path.suffix != ".json":
+        if workload.model not in names():
+            raise registry.unknown(workload.model, names(), "model")
+        path = WORKLOADS / f"{workload.model}.json"
+    data = _read_json(path)
+    config = ModelConfig.from_dict(data, str(path.name))
+    architecture = registry.pick(architectures.architectures(), str(data.get("model_type")), "model_type")
+    model = Model(workload, config, architecture)
+    for name, matrix in model.matrices.items():
+        quantization.check(stored_scheme(workload.scheme, matrix), matrix.n, matrix.k, name)
+    _check_shape(workload, config)
+    if workload.device == "gpu" and workload.scheme.activations == "int8":
+        raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q4f16_1 or q8f16_1 on a GPU.")
+    if workload.device == "gpu" and workload.scheme.dtype == "bfloat16":
+        raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q0f16 on a GPU.")
+    return model
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise TuneBenchError(f"no model config at {path}.", f"Name a file, or one of: {', '.join(names())}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TuneBenchError(f"{path} is not JSON ({error}).", "Name a Hugging Face config.json.") from None
+    if not isinstance(data, dict) or "model_type" not in data:
+        raise TuneBenchError(f"{path} is no model config: model_type is missing.", "Name a Hugging Face config.json.")
+    return data
+
+
+def _check_shape(workload: Workload, config: ModelConfig) -> None:
+    if workload.context % cpu_kernels.LANES or min(workload.chunks, default=0) < 2:
+        raise TuneBenchError(
+            f"a context of {workload.context} with chunks {workload.chunks} cannot be compiled.",
+            f"Choose a context divisible by {cpu_kernels.LANES} and chunks of at least 2 tokens.",
+        )
+    if max(workload.chunks) > workload.context:
+        raise TuneBenchError(
+            f"a chunk of {max(workload.chunks)} tokens does not fit a context of {workload.context}.",
+            "Lower --prompt, or raise --context.",
+        )
+    if config.hidden_size % cpu_kernels.LANES or config.head_dim % 2:
+        raise TuneBenchError(
+            f"hidden_size {config.hidden_size} and head_dim {config.head_dim} are not supported.",
+            f"hidden_size must be divisible by {cpu_kernels.LANES}, head_dim by 2.",
+        )
+
+
+def function_name(bucket: int) -> str:
+    """The compiled function that runs a piece of `bucket` tokens."""
+    return "decode" if bucket == 1 else f"prefill_{bucket}"
+
+
+def build(model: Model) -> tvm.IRModule:
+    """The model as an IRModule: `decode` and one `prefill_<chunk>` for each chunk.
+
+    Each takes (tokens int32 [b, m], position int32 [1], last int32 [1], angles float32 [2, C, D / 2], keys,
+    values, params) and returns float32 logits [b, vocab] and the cache it updated in place.
+    """
+    module = _module(model)
+    for bucket in model.workload.buckets:
+        setattr(module, function_name(bucket), module.step)
+    load, config = model.workload, model.config
+    keys, values = model.cache_shapes
+    dtype, layers = load.scheme.dtype, config.num_hidden_layers
+    one = spec.Tensor([1], "int32")
+    specs = {
+        function_name(bucket): {
+            "tokens": spec.Tensor([load.batch, bucket], "int32"),
+            "position": one,
+            "last": one,
+            "angles": spec.Tensor([2, load.context, config.head_dim // 2], "float32"),
+            "keys": [spec.Tensor(keys, dtype)] * layers,
+            "values": [spec.Tensor(values, dtype)] * layers,
+            "$": {"param_mode": "packed", "effect_mode": "none"},
+        }
+        for bucket in load.buckets
+    }
+    with quick_parsing():
+        mod, _ = module.export_tvm(spec=specs)
+    return mod
+
+
+def _module(model: Model) -> nn.Module:
+    return model.architecture.build(model.config, model.workload, lambda name: _Stored(model, name))
+
+
+class _Stored(nn.Module):
+    """A weight matrix in the scheme's form. A table is N-major in every scheme, as its rows are looked up."""
+
+    def __init__(self, model: Model, name: str) -> None:
+        self.matrix, self.device = model.matrices[name], model.workload.device
+        self.scheme = stored_scheme(model.workload.scheme, self.matrix)
+        self.family = quantization.families()[self.scheme.family]
+        shapes = self.family.shapes(self.scheme, self.matrix.n, self.matrix.k)
+        self.suffixes = tuple(shapes)
+        for suffix, (shape, dtype) in shapes.items():
+            setattr(self, suffix, nn.Parameter(shape, dtype))
+
+    def matmul(self, x: Tensor, out_dtype: str, residual: Tensor | None = None) -> Tensor:
+        scheme, parts = self.scheme, self._parts()
+        if self.device == "gpu":
+            stored = {"bits": scheme.weight_bits, "group": scheme.group_size, "layout": scheme.layout}
+            weights = functools.partial(self.family.weights, scheme)
+            return gpu_kernels.matmul(x, parts, weights, self.matrix.n, out_dtype, residual, **stored)
+        y = self.family.matmul(scheme, x, parts, out_dtype)
+        return y if residual is None else residual + y
+
+    def take(self, tokens: Tensor) -> Tensor:
+        return self.family.take(self.scheme, tokens, self._parts())
+
+    def _parts(self) -> dict[str, Tensor]:
+        return {suffix: getattr(self, suffix) for suffix in self.suffixes}
+
+
+def stored_scheme(scheme: Scheme, matrix: Matrix) -> Scheme:
+    """The scheme with the layout that this matrix has."""
+    return replace(scheme, layout="NK", activations="float") if matrix.is_table else scheme
+
+
+def angles(model: Model) -> Array:
+    """Cosines and sines of every position's rotation, float32 [2, C, D / 2]."""
+    half = model.config.head_dim // 2
+    exponent = np.arange(half, dtype=np.float32) / np.float32(half)
+    frequency = (1.0 / np.float32(model.config.rope_theta) ** exponent).astype(np.float32)
+    turned = np.arange(model.workload.context, dtype=np.float32)[:, None] * frequency
+    return np.stack([np.cos(turned), np.sin(turned)]).astype(np.float32)
+
+
+def random_weights(model: Model, seed: int) -> Iterator[tuple[str, Array]]:
+    """Made-up weights in stored form, one array at a time, in no particular order."""
+    rng = np.random.default_rng(seed)
+    for name, length in model.architecture.vectors(model.config).items():
+        yield name, np.ones(length, numpy_dtype(model.workload.scheme.dtype))
+    for name, matrix in model.matrices.items():
+        scheme = stored_scheme(model.workload.scheme, matrix)
+        parts: Arrays = quantization.families()[scheme.family].random(scheme, matrix.n, matrix.k, rng)
+        yield from ((f"{name}.{suffix}", part) for suffix, part in parts.items())

@@ -1,0 +1,58 @@
+"""Tune one model's kernels: a row with what it took and brought."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from tunebench import results
+from tunebench.results import TuneResult
+from tunebench.tuning.database import Database
+from tunebench.tuning.session import Lowered, model_name
+from tunebench.tuning.tuner import Options, Progress, Watcher, kernels, sources, tune
+
+
+def run_tune(lowered: Lowered, options: Options, watch: Watcher) -> TuneResult:
+    """Tune one model's kernels and write what it took and brought."""
+    session, load = lowered.session, lowered.model.workload
+    database, backend = session.database(), session.backend
+    depth = min(options.depth, load.context - max(load.buckets))
+    seen: list[Progress] = []
+
+    def remember(progress: Progress) -> None:
+        seen[:] = [progress]
+        watch(progress)
+
+    try:
+        options = replace(options, depth=depth, threads=backend.threads, cold_bytes=backend.cold_bytes)
+        tune(lowered.tasks, database, session.target, backend.runner, options, remember)
+    finally:  # a run that was stopped has its cost too
+        rows = [_tune_row(lowered, progress, database) for progress in seen]
+        for row in rows:
+            results.append(session.results_path, row)
+    return rows[0]
+
+
+def _tune_row(lowered: Lowered, progress: Progress, database: Database) -> TuneResult:
+    session, load = lowered.session, lowered.model.workload
+    found = kernels(lowered.tasks, database.entries, sources(database.promoted()))
+    ranks = {search.task.name: search.ranks for search in progress.searches if search.ranks}
+    return TuneResult(
+        model=model_name(load),
+        scheme=load.scheme.name,
+        target=session.backend.target_name,
+        device=session.backend.device,
+        batch=load.batch,
+        n_threads=session.threads,
+        run_id=session.run_id,
+        test_time=results.now(),
+        trials=progress.trials,
+        valid_trials=progress.valid,
+        cost_s={**progress.costs.seconds, "total": progress.elapsed_s},
+        curve=progress.curve,
+        kernels=[kernel for kernel in found if kernel.phase in progress.phases],
+        noise=progress.noise,
+        ranking={name: float(np.mean(values)) for name, values in ranks.items()},
+        environment=session.described(),
+    )

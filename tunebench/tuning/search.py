@@ -1,0 +1,288 @@
+"""The search of one task: MetaSchedule proposes candidates, a runner measures those that are new."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import tvm
+import tvm_ffi
+from tvm import s_tir
+from tvm.s_tir import meta_schedule as ms
+from tvm.target import codegen
+
+from tunebench import environment, stats
+from tunebench.compile import passes
+from tunebench.compile.tasks import Task, task_key
+from tunebench.kernels import gpu as gpu_kernels
+from tunebench.kernels import int8_dot, templates
+from tunebench.kernels.tvmscript import quick_parsing
+from tunebench.runners.base import LOST, Job, Runner, Trial
+from tunebench.timing import Protocol
+from tunebench.tuning import cost_model, spaces
+from tunebench.tuning.database import Entry
+
+with quick_parsing():  # every TuneContext imports them
+    import tvm.s_tir.tensor_intrin
+
+BATCH = 16  # candidates of one round on a CPU, which builds or measures
+GPU_BATCH = 48  # and on a GPU, which measures while the CPU builds
+FAILED_S = 1e10  # MetaSchedule's run time of a candidate that did not run
+MANY = 1 << 20  # more trials than any task has
+GIVE_UP = 4.0  # a candidate this much slower than the best is timed once
+TRIAL = Protocol(warmups=1, samples=5, least_samples=2, budget_s=0.2, sample_s=0.0005)
+GAIN = 0.99  # of the best time; less is no progress
+
+
+class Costs:
+    """Wall-clock seconds by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.queued_s: Callable[[], float] = lambda: 0.0  # so far
+
+    @contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        """Add the time of a `with` block to `what`, but what it waited for a device to `queue`."""
+        start, queued_s = time.monotonic(), self.queued_s()
+        try:
+            yield
+        finally:
+            waited_s = self.queued_s() - queued_s
+            self.seconds[what] += time.monotonic() - start - waited_s
+            if waited_s:
+                self.seconds["queue"] += waited_s
+
+
+@dataclass
+class Trials:
+    """Every trial ever made, of any task, and where new ones are kept."""
+
+    records: ms.database.JSONDatabase
+    measured: dict[str, float] = field(default_factory=dict)  # record key -> seconds
+
+    def __post_init__(self) -> None:
+        for record in self.records.get_all_tuning_records():
+            self.measured[record_key(record)] = _seconds(record.run_secs)
+
+    def count(self, task: Task) -> int:
+        """How many trials the task has had."""
+        return sum(1 for key in self.measured if key.startswith(task.key + " "))
+
+    def best(self, task: Task, most: int) -> list[ms.database.TuningRecord]:
+        """The fastest trials that ran, so many of each source, fastest first."""
+        if not self.records.has_workload(task.mod):
+            return []
+        everything = self.records.get_top_k(self.records.commit_workload(task.mod), MANY)
+        found: Counter[str] = Counter()
+        top = []
+        for record in everything:
+            source = templates.source(record.trace)
+            if _seconds(record.run_secs) < FAILED_S and found[source] < most:
+                found[source] += 1
+                top.append(record)
+        return top
+
+    def add(self, task: Task, candidate: ms.MeasureCandidate, seconds: float, target: tvm.target.Target) -> None:
+        """Write a trial down."""
+        workload = self.records.commit_workload(task.mod)
+        record = ms.database.TuningRecord(candidate.sch.trace, workload, [seconds], target, candidate.args_info)
+        self.records.commit_tuning_record(record)
+        self.measured[candidate_key(task, candidate)] = seconds
+
+
+@dataclass
+class TaskSearch:
+    """One task's state in a run."""
+
+    task: Task
+    entry: Entry
+    space: str
+    context: ms.TuneContext
+    default_mod: tvm.IRModule
+    depth: int
+    cold_bytes: int
+    trials: int = 0
+    valid: int = 0
+    best_ns: float = 0.0  # of the default and every trial
+    stale: int = 0  # rounds without a gain
+    doing: str = ""
+    reason: str = ""  # why it cannot be tuned
+    begun: bool = False
+    ranks: list[float] = field(default_factory=list)  # of the cost model, a round each
+    programs: dict[int, float] = field(default_factory=dict)  # structural hash -> seconds
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the search may go on."""
+        return not self.reason and self.entry.exhausted != spaces.revision()
+
+    @property
+    def job(self) -> Job:
+        """The kernel as a runner wants it."""
+        return Job(self.task.key, tvm.ir.save_json(self.default_mod), self.depth, self.cold_bytes)
+
+
+def begin(
+    task: Task, entry: Entry, target: tvm.target.Target, threads: int, depth: int, cold_bytes: int, seed: int
+) -> TaskSearch:
+    """Choose the task's space: the first that matches, else MetaSchedule's own rules."""
+    sch = s_tir.Schedule(task.mod)
+    kernel = _described(sch, target, threads)
+    device = "gpu" if kernel.gpu else "cpu"
+    space = next((s for s in spaces.spaces().values() if s.device == device and s.matches(sch, kernel)), None)
+    generator: object = "post-order-apply"
+    if space or kernel.gpu:  # MetaSchedule's own rules lose to DLight by far, and most do not build
+        generate = space.generate if space else _nothing
+        generator = ms.space_generator.ScheduleFn(
+            lambda schedule: generate(schedule, kernel), sch_rules=[], postprocs=[], mutator_probs={}
+        )
+    context = ms.TuneContext(
+        task.mod,
+        target=target,
+        space_generator=generator,
+        search_strategy=ms.search_strategy.EvolutionarySearch(
+            population_size=64, init_min_unmeasured=32, genetic_num_iters=3
+        ),
+        task_name=task.name,
+        num_threads=threads or environment.usable_cores(),
+        rand_state=seed + 1,
+    )
+    name = space.name if space else "metaschedule"
+    if kernel.gpu and not space:
+        name = ""
+    default_mod = passes.default_schedule(task.mod, target)
+    found = TaskSearch(task, entry, name, context, default_mod, depth, cold_bytes)
+    found.reason = "" if name else "no space is for it"
+    return found
+
+
+def _nothing(sch: s_tir.Schedule, kernel: spaces.Kernel) -> list[s_tir.Schedule]:
+    """No designs, for kernels that no space is for."""
+    return []
+
+
+def _described(sch: s_tir.Schedule, target: tvm.target.Target, threads: int) -> spaces.Kernel:
+    """The kernel being scheduled, as spaces ask about it."""
+    blocks = tuple(passes.block_names(sch))
+    if passes.is_cpu(target):
+        lanes = int(codegen.llvm_get_vector_width(target)) // 32
+        dots = {bits: int8_dot.instruction(target, bits) for bits in (4, 8)}
+        return spaces.Kernel(blocks, lanes, threads, dots, int8_dot.matrix_instruction(target))
+    operation = gpu_kernels.operation(sch.mod["main"])
+    return spaces.Kernel(blocks, lanes=4, cores=0, operation=operation, gpu=templates.gpu_of(target))
+
+
+@dataclass(frozen=True)
+class Round:
+    """Candidates of one task, proposed and being built, until they are measured."""
+
+    search: TaskSearch
+    candidates: list[ms.MeasureCandidate]
+    predicted: list[float] | None  # scores of the cost model
+    programs: list[int]  # structural hash of each candidate's kernel
+    fresh: dict[int, ms.MeasureCandidate]  # by program, those that were never measured
+    errors: dict[str, str]  # that the build already knows, by program
+
+
+def propose(
+    search: TaskSearch, trials: Trials, model: ms.cost_model.XGBModel, runner: Runner, costs: Costs, most: int
+) -> Round | None:
+    """Propose at most `most` candidates and begin to build those that are new; None where none is left."""
+    with costs.of("search"):
+        candidates = _propose(search, trials, model)[:most]
+    if not candidates:
+        search.entry.exhausted = "" if search.reason else spaces.revision()
+        return None
+    with costs.of("model"):
+        predicted = cost_model.scores(model, search.context, candidates)
+    programs = [tvm_ffi.structural_hash(candidate.sch.mod) for candidate in candidates]
+    for candidate, program in zip(candidates, programs, strict=True):
+        known = trials.measured.get(candidate_key(search.task, candidate))
+        if known is not None:
+            search.programs.setdefault(program, known)
+    fresh = {program: c for c, program in zip(candidates, programs, strict=True) if program not in search.programs}
+    with costs.of("build"):
+        mods = [(str(program), candidate.sch.mod) for program, candidate in fresh.items()]
+        errors = runner.build(mods, Trial(search.job, TRIAL, round(GIVE_UP * search.best_ns)))
+    return Round(search, candidates, predicted, programs, fresh, errors)
+
+
+def measure(proposed: Round, trials: Trials, model: ms.cost_model.XGBModel, runner: Runner, costs: Costs) -> None:
+    """Time a round's new candidates and learn from all of them."""
+    search, before = proposed.search, proposed.search.best_ns
+    for program, candidate in proposed.fresh.items():
+        with costs.of("run"):
+            failed = proposed.errors.get(str(program))
+            seconds = FAILED_S if failed else _time(search, str(program), candidate, runner)
+        search.programs[program] = seconds
+        search.trials += 1
+        search.valid += seconds < FAILED_S
+        trials.add(search.task, candidate, seconds, search.context.target)
+    runner.forget()
+    taken = [search.programs[program] for program in proposed.programs]
+    search.stale = 0 if search.best_ns < GAIN * before else search.stale + 1
+    with costs.of("model"):
+        results = [ms.runner.RunnerResult([value], None) for value in taken]
+        search.context.notify_runner_results(proposed.candidates, results)
+        model.update(search.context, proposed.candidates, results)
+    _note(search, proposed.predicted, taken)
+
+
+def _propose(search: TaskSearch, trials: Trials, model: ms.cost_model.XGBModel) -> list[ms.MeasureCandidate]:
+    context = search.context
+    try:
+        if not search.begun:
+            search.begun = True
+            batch = BATCH if passes.is_cpu(context.target) else GPU_BATCH
+            context.pre_tuning(10**6, batch, context.generate_design_space(), trials.records, model)
+        return list(context.generate_measure_candidates() or [])
+    except Exception as error:  # a rule that cannot handle this kernel, in whatever way it says so
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        search.reason = f"no schedule space: {lines[-1][:160] if lines else type(error).__name__}"
+        return []
+
+
+def _time(search: TaskSearch, name: str, candidate: ms.MeasureCandidate, runner: Runner) -> float:
+    best = search.best_ns
+    outcome = runner.time(search.job, name, TRIAL, round(GIVE_UP * best))
+    if outcome.error == LOST:  # another candidate took the worker down: build this one again
+        runner.build([(name, candidate.sch.mod)])
+        outcome = runner.time(search.job, name, TRIAL, round(GIVE_UP * best))
+    if outcome.error:
+        return FAILED_S
+    seconds = stats.median(outcome.samples_ns) / 1e9
+    search.best_ns = min(best, seconds * 1e9)
+    return seconds
+
+
+def _note(search: TaskSearch, predicted: list[float] | None, seconds: list[float]) -> None:
+    valid = [i for i, value in enumerate(seconds) if value < FAILED_S]
+    rank = (
+        cost_model.rank_correlation([predicted[i] for i in valid], [seconds[i] for i in valid]) if predicted else None
+    )
+    if rank is not None:
+        search.ranks.append(rank)
+
+
+def candidate_key(task: Task, candidate: ms.MeasureCandidate) -> str:
+    """What makes a trial the same trial: its task and its schedule with every decision."""
+    return f"{task.key} {_digest(candidate.sch.trace)}"
+
+
+def record_key(record: ms.database.TuningRecord) -> str:
+    """The `candidate_key` of a record."""
+    return f"{task_key(record.workload.mod)} {_digest(record.trace)}"
+
+
+def _digest(trace: s_tir.schedule.Trace) -> str:
+    return hashlib.sha1(str(trace).encode()).hexdigest()
+
+
+def _seconds(run_secs: object) -> float:
+    values = [float(value) for value in run_secs] if run_secs else []  # type: ignore[attr-defined]
+    return stats.median(values) if values else FAILED_S
