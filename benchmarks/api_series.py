@@ -55,8 +55,8 @@ def _print(rows: list[Result]) -> None:
         if row.target != FIRST:
             ratio = stats.ratio_interval(first[row.test].samples_ns, row.samples_ns)
             words.append(f"{ratio.ratio:.2f}x {FIRST} ({ratio.low:.2f} to {ratio.high:.2f})")
-        largest = max(kernel.bucket for kernel in row.kernels)
-        words.append(f"{over_default([k for k in row.kernels if k.bucket == largest]):.2f}x DLight, kernel by kernel")
+        largest = max(kernel.chunk for kernel in row.kernels)
+        words.append(f"{over_default([k for k in row.kernels if k.chunk == largest]):.2f}x DLight, kernel by kernel")
         print(f"{row.target} {row.test}: {', '.join(words)}")
 
 

@@ -79,7 +79,7 @@ def main() -> None:
             pace = tune.valid_trials / max(1e-9, tune.cost_s["total"] - tune.cost_s["verify"])
             print(
                 f"{tune.model} {tune.scheme} batch {tune.batch}: tuned in {tune.cost_s['total']:.0f} s, "
-                f"{tune.valid_trials} of {tune.trials} trials valid, {pace:.1f} a second outside verdicts"
+                f"{tune.valid_trials} of {tune.trials} trials valid, {pace:.1f} a second outside decisions"
             )
 
 

@@ -19,7 +19,8 @@ from tunebench.compile import passes
 from tunebench.compile.build import compile_model
 from tunebench.devices.targets import presets
 from tunebench.engines.tvm import TvmEngine, load
-from tunebench.model import quantization, workload
+from tunebench.model import quantization
+from tunebench.model import workload as workloads
 from tunebench.spec import Workload
 
 TOKENS = 48
@@ -34,7 +35,7 @@ def main() -> None:
     threads = environment.usable_cores()
     environment.set_threads(threads)
     target = passes.tvm_target(presets()["llvm"], threads)
-    dense = dict(workload.random_weights(_model(args.model, "q0f32"), 0))
+    dense = dict(workloads.random_weights(_model(args.model, "q0f32"), 0))
     exact = _logits(_model(args.model, "q0f32"), dense, target)
     print(f"{'scheme':10s} {'whole scheme':>13s} {'arithmetic':>11s}   same first choice")
     for name in args.scheme or sorted(quantization.schemes()):
@@ -46,18 +47,20 @@ def main() -> None:
         print(f"{name:10s} {_error(found, exact):13.2%} {_error(found, same_weights):11.3%}   {agree:.0%}", flush=True)
 
 
-def _model(name: str, scheme: str) -> workload.Model:
-    return workload.load(Workload(name, quantization.schemes()[scheme], 1, CHUNKS, 64))
+def _model(name: str, scheme: str) -> workloads.Model:
+    return workloads.load_model(Workload(name, quantization.schemes()[scheme], 1, CHUNKS, 64))
 
 
-def _stored(model: workload.Model, dense: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _stored(
+    model: workloads.Model, dense: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Float32 weights in a scheme's form, and what they are worth in float32."""
     held, back = {}, {}
     for name in model.architecture.vectors(model.config):
         held[name] = dense[name].astype(model.param_shapes[name][1])
         back[name] = held[name].astype(np.float32)
     for name, matrix in model.matrices.items():
-        scheme = workload.stored_scheme(model.workload.scheme, matrix)
+        scheme = workloads.stored_scheme(model.workload.scheme, matrix)
         family = quantization.families()[scheme.family]
         parts = family.quantize(scheme, dense[f"{name}.weight"])
         held |= {f"{name}.{suffix}": part for suffix, part in parts.items()}
@@ -65,9 +68,9 @@ def _stored(model: workload.Model, dense: dict[str, np.ndarray]) -> tuple[dict[s
     return held, back
 
 
-def _logits(model: workload.Model, weights: dict[str, np.ndarray], target: tvm.target.Target) -> np.ndarray:
+def _logits(model: workloads.Model, weights: dict[str, np.ndarray], target: tvm.target.Target) -> np.ndarray:
     """Logits [tokens, vocab] of a decode."""
-    mod = passes.prefix(workload.build(model), target)
+    mod = passes.prefix(workloads.build_module(model), target)
     engine = TvmEngine(
         model, compile_model(mod, target, {}).executable, load(model, weights.items(), tvm.cpu()), tvm.cpu()
     )

@@ -48,11 +48,11 @@ def _run(side: Callable[..., None], args: argparse.Namespace, folder: Path, amou
 
 
 def _session(args: argparse.Namespace, folder: Path):
-    from tunebench.devices.opening import open_backend
+    from tunebench.devices.opening import open_device
     from tunebench.devices.targets import presets
     from tunebench.tuning.session import Session
 
-    return Session(open_backend(presets()["llvm"], args.threads), folder, folder / "results.jsonl")
+    return Session(open_device(presets()["llvm"], args.threads), folder, folder / "results.jsonl")
 
 
 def _tasks(args: argparse.Namespace, session):
@@ -90,9 +90,9 @@ def _ours(args: argparse.Namespace, folder: Path, budget_s: float) -> None:
 
     session = _session(args, folder)
     tasks = _tasks(args, session)
-    backend = session.backend
-    options = Options(trials=10**6, time_limit_s=budget_s, threads=args.threads, cold_bytes=backend.cold_bytes)
-    tune(tasks, session.database(), session.target, backend.runner, options, lambda progress: None)
+    device = session.device
+    options = Options(trials=10**6, time_limit_s=budget_s, threads=args.threads, cold_bytes=device.cold_bytes)
+    tune(tasks, session.database(), session.target, device.runner, options, lambda progress: None)
 
 
 def _compare(args: argparse.Namespace, folder: Path, took_s: dict[str, float]) -> None:

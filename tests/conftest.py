@@ -17,7 +17,8 @@ from tvm.s_tir import meta_schedule as ms
 from tunebench.compile import passes, tasks
 from tunebench.compile.tasks import Task
 from tunebench.devices.targets import presets
-from tunebench.model import quantization, workload
+from tunebench.model import quantization
+from tunebench.model import workload as workloads
 from tunebench.model.workload import Model
 from tunebench.runners.base import Job
 from tunebench.spec import Workload
@@ -55,7 +56,7 @@ def write_config(folder: Path, **changes: object) -> Path:
 def load_model(config: Path, scheme: str, batch: int = 1, **changes: Any) -> Model:
     """The tiny model in a scheme."""
     shape = {"chunks": CHUNKS, "context": CONTEXT, **changes}
-    return workload.load(Workload(str(config), quantization.schemes()[scheme], batch, **shape))
+    return workloads.load_model(Workload(str(config), quantization.schemes()[scheme], batch, **shape))
 
 
 def cpu_target(name: str = "llvm") -> tvm.target.Target:
@@ -65,7 +66,7 @@ def cpu_target(name: str = "llvm") -> tvm.target.Target:
 
 def lower(model: Model, target: tvm.target.Target) -> tuple[tvm.IRModule, list[Task]]:
     """The model after the prefix, and its tasks."""
-    mod = passes.prefix(workload.build(model), target)
+    mod = passes.prefix(workloads.build_module(model), target)
     return mod, tasks.extract(mod, model)
 
 

@@ -25,10 +25,10 @@ from tunebench.engines.browser import engine as browser_engine
 from tunebench.engines.browser import export as browser_export
 from tunebench.engines.browser.engine import BrowserEngine, call
 from tunebench.engines.browser.server import PAGE, PageServer
-from tunebench.engines.chunked import pieces, random_cache
+from tunebench.engines.chunked import random_cache, split_prompt
 from tunebench.engines.tvm import TvmEngine, load
 from tunebench.errors import TuneBenchError
-from tunebench.model import workload
+from tunebench.model import workload as workloads
 from tunebench.model.workload import Model
 from tunebench.runtime import plan as plans
 from tunebench.runtime.apis import webgpu
@@ -37,7 +37,7 @@ from tunebench.runtime.plan import Plan
 SCHEME = "q4f32_1"  # a software adapter has no float16
 LIMITS = {"maxComputeInvocationsPerWorkgroup": 256, "maxComputeWorkgroupStorageSize": 16384}
 PLAIN: dict[str, Any] = {"name": "plain", "lanes": 0, "features": [], "limits": LIMITS}
-PROMPT = 53  # a piece of 32, one of 16, and five tokens
+PROMPT = 53  # a chunk of 32, one of 16, and five tokens
 SEED = 3
 
 needs_browser = pytest.mark.skipif(
@@ -49,15 +49,15 @@ needs_browser = pytest.mark.skipif(
 def make_plan(config: Path, facts: Mapping[str, Any], scheme: str = SCHEME) -> tuple[Model, Plan]:
     """The tiny model under default schedules, for an adapter."""
     target = tvm.target.Target(browser_engine.webgpu_target(facts))
-    model = load_model(config, scheme, device="gpu")
-    plan = compile_plan(passes.prefix(workload.build(model), target), model, target, {}).plan
+    model = load_model(config, scheme, device_kind="gpu")
+    plan = compile_plan(passes.prefix(workloads.build_module(model), target), model, target, {}).plan
     assert plan
     return model, plan
 
 
 def arrays_of(model: Model) -> list[tuple[str, np.ndarray]]:
     """Random weights, and what else a plan wants."""
-    return [*workload.random_weights(model, SEED), ("angles", workload.angles(model))]
+    return [*workloads.random_weights(model, SEED), ("rope_cos_sin", workloads.rope_cos_sin(model))]
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,8 @@ def cpu(config: Path) -> TvmEngine:
     """The same weights and contents of the cache on the CPU, whose keys lie in blocks of positions."""
     model, target = load_model(config, SCHEME), cpu_target()
     executable = compile_model(lower(model, target)[0], target, {}).executable
-    loaded = load(model, workload.random_weights(model, SEED), tvm.cpu())
-    on_gpu = load_model(config, SCHEME, device="gpu").cache_shapes
+    loaded = load(model, workloads.random_weights(model, SEED), tvm.cpu())
+    on_gpu = load_model(config, SCHEME, device_kind="gpu").cache_shapes
     keys, values = (random_cache(shape, np.dtype("float32")) for shape in on_gpu)
     b, heads, _, dim, lanes = model.cache_shapes[0]
     keys = keys.reshape(b, heads, -1, lanes, dim).swapaxes(3, 4)
@@ -136,9 +136,9 @@ def test_plans_share_weights_and_cache(engine: BrowserEngine) -> None:
 def test_the_page_agrees_on_pieces_and_grids(engine: BrowserEngine) -> None:
     page = engine._tab.page
     for n, position, context in ((1, 0, 128), (9, 0, 128), (53, 70, 128), (53, 75, 128), (100, 0, 128), (128, 0, 128)):
-        found = call(page, "pieces", n, position, [16, 32], context)
-        assert [(each["bucket"], each["valid"]) for each in found] == [
-            (each.bucket, each.valid) for each in pieces(n, position, (16, 32), context)
+        found = call(page, "chunks", n, position, [16, 32], context)
+        assert [(each["chunk"], each["valid"]) for each in found] == [
+            (each.size, each.valid) for each in split_prompt(n, position, (16, 32), context)
         ]
     for blocks in ((1, 2, 3), (65535, 1, 1), (65536, 1, 1), (400001, 2, 1)):
         assert tuple(call(page, "spread", list(blocks))) == webgpu._spread(blocks)
@@ -254,10 +254,10 @@ def test_an_export_is_read_as_safetensors(made: tuple[Model, Plan], tmp_path: Pa
 
 def test_an_export_lacks_nothing(made: tuple[Model, Plan], tmp_path: Path) -> None:
     model, plan = made
-    with pytest.raises(TuneBenchError, match="weights are missing: angles"):
-        browser_export.export_plan(plan, workload.random_weights(model, SEED), tmp_path)
-    wrong = [("angles", np.zeros(3, np.float32)), *arrays_of(model)]
-    with pytest.raises(TuneBenchError, match=r"angles is float32 \[3\], and the plan has float32 \[2, 128, 8\]"):
+    with pytest.raises(TuneBenchError, match="weights are missing: rope_cos_sin"):
+        browser_export.export_plan(plan, workloads.random_weights(model, SEED), tmp_path)
+    wrong = [("rope_cos_sin", np.zeros(3, np.float32)), *arrays_of(model)]
+    with pytest.raises(TuneBenchError, match=r"rope_cos_sin is float32 \[3\], and the plan has float32 \[2, 128, 8\]"):
         browser_export.export_plan(plan, wrong, tmp_path)
     with pytest.raises(TuneBenchError, match=r"has no model\.safetensors"):
         browser_export.check(tmp_path)

@@ -167,14 +167,14 @@ def test_tune_bench_report(tmp_path: Path, small_caches: None, monkeypatch: pyte
 
 
 def check_tuning(rows: list[TuneResult]) -> None:
-    """One run, its cost and its verdicts."""
+    """One run, its cost and its decisions."""
     (row,) = rows
     assert row.trials >= row.valid_trials > 0
     assert row.cost_s["total"] > 0
     assert row.curve
     assert all(kernel.reason for kernel in row.kernels)
-    for bucket in {kernel.bucket for kernel in row.kernels}:
-        assert sum(k.share for k in row.kernels if k.bucket == bucket) == pytest.approx(1)
+    for chunk in {kernel.chunk for kernel in row.kernels}:
+        assert sum(k.share for k in row.kernels if k.chunk == chunk) == pytest.approx(1)
 
 
 def check_cases(rows: list[Result]) -> None:
@@ -190,7 +190,7 @@ def check_cases(rows: list[Result]) -> None:
         assert (row.schedule == "tuned") or row.coverage == 0
         assert min(row.probe.values()) > 0
         assert all(kernel.reason for kernel in row.kernels)
-        assert {kernel.bucket for kernel in row.kernels} <= {1, 16, 32}
+        assert {kernel.chunk for kernel in row.kernels} <= {1, 16, 32}
 
 
 def test_other_engines_stand_beside_ours(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
 from tunebench.kernels.templates import Gpu, Param, Template
 from tunebench.kernels.tvmscript import quick_parsing
-from tunebench.model import workload
+from tunebench.model import workload as workloads
 from tunebench.tuning import database, spaces
 
 pytest.importorskip("cuda.bindings.nvrtc")
@@ -41,7 +41,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     "many rows": {**MATMUL, "m": 128, "n": 256, "k": 512},
     "many rows in float": {**MATMUL, "m": 64, "n": 256, "k": 1024, "out": "float32", "residual": 0},
     "one token": {"op": "attention", "b": 2, "m": 1, **HEADS},
-    "a piece": {"op": "attention", "b": 2, "m": 32, **HEADS},
+    "a longer chunk": {"op": "attention", "b": 2, "m": 32, **HEADS},
     "append": {"op": "append", "b": 2, "m": 3, **HEADS},
     "norm": {"op": "rms_norm", "rows": 3, "width": 4096, "epsilon": 1e-5, "dtype": "float16"},
 }
@@ -138,10 +138,10 @@ def run_on_cpu(func: tvm.tirx.PrimFunc, *arrays: np.ndarray) -> None:
         array[...] = tensor.numpy()
 
 
-def rotated(x: np.ndarray, angles: np.ndarray, position: int) -> np.ndarray:
+def rotated(x: np.ndarray, rope_cos_sin: np.ndarray, position: int) -> np.ndarray:
     """[b, m, h, d] turned as Hugging Face's llama turns it."""
     half = x.shape[-1] // 2
-    cos, sin = (np.concatenate([a, a], -1)[position : position + x.shape[1], None, :] for a in angles)
+    cos, sin = (np.concatenate([a, a], -1)[position : position + x.shape[1], None, :] for a in rope_cos_sin)
     return x * cos + np.concatenate([-x[..., half:], x[..., :half]], -1) * sin
 
 
@@ -151,13 +151,15 @@ def test_attention_with_its_cache_is_right(m: int) -> None:
     rng = np.random.default_rng(0)
     qkv = rng.standard_normal((b, m, heads + 2 * kv_heads, dim)).astype(np.float32)
     keys, values = (rng.standard_normal((b, kv_heads, context, dim)).astype(np.float32) for _ in range(2))
-    angles = np.stack([np.cos(rng.uniform(0, 6, (context, dim // 2))), np.sin(rng.uniform(0, 6, (context, dim // 2)))])
-    angles = angles.astype(np.float32)
+    rope_cos_sin = np.stack(
+        [np.cos(rng.uniform(0, 6, (context, dim // 2))), np.sin(rng.uniform(0, 6, (context, dim // 2)))]
+    )
+    rope_cos_sin = rope_cos_sin.astype(np.float32)
     q, at, before = np.zeros((b, m, heads, dim), np.float32), np.array([position], np.int32), keys.copy()
     shape = (b, m, heads, kv_heads, dim, context, "float32")
-    run_on_cpu(gpu_kernels.append(*shape), qkv, at, angles, keys, values, q)
-    np.testing.assert_allclose(q, rotated(qkv[:, :, :heads], angles, position), rtol=1e-5, atol=1e-5)
-    turned = rotated(qkv[:, :, heads : heads + kv_heads], angles, position)
+    run_on_cpu(gpu_kernels.append(*shape), qkv, at, rope_cos_sin, keys, values, q)
+    np.testing.assert_allclose(q, rotated(qkv[:, :, :heads], rope_cos_sin, position), rtol=1e-5, atol=1e-5)
+    turned = rotated(qkv[:, :, heads : heads + kv_heads], rope_cos_sin, position)
     np.testing.assert_allclose(keys[:, :, position : position + m], turned.swapaxes(1, 2), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(values[:, :, position : position + m], qkv[:, :, -kv_heads:].swapaxes(1, 2))
     np.testing.assert_array_equal(keys[:, :, position + m :], before[:, :, position + m :])
@@ -184,17 +186,17 @@ def test_norm_and_gate_are_right() -> None:
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> workload.Model:
+def wide(tmp_path_factory: pytest.TempPathFactory) -> workloads.Model:
     """A llama of two layers, wide enough for every template."""
     sizes = {"hidden_size": 512, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 2}
     sizes |= {"head_dim": 64, "vocab_size": 512}
     config = write_config(tmp_path_factory.mktemp("wide"), **sizes)
-    return load_model(config, "q4f16_1", chunks=(16, 128), context=256, device="gpu")
+    return load_model(config, "q4f16_1", chunks=(16, 128), context=256, device_kind="gpu")
 
 
 @pytest.fixture(scope="module")
-def found(wide: workload.Model) -> list[tasks.Task]:
-    return tasks.extract(passes.prefix(workload.build(wide), gpu_target()), wide)
+def found(wide: workloads.Model) -> list[tasks.Task]:
+    return tasks.extract(passes.prefix(workloads.build_module(wide), gpu_target()), wide)
 
 
 def test_every_kernel_builds_without_a_gpu(found: list[tasks.Task]) -> None:
@@ -248,12 +250,12 @@ def test_a_records_trace_makes_the_templates_kernel(found: list[tasks.Task]) -> 
 
 
 @pytest.mark.parametrize("kind", ["opencl", "webgpu", "metal"])
-def test_other_gpus_get_what_does_not_assume_cuda(kind: str, wide: workload.Model) -> None:
+def test_other_gpus_get_what_does_not_assume_cuda(kind: str, wide: workloads.Model) -> None:
     target = tvm.target.Target(kind)
     described = templates.gpu_of(target)
     assert described.kind == kind
     assert described.arch == 0
-    found = tasks.extract(passes.prefix(workload.build(wide), target), wide)
+    found = tasks.extract(passes.prefix(workloads.build_module(wide), target), wide)
     for task in found:
         operation = gpu_kernels.operation(task.mod["main"])
         serving = templates.serving(operation, described)

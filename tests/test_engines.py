@@ -16,7 +16,7 @@ from tunebench.engines.baselines import Engine, llama_cpp
 from tunebench.engines.tvm import TvmEngine
 from tunebench.engines.tvm import load as load_tvm
 from tunebench.errors import TuneBenchError
-from tunebench.model import workload
+from tunebench.model import workload as workloads
 from tunebench.model.quantization import group
 from tunebench.model.workload import Model
 
@@ -30,12 +30,12 @@ def open_peer(peer: str, model: Model, folder: Path) -> Engine:
     missing = [name for name in known.packages if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"{', '.join(missing)} not installed")
-    return known.load(model, workload.random_weights(model, 0), THREADS, folder)
+    return known.load(model, workloads.random_weights(model, 0), THREADS, folder)
 
 
 def own_engine(model: Model, target: tvm.target.Target) -> TvmEngine:
     mod, _ = lower(model, target)
-    loaded = load_tvm(model, workload.random_weights(model, 0), tvm.cpu())
+    loaded = load_tvm(model, workloads.random_weights(model, 0), tvm.cpu())
     return TvmEngine(model, compile_model(mod, target, {}).executable, loaded, tvm.cpu())
 
 

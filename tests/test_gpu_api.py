@@ -23,12 +23,12 @@ from tunebench.errors import TuneBenchError
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import shader_dialect, templates
 from tunebench.kernels.templates import Gpu
-from tunebench.model import workload
-from tunebench.model.workload import Model, angles, random_weights
+from tunebench.model import workload as workloads
+from tunebench.model.workload import Model, random_weights, rope_cos_sin
 from tunebench.runners.base import Job, inputs, mismatch, written
 from tunebench.runners.gpu import GpuRunner
 from tunebench.runtime import apis, plan
-from tunebench.runtime.apis import Call, Device
+from tunebench.runtime.apis import ApiDevice, Call
 from tunebench.runtime.plan import Program
 from tunebench.timing import Protocol
 
@@ -41,7 +41,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     "one uneven row": {**MATMUL, "m": 1, "n": 512, "k": 1376, "residual": 0},
     "one token": {"op": "attention", "b": 2, "m": 1, **HEADS},
     "one token of many heads": {"op": "attention", "b": 1, "m": 1, **HEADS, "kv_heads": 8},
-    "a piece": {"op": "attention", "b": 2, "m": 16, **HEADS},
+    "a chunk": {"op": "attention", "b": 2, "m": 16, **HEADS},
     "append": {"op": "append", "b": 2, "m": 3, **HEADS},
     "norm": {"op": "rms_norm", "rows": 3, "width": 1024, "epsilon": 1e-5, "dtype": "float16"},
 }
@@ -97,7 +97,7 @@ shared memory that are there at once."""
 
 
 @pytest.fixture(scope="module", params=["webgpu", "opencl"])
-def device(request: pytest.FixtureRequest) -> Device:
+def device(request: pytest.FixtureRequest) -> ApiDevice:
     """The first device of an API."""
     try:
         return apis.open_device(request.param)
@@ -106,7 +106,7 @@ def device(request: pytest.FixtureRequest) -> Device:
 
 
 @pytest.fixture(scope="module")
-def target(device: Device) -> tvm.target.Target:
+def target(device: ApiDevice) -> tvm.target.Target:
     """TVM's target for it."""
     return tvm.target.Target(device.target())
 
@@ -128,7 +128,7 @@ def product(op: dict[str, Any]) -> tvm.tirx.PrimFunc:
     return _matmul(op)
 
 
-def run(device: Device, program: Program, arrays: list[np.ndarray]) -> list[np.ndarray]:
+def run(device: ApiDevice, program: Program, arrays: list[np.ndarray]) -> list[np.ndarray]:
     """The arguments after a program ran over them."""
     buffers = [device.allocate(array.nbytes) for array in arrays]
     for buffer, array in zip(buffers, arrays, strict=True):
@@ -149,7 +149,7 @@ def expected(mod: tvm.IRModule, arrays: list[np.ndarray]) -> list[np.ndarray]:
     return [tensor.numpy() for tensor in tensors]
 
 
-def check(device: Device, mod: tvm.IRModule, made: list[Program], depth: int = 90) -> None:
+def check(device: ApiDevice, mod: tvm.IRModule, made: list[Program], depth: int = 90) -> None:
     """Programs compute what the plain kernel does."""
     arrays = inputs(mod, depth, np.random.default_rng(0))
     wanted = expected(mod, arrays)
@@ -172,7 +172,9 @@ def draws(op: dict[str, Any], gpu: Gpu, count: int) -> list[Program]:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_template_computes_what_the_plain_kernel_does(device: Device, target: tvm.target.Target, name: str) -> None:
+def test_a_template_computes_what_the_plain_kernel_does(
+    device: ApiDevice, target: tvm.target.Target, name: str
+) -> None:
     op = OPERATIONS[name]
     made = draws(op, templates.gpu_of(target), 4)
     assert made
@@ -180,7 +182,7 @@ def test_a_template_computes_what_the_plain_kernel_does(device: Device, target: 
 
 
 @pytest.fixture
-def emulated(monkeypatch: pytest.MonkeyPatch) -> Device:
+def emulated(monkeypatch: pytest.MonkeyPatch) -> ApiDevice:
     """OpenCL on a device that is not NVIDIA's, with NVIDIA's product emulated."""
     try:
         device = apis.open_device("opencl")
@@ -207,7 +209,7 @@ def test_tiles_of_halves_compute_what_the_plain_kernel_does(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_tensor_cores_get_their_operands_in_order(emulated: Device, name: str) -> None:
+def test_tensor_cores_get_their_operands_in_order(emulated: ApiDevice, name: str) -> None:
     op = PRODUCTS[name]
     made = draws(op, NVIDIA, 3)
     assert made
@@ -276,13 +278,13 @@ def test_subgroup_matrices_get_their_operands_in_order(name: str, k: int) -> Non
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_sums_over_lanes_compute_what_the_plain_kernel_does(emulated: Device, name: str) -> None:
+def test_sums_over_lanes_compute_what_the_plain_kernel_does(emulated: ApiDevice, name: str) -> None:
     made = draws(OPERATIONS[name], NVIDIA, 6)
     assert made
     check(emulated, plain(OPERATIONS[name]), made)
 
 
-def test_pairs_of_halves_compute_what_the_plain_kernel_does(emulated: Device) -> None:
+def test_pairs_of_halves_compute_what_the_plain_kernel_does(emulated: ApiDevice) -> None:
     op = OPERATIONS["one row"]
     ((template, choices),) = templates.serving(op, NVIDIA).items()
     assert template.text
@@ -300,27 +302,27 @@ def test_subgroup_matrices_are_only_for_devices_that_have_them() -> None:
 
 
 def tiny(tmp_path: Path, scheme: str, device: str) -> Model:
-    return load_model(write_config(tmp_path, head_dim=32, hidden_size=128), scheme, device=device)
+    return load_model(write_config(tmp_path, head_dim=32, hidden_size=128), scheme, device_kind=device)
 
 
-def test_default_kernels_are_right_as_source(device: Device, target: tvm.target.Target, tmp_path: Path) -> None:
+def test_default_kernels_are_right_as_source(device: ApiDevice, target: tvm.target.Target, tmp_path: Path) -> None:
     model = tiny(tmp_path, "q4f16_1", "gpu")
-    mod = passes.prefix(workload.build(model), target)
+    mod = passes.prefix(workloads.build_module(model), target)
     for task in tasks.extract(mod, model):
         check(device, task.mod, [source.program(passes.default_schedule(task.mod, target), target)], depth=20)
 
 
 @pytest.mark.parametrize("scheme", ["q4f16_1", "q0f16"])
 def test_a_plan_says_the_tokens_that_the_cpu_says(
-    device: Device, target: tvm.target.Target, tmp_path: Path, scheme: str
+    device: ApiDevice, target: tvm.target.Target, tmp_path: Path, scheme: str
 ) -> None:
     compare_tokens(device, target, tmp_path, scheme)
 
 
-def compare_tokens(device: Device, target: tvm.target.Target, tmp_path: Path, scheme: str) -> None:
+def compare_tokens(device: ApiDevice, target: tvm.target.Target, tmp_path: Path, scheme: str) -> None:
     """A plan, through its files, against the CPU's engine, token by token."""
     model = tiny(tmp_path, scheme, "gpu")
-    compiled = compile_plan(passes.prefix(workload.build(model), target), model, target, {})
+    compiled = compile_plan(passes.prefix(workloads.build_module(model), target), model, target, {})
     assert compiled.plan
     plan.write(compiled.plan, tmp_path / "plan")
     read = plan.read(tmp_path / "plan")
@@ -338,9 +340,9 @@ def compare_tokens(device: Device, target: tvm.target.Target, tmp_path: Path, sc
     assert found[0].weight_bytes == model.weight_bytes
 
 
-def engines(device: Device, made: plan.Plan, model: Model, cpu: Model) -> tuple[PlanEngine, TvmEngine]:
+def engines(device: ApiDevice, made: plan.Plan, model: Model, cpu: Model) -> tuple[PlanEngine, TvmEngine]:
     """A plan and the CPU's engine on the same weights, after the same prompt of 21 tokens."""
-    memory = Memory(device, made, [*random_weights(model, 0), ("angles", angles(model))])
+    memory = Memory(device, made, [*random_weights(model, 0), ("rope_cos_sin", rope_cos_sin(model))])
     mod, _ = lower(cpu, cpu_target())
     loaded = load(cpu, random_weights(cpu, 0), tvm.cpu())
     ours = TvmEngine(cpu, compile_model(mod, cpu_target(), {}).executable, loaded, tvm.cpu())
@@ -351,12 +353,12 @@ def engines(device: Device, made: plan.Plan, model: Model, cpu: Model) -> tuple[
     return engine, ours
 
 
-def test_a_plan_without_its_weights_says_which(device: Device, target: tvm.target.Target, tmp_path: Path) -> None:
+def test_a_plan_without_its_weights_says_which(device: ApiDevice, target: tvm.target.Target, tmp_path: Path) -> None:
     model = tiny(tmp_path, "q4f16_1", "gpu")
-    made = compile_plan(passes.prefix(workload.build(model), target), model, target, {}).plan
+    made = compile_plan(passes.prefix(workloads.build_module(model), target), model, target, {}).plan
     assert made
     some = [pair for pair in random_weights(model, 0) if "lm_head" not in pair[0]]
-    with pytest.raises(TuneBenchError, match="weights are missing: angles, lm_head"):
+    with pytest.raises(TuneBenchError, match="weights are missing: rope_cos_sin, lm_head"):
         Memory(device, made, some)
 
 
@@ -368,7 +370,7 @@ def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
         plan.read(tmp_path)
 
 
-def test_a_runner_times_right_kernels_and_refuses_wrong_ones(device: Device, target: tvm.target.Target) -> None:
+def test_a_runner_times_right_kernels_and_refuses_wrong_ones(device: ApiDevice, target: tvm.target.Target) -> None:
     api, op = {"wgsl": "webgpu", "opencl": "opencl"}[source.LANGUAGES[target.kind.name]], OPERATIONS["one row"]
     time_right_and_wrong(api, target, plain(op), plain({**op, "residual": 1, "n": 256}))  # half of the outputs
 
@@ -390,7 +392,7 @@ def time_right_and_wrong(api: str, target: tvm.target.Target, mod: tvm.IRModule,
         runner.close()
 
 
-def test_source_that_does_not_compile_says_where(device: Device, target: tvm.target.Target) -> None:
+def test_source_that_does_not_compile_says_where(device: ApiDevice, target: tvm.target.Target) -> None:
     language = shader_dialect.Language(source.LANGUAGES[target.kind.name])
     broken = shader_dialect.shader(
         language, [shader_dialect.Param("x", "u32", True)], 32, "  x[tid] = nothing_of_that_name;"
@@ -431,7 +433,7 @@ def test_tune_and_bench_on_several_targets(name: str, tmp_path: Path) -> None:
 def absent(name: str) -> str | None:
     """Why a target cannot be measured here."""
     try:
-        opening.open_backend(targets.find(name))
+        opening.open_device(targets.find(name))
     except TuneBenchError as error:
         return str(error)
     return None

@@ -26,7 +26,7 @@ from tunebench.tuning.tuner import Options, tune
 
 PROMPT = 21  # no multiple of a chunk: 16 and then 5 in single tokens
 GENERATED = 16
-MORE = 27  # a second piece of prompt, at depth
+MORE = 27  # a second chunk of prompt, at depth
 FLOAT32 = 1e-4
 # Activations are rounded to 10 (float16) or 7 (bfloat16) bits after each kernel, a dozen times on the way to the
 # logits, where transformers keeps float32; a wrong kernel is off by about 1.
@@ -58,7 +58,7 @@ def reference_logits(model: LlamaForCausalLM, tokens: np.ndarray) -> np.ndarray:
 
 
 def compare(engine: TvmEngine, reference: LlamaForCausalLM) -> float:
-    """Prompt, greedy decoding, a second piece of prompt, on the same tokens: the largest relative error."""
+    """Prompt, greedy decoding, a second chunk of prompt, on the same tokens: the largest relative error."""
     batch = engine.model.workload.batch
     tokens = np.random.default_rng(1).integers(0, 128, (batch, PROMPT), np.int32)
     engine.prefill(tokens, 0)

@@ -15,7 +15,7 @@ from tunebench.compile import passes, tasks
 from tunebench.compile.build import compile_model
 from tunebench.compile.tasks import Task, replay
 from tunebench.engines.tvm import TvmEngine, load
-from tunebench.model import workload
+from tunebench.model import workload as workloads
 from tunebench.model.workload import Model, function_name
 
 SCHEMES = ("q0f32", "q4f16_0", "q4f16_1", "q8f16_1", "q4i8f16_0")
@@ -67,8 +67,8 @@ def test_every_operator_becomes_a_kernel(name: str, target: tvm.target.Target, c
         if isinstance(expr, relax.Call):
             used.add(expr.op.name if isinstance(expr.op, tvm.ir.Op) else str(expr.op))
 
-    for bucket in (1, *CHUNKS):
-        relax.analysis.post_order_visit(mod[function_name(bucket)], visit)
+    for chunk in (1, *CHUNKS):
+        relax.analysis.post_order_visit(mod[function_name(chunk)], visit)
     assert {"relax.call_tir", "relax.call_tir_inplace"} <= used <= allowed
 
 
@@ -109,11 +109,11 @@ def test_the_cache_is_updated_in_place(schedule: str, target: tvm.target.Target,
     model = load_model(config, "q4f16_1")
     mod, found = lower(model, target)
     records = draw_records(found, target, 0) if schedule == "tuned" else {}
-    loaded = load(model, workload.random_weights(model, 0), tvm.cpu())
+    loaded = load(model, workloads.random_weights(model, 0), tvm.cpu())
     machine = relax.VirtualMachine(compile_model(mod, target, records).executable, tvm.cpu())
     before = [tensor.numpy() for tensor in (*loaded.keys, *loaded.values)]
     tokens, one = (tvm.runtime.tensor(np.full(shape, 5, np.int32)) for shape in ((1, 1), (1,)))
-    result = machine["decode"](tokens, one, one, loaded.angles, loaded.keys, loaded.values, loaded.params)
+    result = machine["decode"](tokens, one, one, loaded.rope_cos_sin, loaded.keys, loaded.values, loaded.params)
     pairs = list(zip((*loaded.keys, *loaded.values), (*result[1], *result[2]), strict=True))
     assert len(pairs) == 2 * model.config.num_hidden_layers
     for old, (given, returned) in zip(before, pairs, strict=True):
@@ -132,19 +132,19 @@ def pointer(tensor: tvm.runtime.Tensor) -> int:
 def test_every_call_is_counted_once(name: str, target: tvm.target.Target, config: Path) -> None:
     model = load_model(config, name)
     mod, found = lower(model, target)
-    for bucket in (1, *CHUNKS):
-        calls = str(mod[function_name(bucket)]).count("R.call_tir")
-        assert calls == sum(task.calls.get(bucket, 0) for task in found)
+    for chunk in (1, *CHUNKS):
+        calls = str(mod[function_name(chunk)]).count("R.call_tir")
+        assert calls == sum(task.calls.get(chunk, 0) for task in found)
     assert len({task.key for task in found}) == len(found)
 
 
 def test_shares_add_up(target: tvm.target.Target, config: Path) -> None:
     _, found = lower(load_model(config, "q4f16_1"), target)
     times = {task.key: float(i + 1) for i, task in enumerate(found)}
-    for bucket in (1, *CHUNKS):
-        share = tasks.shares(found, bucket, lambda task: times[task.key])
+    for chunk in (1, *CHUNKS):
+        share = tasks.shares(found, chunk, lambda task: times[task.key])
         assert sum(share.values()) == pytest.approx(1)
-        assert set(share) == {task.key for task in found if bucket in task.calls}
+        assert set(share) == {task.key for task in found if chunk in task.calls}
     nothing = tasks.shares(found, 1, lambda task: 0.0)
     assert set(nothing.values()) == {0.0}
 
@@ -170,7 +170,7 @@ def test_a_record_replays_to_the_same_program(target: tvm.target.Target, config:
 def test_an_engine_returns_its_own_logits(target: tvm.target.Target, config: Path) -> None:
     model: Model = load_model(config, "q4f16_1")
     mod, _ = lower(model, target)
-    loaded = load(model, workload.random_weights(model, 0), tvm.cpu())
+    loaded = load(model, workloads.random_weights(model, 0), tvm.cpu())
     engine = TvmEngine(model, compile_model(mod, target, {}).executable, loaded, tvm.cpu())
     with pytest.raises(ValueError, match="nothing"):
         engine.logits()

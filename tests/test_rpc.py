@@ -28,7 +28,7 @@ from tvm.rpc import server, tracker
 
 from tunebench.cli import inputs
 from tunebench.compile import passes
-from tunebench.devices.rpc import RpcBackend
+from tunebench.devices.rpc import RpcDevice
 from tunebench.devices.targets import presets
 from tunebench.errors import TuneBenchError, brief
 from tunebench.runners.base import Outcome, Trial
@@ -419,16 +419,16 @@ def test_the_device_says_what_it_is(quick: None, rack: Rack, tmp_path: Path) -> 
         tvm_ffi.register_global_func("runtime.NumThreads", lambda: 7, override=True)
 
     rack.add("other", other)
-    backend = RpcBackend(presets()["llvm"], rack.address, "other", 0, "", print)
-    assert (backend.threads, backend.device) == (7, "other (nehalem)")
-    assert backend.target.attrs["mcpu"] == "nehalem"
-    assert int(backend.target.attrs["num-cores"]) == 7
-    folder = Session(backend, tmp_path, tmp_path / "x").database().folder.name
+    device = RpcDevice(presets()["llvm"], rack.address, "other", 0, "", print)
+    assert (device.threads, device.name) == (7, "other (nehalem)")
+    assert device.target.attrs["mcpu"] == "nehalem"
+    assert int(device.target.attrs["num-cores"]) == 7
+    folder = Session(device, tmp_path, tmp_path / "x").database().folder.name
     assert folder == "llvm-other-nehalem-7t"
-    named = RpcBackend(presets()["x86-64-v3"], rack.address, "other", 3, "", print)
+    named = RpcDevice(presets()["x86-64-v3"], rack.address, "other", 3, "", print)
     assert (named.threads, named.device) == (3, "other (x86-64-v3)")
     with pytest.raises(TuneBenchError, match=r"other.* x86_64.* aarch64"):
-        RpcBackend(
+        RpcDevice(
             replace(presets()["llvm"], attrs=(("mtriple", "aarch64-linux-gnu"),)), rack.address, "other", 0, "", print
         )
 
@@ -482,15 +482,15 @@ def test_a_process_that_does_not_answer_is_ended() -> None:
 def test_a_tuning_run_over_rpc(rack: Rack, pair: list[str], config: Path, tmp_path: Path) -> None:
     said: list[str] = []
     preset = replace(presets()["llvm"], runs_here=False)
-    backend = RpcBackend(preset, rack.address, "pair", 1, "", said.append)
-    backend.cold_bytes = 1 << 15
-    tasks = [task for task in lower(load_model(config, "q0f32"), backend.target)[1] if 1 in task.calls]
+    device = RpcDevice(preset, rack.address, "pair", 1, "", said.append)
+    device.cold_bytes = 1 << 15
+    tasks = [task for task in lower(load_model(config, "q0f32"), device.target)[1] if 1 in task.calls]
     picked = [next(task for task in tasks if task.name.startswith("matmul"))]
-    session = Session(backend, tmp_path, tmp_path / "x")
-    options = Options(trials=4, time_limit_s=120, threads=1, depth=40, cold_bytes=backend.cold_bytes)
-    progress = tune(picked, session.database(), backend.target, backend.runner, options, lambda progress: None)
+    session = Session(device, tmp_path, tmp_path / "x")
+    options = Options(trials=4, time_limit_s=120, threads=1, depth=40, cold_bytes=device.cold_bytes)
+    progress = tune(picked, session.database(), device.target, device.runner, options, lambda progress: None)
     check_run(progress, session.database())
-    facts = backend.facts()["rpc"]
+    facts = device.facts()["rpc"]
     assert set(facts["probe_ns"]) == set(facts["devices"]) == set(pair)
     assert said == ([facts["disagreement"]] if facts["disagreement"] else [])
 
@@ -505,6 +505,6 @@ def check_run(progress: Progress, database: Database) -> None:
 def test_no_backend_of_this_machine_is_opened(
     quick: None, monkeypatch: pytest.MonkeyPatch, rack: Rack, pair: list[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("tunebench.devices.opening.open_backend", lambda *_: pytest.fail("this machine's"))
+    monkeypatch.setattr("tunebench.devices.opening.open_device", lambda *_: pytest.fail("this machine's"))
     session = inputs.open_session("llvm", 0, tmp_path, "x", ("rpc", rack.address, "pair", ""))
-    assert session.backend.device.startswith("pair (")
+    assert session.device.name.startswith("pair (")

@@ -1,4 +1,4 @@
-"""Statistics: any number of samples, known answers, and verdicts that can be wrong in neither direction."""
+"""Statistics: any number of samples, known answers, and decisions that can be wrong in neither direction."""
 
 import math
 import random
@@ -20,7 +20,7 @@ def around(centre: float, spread: float, count: int, seed: int) -> list[float]:
 
 @given(SAMPLES, SAMPLES, st.floats(0, 0.5))
 def test_nothing_crashes_on_any_samples(first: list[int], second: list[int], noise: float) -> None:
-    decided = stats.verdict(first, second, noise)
+    decided = stats.decide(first, second, noise)
     assert decided.decision in ("promoted", "kept default", "inconclusive")
     assert decided.reason
     assert all(": " in warning for warning in stats.warnings(first, second))
@@ -42,7 +42,7 @@ def test_the_interval_holds_the_ratio_and_repeats(first: list[int], second: list
 def test_too_few_samples_are_said(count: int) -> None:
     few, many = around(1e6, 0.01, count, 1), around(5e5, 0.01, 20, 2)
     for first, second in ((few, many), (many, few)):
-        decided = stats.verdict(first, second)
+        decided = stats.decide(first, second)
         assert decided.decision == "inconclusive"
         assert "too few samples" in decided.reason
         assert not decided.interval.known
@@ -66,7 +66,7 @@ def test_the_interval_narrows_with_samples_and_holds_the_truth() -> None:
 
 def test_equal_arms_are_rarely_told_apart() -> None:
     promoted = sum(
-        stats.verdict(around(1e6, 0.03, 10, seed), around(1e6, 0.03, 10, 10_000 + seed)).decision == "promoted"
+        stats.decide(around(1e6, 0.03, 10, seed), around(1e6, 0.03, 10, 10_000 + seed)).decision == "promoted"
         for seed in range(200)
     )
     assert promoted <= 12  # 2.5 % is expected
@@ -88,20 +88,20 @@ def test_verdicts(gain: float, spread: float, noise: float, decision: str, words
     if words.startswith("within"):
         default, tuned = [1.04e6] * 9 + [1.05e6] * 9, [1e6] * 18
         noise = 0.047
-    decided = stats.verdict(default, tuned, noise)
+    decided = stats.decide(default, tuned, noise)
     assert decided.decision == decision, decided.reason
     assert words in decided.reason
 
 
 def test_a_gain_below_the_noise_floor_is_not_promoted() -> None:
     default, tuned = [1.03e6 + step for step in range(20)], [1e6 + step for step in range(20)]
-    assert stats.verdict(default, tuned, 0.02).decision == "promoted"
-    assert stats.verdict(default, tuned, 0.04).decision == "kept default"
+    assert stats.decide(default, tuned, 0.02).decision == "promoted"
+    assert stats.decide(default, tuned, 0.04).decision == "kept default"
 
 
 def test_zero_times_give_no_interval() -> None:
     assert math.isnan(stats.ratio_interval([0] * 10, [1] * 10).ratio)
-    assert stats.verdict([0] * 10, [0] * 10).decision == "inconclusive"
+    assert stats.decide([0] * 10, [0] * 10).decision == "inconclusive"
 
 
 def test_the_noise_floor_is_symmetric_and_covers_a_bias() -> None:
@@ -123,15 +123,15 @@ def kernel(decision: str, gain: float) -> Kernel:
 
 @pytest.mark.parametrize("decision", ["promoted", "kept default", "inconclusive"])
 def test_a_stored_kernel_keeps_the_decision_of_the_tuner(decision: str) -> None:
-    verdict = stats.kernel_verdict(kernel(decision, 1.5))
-    assert (verdict.decision, verdict.reason) == (decision, "why")
-    assert verdict.interval.ratio == pytest.approx(1.5, rel=0.01)
+    decision = stats.kernel_decision(kernel(decision, 1.5))
+    assert (decision.decision, decision.reason) == (decision, "why")
+    assert decision.interval.ratio == pytest.approx(1.5, rel=0.01)
 
 
 def test_a_kernel_never_judged_keeps_its_default() -> None:
-    verdict = stats.kernel_verdict(Kernel("t", "decode", 1, 1, 0.5, "default", "no match"))
-    assert verdict.decision == "kept default"
-    assert not verdict.interval.known
+    decision = stats.kernel_decision(Kernel("t", "decode", 1, 1, 0.5, "default", "no match"))
+    assert decision.decision == "kept default"
+    assert not decision.interval.known
 
 
 STEADY = [1000 + step % 3 for step in range(20)]

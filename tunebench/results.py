@@ -7,6 +7,7 @@ Schema history
      raw samples are stored, and statistics are ignored when a row is read back.
      Of a tuning run over RPC `environment` has `rpc` (the devices, their times in the probe, which were lost), and
      `cost_s` has `queue`, the wait for a device.
+  2  a kernel's `bucket` is called `chunk`.
 """
 
 import datetime
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 from tunebench.errors import TuneBenchError
 from tunebench.spec import Count, Kernel
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Row = TypeVar("Row")
 
 
@@ -67,7 +68,7 @@ class Result:
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What one tuning run did: its cost, its course and its verdicts."""
+    """What one tuning run did: its cost, its course and its decisions."""
 
     model: str
     scheme: str
@@ -129,7 +130,10 @@ def _parse(data: dict[str, Any]) -> Result | TuneResult:
     if data["schema_version"] > SCHEMA_VERSION:
         raise ValueError(f"schema {data['schema_version']} is newer than {SCHEMA_VERSION}: upgrade TuneBench")
     values = dict(data)
-    values["kernels"] = [_make(Kernel, kernel) for kernel in data.get("kernels", [])]
+    kernels = data.get("kernels", [])
+    if data["schema_version"] < 2:
+        kernels = [{**kernel, "chunk": kernel["bucket"]} for kernel in kernels]
+    values["kernels"] = [_make(Kernel, kernel) for kernel in kernels]
     values["memory"] = {key: _make(Count, count) for key, count in data.get("memory", {}).items()}
     return _make(TuneResult, values) if data.get("kind") == "tune" else _make(Result, values)
 

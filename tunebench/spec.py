@@ -75,8 +75,8 @@ class Test:
 class Workload:
     """model x scheme x shape: what is compiled.
 
-    A prompt runs in pieces of the static lengths in `chunks` (the last one padded to the smallest), a new
-    token in a piece of length 1, over a KV cache of `context` positions for each of `batch` sequences.
+    A prompt runs in chunks of the static lengths in `chunks` (the last one padded to the smallest), a new
+    token in a chunk of length 1, over a KV cache of `context` positions for each of `batch` sequences.
     """
 
     model: str  # a name in workloads/, or a path to such a JSON
@@ -84,11 +84,11 @@ class Workload:
     batch: int = 1
     chunks: tuple[int, ...] = (16, 128)
     context: int = 2048
-    device: str = "cpu"  # or gpu: which of the two ways to write its kernels
+    device_kind: str = "cpu"  # or gpu: which of the two ways to write its kernels
 
     @property
-    def buckets(self) -> tuple[int, ...]:
-        """Every static piece length, ascending, decode's 1 first."""
+    def chunk_sizes(self) -> tuple[int, ...]:
+        """Every static chunk size, ascending, decode's 1 first."""
         return tuple(sorted({1, *self.chunks}))
 
 
@@ -106,12 +106,12 @@ class Kernel:
 
     task: str
     phase: str  # prefill or decode
-    bucket: int  # tokens of the piece it works on
-    calls: int  # per piece
+    chunk: int  # tokens of the chunk it works on
+    calls: int  # per chunk
     share: float  # of the phase's time under the schedules in use, 0..1
     schedule: str  # default, tuned or library
-    reason: str  # the verdict in words
-    decision: str = ""  # promoted, kept default, inconclusive; empty where there is no verdict yet
+    reason: str  # the decision in words
+    decision: str = ""  # promoted, kept default, inconclusive; empty where there is no decision yet
     default_ns: list[int] = field(default_factory=list)  # fresh samples, cold caches
     tuned_ns: list[int] = field(default_factory=list)
     by_source: dict[str, list[int]] = field(default_factory=dict)  # the fastest of tuned and library, where both ran

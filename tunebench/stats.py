@@ -1,4 +1,4 @@
-"""Statistics over raw samples: robust summaries, speed-ups with intervals, verdicts, stability warnings.
+"""Statistics over raw samples: robust summaries, speed-ups with intervals, decisions, stability warnings.
 
 Samples are times in nanoseconds; every function accepts any number of them, none included.
 """
@@ -41,7 +41,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decided:
     """What to do with a tuned kernel, and why."""
 
     decision: Decision
@@ -79,7 +79,7 @@ def ratio_interval(reference: Sequence[float], candidate: Sequence[float]) -> In
     return Interval(ratio, min(float(low), ratio), max(float(high), ratio))
 
 
-def verdict(default_ns: Sequence[float], tuned_ns: Sequence[float], noise: float = 0.0) -> Verdict:
+def decide(default_ns: Sequence[float], tuned_ns: Sequence[float], noise: float = 0.0) -> Decided:
     """Whether the tuned kernel replaces the default one.
 
     It does only if the interval excludes 1 and the gain is above the `noise` floor (a ratio - 1, such as 0.02).
@@ -88,24 +88,24 @@ def verdict(default_ns: Sequence[float], tuned_ns: Sequence[float], noise: float
     interval = ratio_interval(default_ns, tuned_ns)
     if not interval.known:
         fewest = min(len(default_ns), len(tuned_ns))
-        return Verdict("inconclusive", f"too few samples ({fewest}, at least {FEWEST} are needed)", interval)
+        return Decided("inconclusive", f"too few samples ({fewest}, at least {FEWEST} are needed)", interval)
     bounds = f"{interval.ratio:.3f}x, 95 % interval {interval.low:.3f} to {interval.high:.3f}"
     floor = f"the noise floor of {noise:.1%}"
     if interval.low > 1 and interval.ratio > 1 + noise:
-        return Verdict("promoted", f"faster: {bounds}, above {floor}", interval)
+        return Decided("promoted", f"faster: {bounds}, above {floor}", interval)
     if interval.high < 1:
-        return Verdict("kept default", f"slower: {bounds}", interval)
+        return Decided("kept default", f"slower: {bounds}", interval)
     if interval.high <= 1 + noise:
-        return Verdict("kept default", f"no gain above {floor}: {bounds}", interval)
+        return Decided("kept default", f"no gain above {floor}: {bounds}", interval)
     if interval.low > 1:
-        return Verdict("inconclusive", f"the gain is within {floor}: {bounds}", interval)
-    return Verdict("inconclusive", f"the interval includes 1: {bounds}", interval)
+        return Decided("inconclusive", f"the gain is within {floor}: {bounds}", interval)
+    return Decided("inconclusive", f"the interval includes 1: {bounds}", interval)
 
 
-def kernel_verdict(kernel: Kernel) -> Verdict:
-    """The verdict on a stored kernel as the tuner took it, with the interval from its samples."""
+def kernel_decision(kernel: Kernel) -> Decided:
+    """The decision on a stored kernel as the tuner took it, with the interval from its samples."""
     decision = kernel.decision if kernel.decision in ("promoted", "inconclusive") else "kept default"
-    return Verdict(decision, kernel.reason, ratio_interval(kernel.default_ns, kernel.tuned_ns))  # type: ignore[arg-type]
+    return Decided(decision, kernel.reason, ratio_interval(kernel.default_ns, kernel.tuned_ns))  # type: ignore[arg-type]
 
 
 def noise_floor(aa_first: Sequence[float], aa_second: Sequence[float]) -> float | None:

@@ -15,7 +15,8 @@ from tunebench.engines.base import Engine
 from tunebench.engines.baselines import Peer, peers
 from tunebench.engines.browser.engine import NAME as BROWSER
 from tunebench.errors import TuneBenchError
-from tunebench.model import weights, workload
+from tunebench.model import weights
+from tunebench.model import workload as workloads
 from tunebench.model.workload import Model
 from tunebench.spec import Test
 from tunebench.timing import Protocol
@@ -66,35 +67,35 @@ def load_arms(lowered: Sequence[Lowered], plan: Plan, say: Say) -> dict[str, Arm
 
 def label(lowered: Lowered) -> str:
     """A target's name, and how it is run where that is not by its own engine."""
-    backend = lowered.session.backend
-    return f"{backend.target_name} {backend.engine}" if backend.engine == BROWSER else backend.target_name
+    device = lowered.session.device
+    return f"{device.target_name} {device.engine}" if device.engine == BROWSER else device.target_name
 
 
 def _own(lowered: Lowered, plan: Plan, say: Say) -> dict[str, Arm]:
     """TuneBench's own engine under each schedule."""
     session, model = lowered.session, lowered.model
-    backend, name = session.backend, session.backend.target_name
+    device, name = session.device, session.device.target_name
     database = session.database()
     records = database.promoted()
     tuned = any(task.key in records for task in lowered.tasks)
-    missing = {"tuned"} & set(plan.schedules) if not tuned and not backend.absent else set()
-    if missing and backend.engine != BROWSER:
+    missing = {"tuned"} & set(plan.schedules) if not tuned and not device.absent else set()
+    if missing and device.engine != BROWSER:
         raise TuneBenchError(
             f"nothing tuned for {model_name(model.workload)} in {database.folder}.",
             "Run `tunebench tune` first, or bench with --schedule default.",
         )
     say(f"compile for {name}")
     compiled = {
-        each: backend.compile(lowered.mod, model, records if each == "tuned" else {}, session.work_dir)
+        each: device.compile(lowered.mod, model, records if each == "tuned" else {}, session.work_dir)
         for each in plan.schedules
         if each not in missing
     }
-    if backend.absent:
-        return {each: Arm(lowered, backend.engine, each, reason=backend.absent) for each in plan.schedules}
+    if device.absent:
+        return {each: Arm(lowered, device.engine, each, reason=device.absent) for each in plan.schedules}
     say(f"load weights for {name}")
-    loaded = backend.engines(model, compiled, _weights(model, plan))
+    loaded = device.engines(model, compiled, _weights(model, plan))
     arms = {
-        each: Arm(lowered, backend.engine, each, loaded[each], compiled[each], database=database) for each in compiled
+        each: Arm(lowered, device.engine, each, loaded[each], compiled[each], database=database) for each in compiled
     }
     return {
         **arms,
@@ -116,7 +117,7 @@ def _peer(lowered: Lowered, peer: Peer, plan: Plan, say: Say) -> Arm:
 
 def _no_room(model: Model) -> str:
     """Why another copy of the weights and the cache will not fit, or an empty string."""
-    if model.workload.device == "gpu":
+    if model.workload.device_kind == "gpu":
         return ""  # a peer says itself what it finds no room for
     needed, free = model.weight_bytes + model.cache_bytes + SCRATCH_BYTES, environment.available_memory_bytes()
     if needed <= free:
@@ -125,4 +126,4 @@ def _no_room(model: Model) -> str:
 
 
 def _weights(model: Model, plan: Plan) -> Iterable[tuple[str, np.ndarray]]:
-    return weights.read(model, plan.weights) if plan.weights else workload.random_weights(model, plan.seed)
+    return weights.read(model, plan.weights) if plan.weights else workloads.random_weights(model, plan.seed)

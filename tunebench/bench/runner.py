@@ -11,11 +11,11 @@ import numpy as np
 from tunebench import environment, results, stats
 from tunebench.bench.arms import Arm, Plan, label, load_arms
 from tunebench.compile.build import Compiled
-from tunebench.compile.tasks import Task, piece_ns
+from tunebench.compile.tasks import Task, chunk_ns
 from tunebench.devices.base import AnyProbe
 from tunebench.devices.cpu_probe import PROTOCOL as PROBE
 from tunebench.engines.base import Engine
-from tunebench.engines.chunked import pieces
+from tunebench.engines.chunked import split_prompt
 from tunebench.model.workload import Model
 from tunebench.results import Result
 from tunebench.spec import Count, Test, Workload
@@ -33,9 +33,9 @@ def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Callable[[str], None]
 
     A test that fails is a row too. All arms of a test are interleaved, whatever their target.
     """
-    present = [each for each in lowered if not each.session.backend.absent]
-    probes = {label(each): each.session.backend.probe() for each in present}
-    memory = present[0].session.backend.memory() if present else None
+    present = [each for each in lowered if not each.session.device.absent]
+    probes = {label(each): each.session.device.probe() for each in present}
+    memory = present[0].session.device.memory() if present else None
     arms = load_arms(lowered, plan, say)
     noise: float | None = None
     for number, test in enumerate(plan.tests, 1):
@@ -129,8 +129,8 @@ def _probing(probes: Mapping[str, AnyProbe]) -> dict[str, Callable[[], object]]:
 
 def run_test(engine: Engine, model: Model, test: Test, seed: int) -> None:
     """One sample of a test: prompt, then generated tokens, at depth. Neither tokenizes nor samples."""
-    load, vocab = model.workload, model.config.vocab_size
-    tokens = np.random.default_rng(seed).integers(0, vocab, (load.batch, test.n_tokens), np.int32)
+    workload, vocab = model.workload, model.config.vocab_size
+    tokens = np.random.default_rng(seed).integers(0, vocab, (workload.batch, test.n_tokens), np.int32)
     if test.n_prompt:
         engine.prefill(tokens[:, : test.n_prompt], test.n_depth)
     for i in range(test.n_prompt, test.n_tokens):
@@ -147,61 +147,61 @@ def expected_ns(lowered: Lowered, database: Database, schedule: str, test: Test)
         samples = entry.tuned_ns if won else entry.default_ns
         return stats.median(samples) if samples else 0.0
 
-    load = lowered.model.workload
-    prompt = pieces(test.n_prompt, test.n_depth, load.chunks, load.context)
-    buckets = [piece.bucket for piece in prompt] + [1] * test.n_gen
-    return sum(piece_ns(lowered.tasks, bucket, time_ns) * buckets.count(bucket) for bucket in set(buckets))
+    workload = lowered.model.workload
+    prompt = split_prompt(test.n_prompt, test.n_depth, workload.chunks, workload.context)
+    chunk_sizes = [chunk.size for chunk in prompt] + [1] * test.n_gen
+    return sum(chunk_ns(lowered.tasks, chunk, time_ns) * chunk_sizes.count(chunk) for chunk in set(chunk_sizes))
 
 
 def _coverage(lowered: Lowered, database: Database, compiled: Compiled, test: Test) -> dict[str, object]:
-    """The kernels that a test runs, and the share of its largest piece's time that is tuned."""
-    load = lowered.model.workload
-    prompt = pieces(test.n_prompt, test.n_depth, load.chunks, load.context)
-    used = {piece.bucket for piece in prompt} | ({1} if test.n_gen else set())
-    rows = [row for row in kernels(lowered.tasks, database.entries, compiled.tuned) if row.bucket in used]
-    of_largest = [row for row in rows if row.bucket == max(used)]
+    """The kernels that a test runs, and the share of its largest chunk's time that is tuned."""
+    workload = lowered.model.workload
+    prompt = split_prompt(test.n_prompt, test.n_depth, workload.chunks, workload.context)
+    used = {chunk.size for chunk in prompt} | ({1} if test.n_gen else set())
+    rows = [row for row in kernels(lowered.tasks, database.entries, compiled.tuned) if row.chunk in used]
+    of_largest = [row for row in rows if row.chunk == max(used)]
     known = any(row.share for row in of_largest)
     share = sum(row.share for row in of_largest if row.schedule != "default") if known else None
     return {"kernels": rows, "coverage": share}
 
 
 def _base_row(lowered: Lowered, test: Test) -> Result:
-    session, model, load = lowered.session, lowered.model, lowered.model.workload
+    session, model, workload = lowered.session, lowered.model, lowered.model.workload
     mean_depth = test.n_depth + test.n_prompt + test.n_gen / 2
     return Result(
-        model=model_name(load),
-        scheme=load.scheme.name,
+        model=model_name(workload),
+        scheme=workload.scheme.name,
         schedule="",
         engine="",
-        target=session.backend.target_name,
-        device=session.backend.device,
+        target=session.device.target_name,
+        device=session.device.name,
         test=test.name,
         n_prompt=test.n_prompt,
         n_gen=test.n_gen,
         n_depth=test.n_depth,
-        batch=load.batch,
+        batch=workload.batch,
         n_threads=session.threads,
         status="ok",
         run_id=session.run_id,
         test_time=results.now(),
-        model_type=f"{model.architecture.name} {model_name(load)} {load.scheme.name}",
+        model_type=f"{model.architecture.name} {model_name(workload)} {workload.scheme.name}",
         model_size=model.weight_bytes,
         model_n_params=model.n_params,
-        type_k=CACHE_TYPES[load.scheme.dtype],
-        type_v=CACHE_TYPES[load.scheme.dtype],
-        chunks=list(load.chunks),
+        type_k=CACHE_TYPES[workload.scheme.dtype],
+        type_v=CACHE_TYPES[workload.scheme.dtype],
+        chunks=list(workload.chunks),
         flops_per_token=model.flops_per_token,
-        multiplies=_multiplies(load),
-        bytes_per_token=round(model.read_bytes + model.cache_bytes_per_token * mean_depth * load.batch),
+        multiplies=_multiplies(workload),
+        bytes_per_token=round(model.read_bytes + model.cache_bytes_per_token * mean_depth * workload.batch),
         environment=session.described(),
     )
 
 
-def _multiplies(load: Workload) -> str:
+def _multiplies(workload: Workload) -> str:
     """What matrix products multiply: on a GPU's tensor cores the activations' type, on a CPU float32 or bytes."""
-    if load.device == "gpu":
-        return load.scheme.dtype
-    return "int8" if load.scheme.activations == "int8" else "float32"
+    if workload.device_kind == "gpu":
+        return workload.scheme.dtype
+    return "int8" if workload.scheme.activations == "int8" else "float32"
 
 
 def _memory(model: Model, arm: Arm) -> dict[str, Count]:

@@ -97,12 +97,12 @@ def tune_command(
     phases = options.phases(phase)
     allowed = Options(trials, limit_s, seed=seed, depth=depth, phases=phases)
     tests = options.tests(str(max(options.numbers(prompt, "--prompt"))), "32", "0", context)
-    lowered = [_lower(session, load) for load in inputs.loads(model, scheme, batch, prompt, context)]
+    lowered = [_lower(session, workload) for workload in inputs.loads(model, scheme, batch, prompt, context)]
     changed = []  # models with at least one tuned kernel
     try:
         for each in lowered:
-            load = each.model.workload
-            with TuneView(console, f"{model_name(load)} {load.scheme.name}") as view:
+            workload = each.model.workload
+            with TuneView(console, f"{model_name(workload)} {workload.scheme.name}") as view:
                 row = run_tune(each, allowed, view)
             won = sum(kernel.decision == "promoted" for kernel in row.kernels)
             changed += [each] if any(kernel.schedule != "default" for kernel in row.kernels) else []
@@ -114,7 +114,7 @@ def tune_command(
     except KeyboardInterrupt:
         console.print("Stopped. What was measured is kept: run the same command to go on.")
         raise typer.Exit(130) from None
-    if bench and changed and not session.backend.absent:
+    if bench and changed and not session.device.absent:
         _bench_all([[each] for each in changed], Plan(tests, seed=seed, sample_limit_s=60.0))
         report_command(work_dir=work_dir, name=name)
 
@@ -134,16 +134,16 @@ def compile_command(
     from tunebench.compile import check as compile_check
     from tunebench.compile import passes, tasks
     from tunebench.devices import targets
-    from tunebench.model import workload
+    from tunebench.model import workload as workloads
 
     preset = targets.to_compile(target)
     session_target = passes.tvm_target(preset, 1)
     failed = 0
     kind = "cpu" if preset.device == "cpu" else "gpu"
-    for load in inputs.loads(model, scheme, batch, prompt, context):
-        with console.status(f"building {load.model} {load.scheme.name}"):
-            found = workload.load(replace(load, device=kind))
-            mod = passes.prefix(workload.build(found), session_target)
+    for workload in inputs.loads(model, scheme, batch, prompt, context):
+        with console.status(f"building {workload.model} {workload.scheme.name}"):
+            found = workloads.load_model(replace(workload, device_kind=kind))
+            mod = passes.prefix(workloads.build_module(found), session_target)
             built = list(compile_check.build_all(tasks.extract(mod, found), session_target))
         table = Table(box=None, pad_edge=False)
         for column in ("kernel", "built as", ""):
@@ -154,7 +154,7 @@ def compile_command(
         errors = sum(bool(each.error) for each in built)
         failed += errors
         console.print(
-            f"{load.model} {load.scheme.name} for {target}: {len(built) - errors} of {len(built)} built. "
+            f"{workload.model} {workload.scheme.name} for {target}: {len(built) - errors} of {len(built)} built. "
             "Nothing was measured: tune and bench where the device is.",
             soft_wrap=True,
         )
@@ -202,7 +202,7 @@ def bench_command(
     plan = replace(plan, engines=tuple(dict.fromkeys(engine)))
     plan = replace(plan, protocol=replace(plan.protocol, samples=reps, least_samples=min(reps, 5)))
     loads = inputs.loads(model, scheme, batch, prompt, context)
-    _bench_all([[_lower(session, load) for session in sessions] for load in loads], plan)
+    _bench_all([[_lower(session, workload) for session in sessions] for workload in loads], plan)
 
 
 @app.command(name="report")
@@ -317,15 +317,15 @@ def demo_command(
     tests = (Test(n_prompt=128), Test(n_prompt=100), Test(n_gen=32), Test(n_gen=32, n_depth=512))
     plan = Plan(tests)
     plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
-    _bench_all([[_lower(session, load)] for load in inputs.loads(["demo"], schemes, 1, "128", 1024)], plan)
+    _bench_all([[_lower(session, workload)] for workload in inputs.loads(["demo"], schemes, 1, "128", 1024)], plan)
     report_command(work_dir=work_dir, name="demo")
 
 
-def _lower(session: Session, load: Workload) -> Lowered:
+def _lower(session: Session, workload: Workload) -> Lowered:
     from tunebench.tuning.session import lower
 
-    with console.status(f"building {load.model} {load.scheme.name}"):
-        return lower(session, load)
+    with console.status(f"building {workload.model} {workload.scheme.name}"):
+        return lower(session, workload)
 
 
 def _bench_all(models: list[list[Lowered]], plan: Plan) -> None:
@@ -334,8 +334,8 @@ def _bench_all(models: list[list[Lowered]], plan: Plan) -> None:
 
     statuses = []
     for lowered in models:
-        load = lowered[0].model.workload
-        title = f"{load.model} {load.scheme.name}"
+        workload = lowered[0].model.workload
+        title = f"{workload.model} {workload.scheme.name}"
         with console.status(title) as status:
 
             def say(words: str, status: Status = status, title: str = title) -> None:

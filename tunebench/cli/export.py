@@ -36,7 +36,8 @@ def export_command(
     from tunebench.cli import options
     from tunebench.devices import opening, targets
     from tunebench.engines.browser import export as browser_export
-    from tunebench.model import quantization, workload
+    from tunebench.model import quantization
+    from tunebench.model import workload as workloads
     from tunebench.model.weights import read
     from tunebench.spec import Workload
     from tunebench.tuning.session import Session, lower
@@ -49,15 +50,15 @@ def export_command(
     chosen = registry.pick(quantization.schemes(), scheme, "scheme")
     lengths = tuple(sorted({options.SMALLEST_CHUNK, *options.numbers(prompt, "--prompt")}))
     preset = targets.find("webgpu" if browser else target)
-    session = Session(opening.open_backend(preset, engine="browser" if browser else ""), work_dir, work_dir)
+    session = Session(opening.open_device(preset, engine="browser" if browser else ""), work_dir, work_dir)
     with console.status(f"compiling {model} {scheme}"):
         lowered = lower(session, Workload(model, chosen, batch, lengths, context))
         records = _records(lowered) if schedule == "tuned" else {}
-        plan = session.backend.compile(lowered.mod, lowered.model, records, work_dir).plan
+        plan = session.device.compile(lowered.mod, lowered.model, records, work_dir).plan
     if plan is None:
         raise TuneBenchError(f"target {target} makes no plan.", "Choose webgpu or opencl.")
-    arrays = read(lowered.model, weights) if weights else workload.random_weights(lowered.model, seed)
-    turns = [("angles", workload.angles(lowered.model))]
+    arrays = read(lowered.model, weights) if weights else workloads.random_weights(lowered.model, seed)
+    turns = [("rope_cos_sin", workloads.rope_cos_sin(lowered.model))]
     with console.status(f"writing {folder}"):
         browser_export.export_plan(plan, (each for part in (turns, arrays) for each in part), folder)
     console.print(f"Written: {folder}. `tunebench browse {folder}` runs it in a web browser.", soft_wrap=True)

@@ -39,8 +39,8 @@ def open_session(
     from tunebench.devices import opening, targets
     from tunebench.tuning.session import Session
 
-    backend = opening.choose_backend(targets.find(target), threads, *rpc, _warn)
-    return Session(backend, work_dir, work_dir / "reports" / name / "results.jsonl")
+    device = opening.choose_device(targets.find(target), threads, *rpc, _warn)
+    return Session(device, work_dir, work_dir / "reports" / name / "results.jsonl")
 
 
 def open_sessions(names: list[str], engines: list[str], threads: int, work_dir: Path, name: str) -> list[Session]:
@@ -55,7 +55,7 @@ def open_sessions(names: list[str], engines: list[str], threads: int, work_dir: 
         preset = targets.find(each)
         if "browser" in engines and preset.api == "webgpu":
             path = work_dir / "reports" / name / "results.jsonl"
-            found.append(Session(opening.open_backend(preset, engine="browser"), work_dir, path))
+            found.append(Session(opening.open_device(preset, engine="browser"), work_dir, path))
     if not found:
         raise TuneBenchError("engine browser runs target webgpu.", "Add --target webgpu.")
     return found

@@ -61,7 +61,7 @@ class TuneView:
         return Text(" | ".join(words), style="bold")
 
 
-_STAGES = {"default": "timing default schedules", "search": "searching", "verdict": "measuring winners again"}
+_STAGES = {"default": "timing default schedules", "search": "searching", "decision": "measuring winners again"}
 
 
 def _clock(seconds: float) -> str:
@@ -70,7 +70,7 @@ def _clock(seconds: float) -> str:
 
 def _table(progress: Progress) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name, justify in (("task", "left"), ("pieces", "left"), ("share", "right"), ("trials", "right")):
+    for name, justify in (("task", "left"), ("chunks", "left"), ("share", "right"), ("trials", "right")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for name in ("default", "best", "speed-up"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -89,7 +89,7 @@ def _row(progress: Progress, search: TaskSearch) -> list[str]:
     state = search.doing or MARKS.get(search.entry.decision, "") or ("exhausted" if search.entry.exhausted else "")
     return [
         search.task.name,
-        ", ".join("decode" if bucket == 1 else f"prefill {bucket}" for bucket in search.task.calls),
+        ", ".join("decode" if chunk == 1 else f"prefill {chunk}" for chunk in search.task.calls),
         f"{progress.share.get(search.task.key, 0.0):.1%}",
         str(search.trials),
         f"{default / 1e3:,.1f} us" if default else "",

@@ -1,7 +1,7 @@
 """Neighbours in a plan become one launch: a product of one row takes the normalisation before it and the gate after it.
 
 A launch costs a GPU API a few microseconds, as much as these small kernels take. Only products whose schedule is a
-template that can do both are merged, with the decisions that the search made for the product alone.
+template that can do both are fused, with the decisions that the search made for the product alone.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class _Known:
         return self.template is not None and what in self.template.takes and what not in self.operation
 
 
-class Merger:
-    """Merges kernels of one model, and has the programs of those that came of it."""
+class Fuser:
+    """Fuses kernels of one model, and has the programs of those that came of it."""
 
     def __init__(self, kernels: Mapping[str, tvm.IRModule], gpu: Gpu) -> None:
         self._gpu = gpu
         self._known = {name: _known(kernel["main"]) for name, kernel in kernels.items()}
         self.programs: dict[str, Program] = {}
 
-    def merged(self, invoked: Sequence[Invoked], kept: int) -> list[Invoked]:
+    def fused(self, invoked: Sequence[Invoked], kept: int) -> list[Invoked]:
         """The same work in fewer launches. The buffer at `kept` is read when all is done."""
         found = list(invoked)
         i = 0
@@ -80,7 +80,7 @@ class Merger:
         return self._invoked(f"{first.kernel}_{second.kernel}", known, buffers)
 
     def _invoked(self, name: str, known: _Known, buffers: tuple[int, ...]) -> Invoked | None:
-        """The merged kernel over its buffers; None where its outputs do not come in whole blocks."""
+        """The fused kernel over its buffers; None where its outputs do not come in whole blocks."""
         text = known.template.text if known.template else None
         if name not in self.programs and text:
             try:

@@ -10,11 +10,11 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from tunebench.compile.fusion import Invoked, Merger
+from tunebench.compile.fusion import Fuser, Invoked
 from tunebench.compile.source import LANGUAGES, program
 from tunebench.dtypes import numpy_dtype
 from tunebench.kernels.templates import gpu_of
-from tunebench.model.workload import Model, angles, function_name
+from tunebench.model.workload import Model, function_name, rope_cos_sin
 from tunebench.runtime.plan import Buffer, Kind, Launch, Plan, Program, Shader, Step
 
 PASSES = (
@@ -34,30 +34,33 @@ def plan_model(mod: tvm.IRModule, model: Model, target: tvm.target.Target, kerne
     pool = _Pool()
     shared = _model_buffers(model, pool)
     programs = _renamed({name: program(kernel, target) for name, kernel in kernels.items()})
-    builder = _Builder(pool, programs, Merger(kernels, gpu_of(target)))
-    load = model.workload
-    steps = {m: builder.step(lowered[function_name(m)], [pool.input(load.batch, m), *shared]) for m in load.buckets}
+    builder = _Builder(pool, programs, Fuser(kernels, gpu_of(target)))
+    workload = model.workload
+    steps = {
+        m: builder.step(lowered[function_name(m)], [pool.input(workload.batch, m), *shared])
+        for m in workload.chunk_sizes
+    }
     config = model.config
     facts = {
-        "model": load.model,
-        "scheme": load.scheme.name,
-        "batch": load.batch,
-        "context": load.context,
-        "chunks": list(load.chunks),
+        "model": workload.model,
+        "scheme": workload.scheme.name,
+        "batch": workload.batch,
+        "context": workload.context,
+        "chunks": list(workload.chunks),
         "vocab_size": config.vocab_size,
     }
     return Plan(LANGUAGES[target.kind.name], facts, tuple(pool.buffers), builder.shaders, steps)
 
 
 def _model_buffers(model: Model, pool: _Pool) -> list[_Value]:
-    """What every step takes after its tokens: position, last, angles, keys, values, weights."""
+    """What every step takes after its tokens: position, last token, rope_cos_sin, keys, values, weights."""
     layers, dtype = range(model.config.num_hidden_layers), model.workload.scheme.dtype
     keys, values = model.cache_shapes
-    turns = angles(model).shape
+    turns = rope_cos_sin(model).shape
     return [
         pool.add("position", "input", (1,), "int32"),
-        pool.add("last", "input", (1,), "int32"),
-        pool.add("angles", "constant", turns, "float32"),
+        pool.add("last_token", "input", (1,), "int32"),
+        pool.add("rope_cos_sin", "constant", turns, "float32"),
         tuple(pool.add(f"keys.{i}", "cache", keys, dtype) for i in layers),
         tuple(pool.add(f"values.{i}", "cache", values, dtype) for i in layers),
         tuple(pool.add(name, "weight", *known) for name, known in model.param_shapes.items()),
@@ -103,7 +106,7 @@ class _Builder:
 
     pool: _Pool
     programs: dict[str, Program]
-    merger: Merger
+    fuser: Fuser
     shaders: dict[str, Shader] = field(default_factory=dict)
 
     def step(self, func: relax.Function, given: Sequence[_Value]) -> Step:
@@ -123,9 +126,9 @@ class _Builder:
                 else:
                     values[binding.var] = _value(value, values)
         logits = _value(func.body.body, values)[0]
-        merged = self.merger.merged(invoked, logits)
-        self.programs.update(_renamed(self.merger.programs))
-        return Step(tuple(launch for each in merged for launch in self._launches(each)), logits)
+        fused = self.fuser.fused(invoked, logits)
+        self.programs.update(_renamed(self.fuser.programs))
+        return Step(tuple(launch for each in fused for launch in self._launches(each)), logits)
 
     def _launches(self, invoked: Invoked) -> list[Launch]:
         """A kernel's launches, with its own scratch memory."""

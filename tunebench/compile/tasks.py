@@ -22,7 +22,7 @@ class Task:
     key: str
     name: str
     mod: tvm.IRModule  # as records are keyed by
-    calls: Mapping[int, int]  # piece length -> calls in one piece
+    calls: Mapping[int, int]  # chunk size -> calls in one chunk
 
 
 def task_key(mod: tvm.IRModule) -> str:
@@ -42,9 +42,9 @@ def extract(mod: tvm.IRModule, model: Model) -> list[Task]:
     kernels = {gv: passes.task_module(func) for gv, func in mod.functions_items() if isinstance(func, tirx.PrimFunc)}
     keys = {gv: task_key(kernel) for gv, kernel in kernels.items()}
     calls: dict[str, Counter[int]] = {key: Counter() for key in keys.values()}
-    for bucket in model.workload.buckets:
-        for gv in _called(mod[function_name(bucket)]):
-            calls[keys[gv]][bucket] += 1
+    for chunk in model.workload.chunk_sizes:
+        for gv in _called(mod[function_name(chunk)]):
+            calls[keys[gv]][chunk] += 1
     first = {keys[gv]: (gv.name_hint, kernel) for gv, kernel in kernels.items()}
     return [Task(key, name, kernel, dict(calls[key])) for key, (name, kernel) in first.items() if calls[key]]
 
@@ -61,17 +61,17 @@ def _called(func: relax.Function) -> list[tvm.ir.GlobalVar]:
     return found
 
 
-def phase(bucket: int) -> str:
-    """The phase that a piece length belongs to."""
-    return "decode" if bucket == 1 else "prefill"
+def phase(chunk: int) -> str:
+    """The phase that a chunk size belongs to."""
+    return "decode" if chunk == 1 else "prefill"
 
 
-def piece_ns(tasks: list[Task], bucket: int, time_ns: Callable[[Task], float]) -> float:
-    """Estimated kernel time of one piece."""
-    return sum(time_ns(task) * task.calls.get(bucket, 0) for task in tasks)
+def chunk_ns(tasks: list[Task], chunk: int, time_ns: Callable[[Task], float]) -> float:
+    """Estimated kernel time of one chunk."""
+    return sum(time_ns(task) * task.calls.get(chunk, 0) for task in tasks)
 
 
-def shares(tasks: list[Task], bucket: int, time_ns: Callable[[Task], float]) -> dict[str, float]:
-    """Each task's share of a piece's kernel time, by key; only tasks that run in it."""
-    whole = piece_ns(tasks, bucket, time_ns) or 1.0
-    return {task.key: time_ns(task) * task.calls[bucket] / whole for task in tasks if bucket in task.calls}
+def shares(tasks: list[Task], chunk: int, time_ns: Callable[[Task], float]) -> dict[str, float]:
+    """Each task's share of a chunk's kernel time, by key; only tasks that run in it."""
+    whole = chunk_ns(tasks, chunk, time_ns) or 1.0
+    return {task.key: time_ns(task) * task.calls[chunk] / whole for task in tasks if chunk in task.calls}

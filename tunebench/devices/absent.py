@@ -20,7 +20,7 @@ from tunebench.runtime.cuda import DeviceMemory
 from tunebench.spec import TargetPreset
 
 
-class AbsentBackend:
+class AbsentDevice:
     """A target that this machine can only generate code for."""
 
     threads, cold_bytes = 0, CACHE_BYTES
@@ -28,7 +28,7 @@ class AbsentBackend:
     def __init__(self, preset: TargetPreset) -> None:
         self.target_name, self.engine = preset.name, preset.api or OWN_ENGINE
         self.absent = preset.blocked or preset.absent or f"no device for {preset.name} on this machine"
-        self.device = "none"
+        self.name = "none"
         self.kind = "cpu" if preset.device == "cpu" else "gpu"
         self._blocked = bool(preset.blocked)
         self.target = tvm.target.Target("opencl") if self._blocked else passes.tvm_target(preset, 1)

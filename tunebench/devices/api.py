@@ -15,7 +15,7 @@ from tunebench.devices.base import CACHE_BYTES, MOST_WORKERS, SYSTEMS, AnyProbe,
 from tunebench.engines.base import Engine
 from tunebench.engines.plan import Memory, PlanEngine
 from tunebench.errors import TuneBenchError
-from tunebench.model.workload import Model, angles
+from tunebench.model.workload import Model, rope_cos_sin
 from tunebench.runners.base import Runner
 from tunebench.runners.gpu import GpuRunner
 from tunebench.runtime import apis
@@ -23,7 +23,7 @@ from tunebench.runtime.cuda import DeviceMemory
 from tunebench.spec import TargetPreset
 
 
-class ApiBackend:
+class ShaderDevice:
     """The first device of a GPU API, which runs plans."""
 
     kind, threads, absent = "gpu", 0, ""
@@ -34,8 +34,8 @@ class ApiBackend:
         wanted, api = SYSTEMS.get(preset.name), str(self._device.facts["api"])
         if wanted and not api.endswith(wanted):
             raise TuneBenchError(f"target {preset.name!r} needs {wanted}, and this is {api}.", "Use --target webgpu.")
-        self.device = self._device.name
-        self._nvidia = "nvidia" in self.device.lower()
+        self.name = self._device.name
+        self._nvidia = "nvidia" in self.name.lower()
         if self._nvidia:
             environment.hold_nvidia_clocks()
         self.target = tvm.target.Target(self._device.target())
@@ -61,7 +61,7 @@ class ApiBackend:
     def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
         """Plans over one copy of the weights."""
         plans = {name: each.plan for name, each in compiled.items() if each.plan}
-        arrays = ((name, array) for each in (weights, [("angles", angles(model))]) for name, array in each)
+        arrays = ((name, array) for each in (weights, [("rope_cos_sin", rope_cos_sin(model))]) for name, array in each)
         memory = Memory(self._device, next(iter(plans.values())), arrays)
         return {name: PlanEngine(self.engine, plan, memory) for name, plan in plans.items()}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from tunebench import stats
 from tunebench.kernels import shader_dialect
 from tunebench.kernels.shader_dialect import Param
-from tunebench.runtime.apis import Call, Device
+from tunebench.runtime.apis import ApiDevice, Call
 from tunebench.timing import Samples
 
 COPY_BYTES = 64 << 20  # every API takes buffers of this size
@@ -24,7 +24,7 @@ class ApiProbe:
     A kernel copies, as APIs may hand their own copies to a unit that is slower than the memory.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: ApiDevice) -> None:
         self._device = device
         language = shader_dialect.Language(shader_dialect.LANGUAGES[str(device.target()["kind"])])
         kernel = device.compile(shader_dialect.shader(language, BUFFERS, THREADS, BODY))

@@ -1,6 +1,6 @@
 """What runs a target's kernels on this machine: a CPU, CUDA, or a GPU API that takes source text.
 
-Each backend makes the parts that differ: TVM's target, the runner of trials, the compiled model, the engine, the probe.
+Each device makes the parts that differ: TVM's target, the runner of trials, the compiled model, the engine, the probe.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class AnyProbe(Protocol):
         ...
 
 
-class Backend(Protocol):
+class Device(Protocol):
     """One target on one device of this machine."""
 
     target_name: str  # as the user says it
     target: tvm.target.Target
-    device: str  # by its maker's name
+    name: str  # by its maker
     engine: str  # the name of its own engine
     kind: str  # cpu or gpu: which of the two ways to write kernels
     threads: int  # of a CPU; 0 on a GPU

@@ -13,13 +13,13 @@ from tunebench.devices.base import CACHE_BYTES, AnyProbe, Arrays, NoProbe, Recor
 from tunebench.engines.base import Engine
 from tunebench.engines.browser import engine as browser_engine
 from tunebench.errors import TuneBenchError
-from tunebench.model.workload import Model, angles
+from tunebench.model.workload import Model, rope_cos_sin
 from tunebench.runners.base import Runner
 from tunebench.runtime.cuda import DeviceMemory
 from tunebench.spec import TargetPreset
 
 
-class BrowserBackend:
+class BrowserDevice:
     """The WebGPU of this machine's web browser, which runs plans in a page."""
 
     engine, kind, threads, absent, cold_bytes = browser_engine.NAME, "gpu", 0, "", CACHE_BYTES
@@ -27,7 +27,7 @@ class BrowserBackend:
     def __init__(self, preset: TargetPreset) -> None:
         self.target_name = preset.name
         self._facts = browser_engine.adapter_facts()
-        self.device = str(self._facts["name"])
+        self.name = str(self._facts["name"])
         self.target = tvm.target.Target(browser_engine.webgpu_target(self._facts))
 
     def free_bytes(self) -> int | None:
@@ -49,7 +49,7 @@ class BrowserBackend:
 
     def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
         """Plans on one page, over one copy of the weights."""
-        arrays = ((name, array) for each in (weights, [("angles", angles(model))]) for name, array in each)
+        arrays = ((name, array) for each in (weights, [("rope_cos_sin", rope_cos_sin(model))]) for name, array in each)
         made: dict[str, Engine] = {}
         first: browser_engine.BrowserEngine | None = None
         for name, each in compiled.items():

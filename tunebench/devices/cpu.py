@@ -23,7 +23,7 @@ from tunebench.runtime.cuda import DeviceMemory
 from tunebench.spec import TargetPreset
 
 
-class CpuBackend:
+class CpuDevice:
     """This machine's CPU."""
 
     engine, kind, absent = "tvm", "cpu", ""
@@ -33,7 +33,7 @@ class CpuBackend:
         self.threads = threads or environment.usable_cores()
         environment.set_threads(self.threads)
         self.target = passes.tvm_target(preset, self.threads)
-        self.device = device_name(preset)
+        self.name = device_name(preset)
         self.cold_bytes = 2 * environment.last_level_cache_bytes()
 
     def free_bytes(self) -> int | None:

@@ -25,7 +25,7 @@ from tunebench.runtime.cuda import DeviceMemory
 from tunebench.spec import TargetPreset
 
 
-class CudaBackend:
+class CudaDevice:
     """This machine's first NVIDIA GPU, through CUDA."""
 
     engine, kind, threads, absent = "tvm", "gpu", 0, ""
@@ -33,7 +33,7 @@ class CudaBackend:
     def __init__(self, preset: TargetPreset) -> None:
         self.target_name = preset.name
         self.target = passes.tvm_target(preset, 0)
-        self.device = device_name(preset)
+        self.name = device_name(preset)
         self.cold_bytes = 2 * cuda_runtime.l2_bytes()
 
     def free_bytes(self) -> int | None:

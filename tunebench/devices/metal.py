@@ -21,7 +21,7 @@ from tunebench.runtime.cuda import DeviceMemory
 from tunebench.spec import TargetPreset
 
 
-class RuntimeBackend:
+class MetalDevice:
     """The first GPU of an API that TVM's own runtime has, as Metal on macOS."""
 
     engine, kind, threads, absent, cold_bytes = OWN_ENGINE, "gpu", 0, "", 2 * CACHE_BYTES
@@ -31,7 +31,7 @@ class RuntimeBackend:
         self._device = tvm.device(preset.device)
         if not self._device.exist:
             raise TuneBenchError(f"no {preset.name} device.", f"`tunebench compile --target {preset.name}` needs none.")
-        self.device = str(self._device.device_name)
+        self.name = str(self._device.device_name)
         self.target = passes.tvm_target(preset, 0)
 
     def free_bytes(self) -> int | None:

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tunebench import registry
-from tunebench.devices.absent import AbsentBackend
-from tunebench.devices.api import ApiBackend
-from tunebench.devices.base import Backend
-from tunebench.devices.browser import BrowserBackend
-from tunebench.devices.cpu import CpuBackend
-from tunebench.devices.cuda import CudaBackend
-from tunebench.devices.metal import RuntimeBackend
-from tunebench.devices.rpc import RpcBackend
+from tunebench.devices.absent import AbsentDevice
+from tunebench.devices.api import ShaderDevice
+from tunebench.devices.base import Device
+from tunebench.devices.browser import BrowserDevice
+from tunebench.devices.cpu import CpuDevice
+from tunebench.devices.cuda import CudaDevice
+from tunebench.devices.metal import MetalDevice
+from tunebench.devices.rpc import RpcDevice
 from tunebench.devices.targets import find
 from tunebench.engines.browser import engine as browser_engine
 from tunebench.errors import TuneBenchError
@@ -24,32 +24,32 @@ RUNNERS = ("local", "cuda", "webgpu", "dawn", "opencl", "rpc")
 
 
 @functools.cache
-def open_backend(preset: TargetPreset, threads: int = 0, engine: str = "") -> Backend:
-    """The backend of a preset; TuneBenchError where a package, a driver or a device is missing."""
+def open_device(preset: TargetPreset, threads: int = 0, engine: str = "") -> Device:
+    """The device of a preset; TuneBenchError where a package, a driver or a device is missing."""
     if engine == browser_engine.NAME:
-        return BrowserBackend(preset)
+        return BrowserDevice(preset)
     if not preset.runs_here:
-        return AbsentBackend(preset)
+        return AbsentDevice(preset)
     if preset.api:
-        return ApiBackend(preset)
+        return ShaderDevice(preset)
     if preset.device == "cpu":
-        return CpuBackend(preset, threads)
-    return CudaBackend(preset) if preset.kind == "cuda" else RuntimeBackend(preset)
+        return CpuDevice(preset, threads)
+    return CudaDevice(preset) if preset.kind == "cuda" else MetalDevice(preset)
 
 
-def choose_backend(
+def choose_device(
     preset: TargetPreset, threads: int, runner: str, tracker: str, key: str, linker: str, say: Callable[[str], None]
-) -> Backend:
-    """The target's own backend, or with the runner `rpc` the devices of a key; TuneBenchError for another runner."""
+) -> Device:
+    """The target's own device, or with the runner `rpc` the devices of a key; TuneBenchError for another runner."""
     own = preset.api or ("local" if preset.device == "cpu" else preset.device)
     if runner and runner not in RUNNERS:
         raise registry.unknown(runner, RUNNERS, "runner")
     if runner == "webgpu" and preset.name == "metal":
-        return open_backend(replace(find("webgpu"), name="metal"), threads)
+        return open_device(replace(find("webgpu"), name="metal"), threads)
     if runner not in ("", "rpc", own):
         raise TuneBenchError(f"target {preset.name!r} is not for runner {runner!r}.", f"Write --runner {own}, or rpc.")
     if runner == "rpc":
-        return RpcBackend(preset, tracker, key, threads, linker, say)
+        return RpcDevice(preset, tracker, key, threads, linker, say)
     if tracker or key or linker:
         raise TuneBenchError("--tracker, --key and --linker are of --runner rpc.", "Add it, or leave them out.")
-    return open_backend(preset, threads)
+    return open_device(preset, threads)

@@ -24,7 +24,7 @@ from tunebench.spec import TargetPreset
 HINT = "Bench where the device is, with the database that this machine made."
 
 
-class RpcBackend:
+class RpcDevice:
     """CPUs reached over RPC. `say` gets a line for what happens to them."""
 
     engine, kind = "tvm", "cpu"
@@ -45,7 +45,7 @@ class RpcBackend:
         self.threads = threads or self._facts["threads"] or 1
         self.target = passes.tvm_target(_told(preset, key, self._facts), self.threads)
         cpu = self.target.attrs.get("mcpu", "")
-        self.device = f"{key} ({cpu})" if cpu else key
+        self.name = f"{key} ({cpu})" if cpu else key
         self.cold_bytes = 2 * (self._facts["cache_bytes"] or environment.ASSUMED_CACHE_BYTES)
         self.absent = f"{key} is reached over RPC"
         self._runner: rpc_runner.RpcRunner | None = None

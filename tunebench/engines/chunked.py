@@ -1,4 +1,4 @@
-"""How prompts are served in pieces of static lengths, by engines of TuneBench's own."""
+"""How prompts are served in chunks of static lengths, by engines of TuneBench's own."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from tunebench.errors import TuneBenchError
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A run of `valid` tokens through the function for `bucket`; the rest of it is padding."""
+class Chunk:
+    """A run of `valid` tokens through the function for `size` tokens; the rest of it is padding."""
 
-    bucket: int
+    size: int
     valid: int
 
 
-def pieces(n: int, position: int, chunks: Sequence[int], context: int) -> list[Piece]:
+def split_prompt(n: int, position: int, chunks: Sequence[int], context: int) -> list[Chunk]:
     """How a prompt of n tokens at `position` is served.
 
     In chunks, the largest first. A rest of more than half a chunk runs as that chunk, padded: the padding's
     cache entries are beyond every valid token and are overwritten by what comes next. A smaller rest goes on
     to the next smaller chunk, and in the end token by token.
     """
-    found: list[Piece] = []
+    found: list[Chunk] = []
     left = n
-    for bucket in sorted(chunks, reverse=True):
-        while left >= bucket or (left > bucket // 2 and position + n - left + bucket <= context):
-            found.append(Piece(bucket, min(left, bucket)))
+    for chunk in sorted(chunks, reverse=True):
+        while left >= chunk or (left > chunk // 2 and position + n - left + chunk <= context):
+            found.append(Chunk(chunk, min(left, chunk)))
             left -= found[-1].valid
-    return found + [Piece(1, 1)] * left
+    return found + [Chunk(1, 1)] * left
 
 
-class PieceEngine:
-    """An engine that runs one step for each piece."""
+class ChunkedEngine:
+    """An engine that runs one step for each chunk."""
 
     def __init__(self, batch: int, context: int, chunks: Sequence[int]) -> None:
         self._batch, self._context, self._chunks = batch, context, chunks
 
     def prefill(self, tokens: np.ndarray, position: int) -> None:
-        """Process int32 tokens [b, n] that stand at `position`, in pieces."""
+        """Process int32 tokens [b, n] that stand at `position`, in chunks."""
         self._check_room(position + tokens.shape[1])
         done = 0
-        for piece in pieces(tokens.shape[1], position, self._chunks, self._context):
-            part = np.zeros((self._batch, piece.bucket), np.int32)
-            part[:, : piece.valid] = tokens[:, done : done + piece.valid]
-            self._step(part, position + done, piece.valid - 1)
-            done += piece.valid
+        for chunk in split_prompt(tokens.shape[1], position, self._chunks, self._context):
+            part = np.zeros((self._batch, chunk.size), np.int32)
+            part[:, : chunk.valid] = tokens[:, done : done + chunk.valid]
+            self._step(part, position + done, chunk.valid - 1)
+            done += chunk.valid
 
     def decode(self, tokens: np.ndarray, position: int) -> None:
         """Process one token a sequence, int32 [b, 1], at `position`."""
@@ -61,8 +61,8 @@ class PieceEngine:
                 f"{end} positions are needed, and the context has {self._context}.", "Raise --context."
             )
 
-    def _step(self, tokens: np.ndarray, position: int, last: int) -> None:
-        """Process int32 tokens [b, bucket] at `position`; the logits of token `last` are kept."""
+    def _step(self, tokens: np.ndarray, position: int, last_token: int) -> None:
+        """Process int32 tokens [b, chunk] at `position`; the logits of token `last_token` are kept."""
         raise NotImplementedError
 
 

@@ -20,10 +20,10 @@ class CudaEngine(TvmEngine):
     ) -> None:
         super().__init__(model, executable, loaded, device)
         self._stream = cuda_runtime.Stream()
-        self._recorded: dict[int, _Recorded] = {}  # by piece length
+        self._recorded: dict[int, _Recorded] = {}  # by chunk size
         # TVM's pool of scratch memory frees a page when it takes a larger one: let it grow before anything is recorded.
-        for bucket in model.workload.buckets:
-            _Inputs(self, bucket, self._stream).run()
+        for chunk in model.workload.chunk_sizes:
+            _Inputs(self, chunk, self._stream).run()
 
     def wait(self) -> None:
         """Until the device is done."""
@@ -34,34 +34,34 @@ class CudaEngine(TvmEngine):
         self.wait()
         return super().logits()
 
-    def _step(self, tokens: np.ndarray, position: int, last: int) -> None:
-        bucket = tokens.shape[1]
-        if bucket not in self._recorded:
-            self._recorded[bucket] = _Recorded(self, bucket, self._stream, (tokens, position, last))
-        recorded = self._recorded[bucket]
-        recorded.replay(tokens, position, last)
+    def _step(self, tokens: np.ndarray, position: int, last_token: int) -> None:
+        chunk = tokens.shape[1]
+        if chunk not in self._recorded:
+            self._recorded[chunk] = _Recorded(self, chunk, self._stream, (tokens, position, last_token))
+        recorded = self._recorded[chunk]
+        recorded.replay(tokens, position, last_token)
         self._logits = recorded.logits
 
 
 class _Inputs:
     """One compiled function with its inputs in device memory: zeros at first, at position 0."""
 
-    def __init__(self, engine: CudaEngine, bucket: int, stream: cuda_runtime.Stream) -> None:
+    def __init__(self, engine: CudaEngine, chunk: int, stream: cuda_runtime.Stream) -> None:
         self.stream = stream
-        shapes = (engine.model.workload.batch, bucket), (1,), (1,)
+        shapes = (engine.model.workload.batch, chunk), (1,), (1,)
         self._inputs = [tvm.runtime.tensor(np.zeros(shape, np.int32), engine.device) for shape in shapes]
-        self._function, self._held = engine.function(bucket), engine.loaded
+        self._function, self._held = engine.function(chunk), engine.loaded
         self.output: tvm.runtime.Tensor | None = None
 
-    def set(self, tokens: np.ndarray, position: int, last: int) -> None:
+    def set(self, tokens: np.ndarray, position: int, last_token: int) -> None:
         """Copy new inputs, in order with the stream."""
-        for to, value in zip(self._inputs, (tokens, [position], [last]), strict=True):
+        for to, value in zip(self._inputs, (tokens, [position], [last_token]), strict=True):
             self.stream.upload(to, np.ascontiguousarray(value, np.int32))
 
     def step(self) -> None:
         """Launch the function's kernels on the current stream; its logits go to `output`."""
         held = self._held
-        result = self._function(*self._inputs, held.angles, held.keys, held.values, held.params)
+        result = self._function(*self._inputs, held.rope_cos_sin, held.keys, held.values, held.params)
         self.output = result[0]
 
     def run(self) -> None:
@@ -73,16 +73,16 @@ class _Recorded:
     """One compiled function as a graph over its inputs."""
 
     def __init__(
-        self, engine: CudaEngine, bucket: int, stream: cuda_runtime.Stream, first: tuple[np.ndarray, int, int]
+        self, engine: CudaEngine, chunk: int, stream: cuda_runtime.Stream, first: tuple[np.ndarray, int, int]
     ) -> None:
-        self._inputs = _Inputs(engine, bucket, stream)
+        self._inputs = _Inputs(engine, chunk, stream)
         self._inputs.set(*first)  # to run the same step again leaves the cache as it is
         for _ in range(2):  # takes the memory that a recording must not take
             self._inputs.run()
         self._graph = stream.record(self._inputs.step)
         self.logits = self._inputs.output
 
-    def replay(self, tokens: np.ndarray, position: int, last: int) -> None:
-        """Process int32 tokens [b, bucket]; returns before the device is done."""
-        self._inputs.set(tokens, position, last)
+    def replay(self, tokens: np.ndarray, position: int, last_token: int) -> None:
+        """Process int32 tokens [b, chunk]; returns before the device is done."""
+        self._inputs.set(tokens, position, last_token)
         self._graph.launch()

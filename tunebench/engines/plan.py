@@ -6,16 +6,16 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tunebench.engines.chunked import PieceEngine, random_cache
+from tunebench.engines.chunked import ChunkedEngine, random_cache
 from tunebench.errors import TuneBenchError
-from tunebench.runtime.apis import Buffer, Call, Device, Recording
+from tunebench.runtime.apis import ApiDevice, Buffer, Call, Recording
 from tunebench.runtime.plan import Plan
 
 
 class Memory:
     """Weights, constants and cache on a device, by name, which plans of one model share."""
 
-    def __init__(self, device: Device, plan: Plan, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+    def __init__(self, device: ApiDevice, plan: Plan, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
         self.device = device
         self.buffers: dict[str, Buffer] = {}
         self.bytes = 0
@@ -36,7 +36,7 @@ class Memory:
         self.bytes += array.nbytes
 
 
-class PlanEngine(PieceEngine):
+class PlanEngine(ChunkedEngine):
     """One plan over memory that may be shared. Every step's launches are prepared once and replayed."""
 
     def __init__(self, name: str, plan: Plan, memory: Memory) -> None:
@@ -47,8 +47,8 @@ class PlanEngine(PieceEngine):
         self._buffers = [memory.buffers.get(each.name) or device.allocate(each.bytes) for each in plan.buffers]
         self._kernels = {name: device.compile(shader) for name, shader in plan.shaders.items()}
         self._recorded: dict[int, Recording] = {}
-        self._position, self._last = (self._buffers[plan.place(name)] for name in ("position", "last"))
-        self._tokens = {bucket: self._buffers[plan.place(f"tokens.{bucket}")] for bucket in plan.steps}
+        self._position, self._last_token = (self._buffers[plan.place(name)] for name in ("position", "last_token"))
+        self._tokens = {chunk: self._buffers[plan.place(f"tokens.{chunk}")] for chunk in plan.steps}
         self._logits: Buffer | None = None
 
     @property
@@ -67,17 +67,17 @@ class PlanEngine(PieceEngine):
         shape = self._batch, int(self.plan.facts["vocab_size"])
         return self._device.read(self._logits, 4 * shape[0] * shape[1]).view(np.float32).reshape(shape)
 
-    def _step(self, tokens: np.ndarray, position: int, last: int) -> None:
-        bucket = tokens.shape[1]
-        step = self.plan.steps[bucket]
-        if bucket not in self._recorded:
+    def _step(self, tokens: np.ndarray, position: int, last_token: int) -> None:
+        chunk = tokens.shape[1]
+        step = self.plan.steps[chunk]
+        if chunk not in self._recorded:
             calls = [
                 Call(self._kernels[launch.shader], [self._buffers[i] for i in launch.buffers], launch.blocks)
                 for launch in step.launches
             ]
-            self._recorded[bucket] = self._device.record(calls)
-        self._device.write(self._tokens[bucket], np.ascontiguousarray(tokens, np.int32))
+            self._recorded[chunk] = self._device.record(calls)
+        self._device.write(self._tokens[chunk], np.ascontiguousarray(tokens, np.int32))
         self._device.write(self._position, np.array([position], np.int32))
-        self._device.write(self._last, np.array([last], np.int32))
-        self._recorded[bucket].run()
+        self._device.write(self._last_token, np.array([last_token], np.int32))
+        self._recorded[chunk].run()
         self._logits = self._buffers[step.logits]

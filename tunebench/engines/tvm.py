@@ -11,9 +11,9 @@ import tvm
 from tvm import relax
 
 from tunebench.dtypes import numpy_dtype
-from tunebench.engines.chunked import PieceEngine, random_cache
+from tunebench.engines.chunked import ChunkedEngine, random_cache
 from tunebench.errors import TuneBenchError
-from tunebench.model.workload import Model, angles, function_name
+from tunebench.model.workload import Model, function_name, rope_cos_sin
 from tunebench.runtime.arena import Arena
 
 
@@ -22,7 +22,7 @@ class Loaded:
     """Weights and cache in device memory, which several engines of one model may share."""
 
     params: list[tvm.runtime.Tensor]
-    angles: tvm.runtime.Tensor
+    rope_cos_sin: tvm.runtime.Tensor
     keys: list[tvm.runtime.Tensor]
     values: list[tvm.runtime.Tensor]
     arena: Arena | None = None  # where they lie on a GPU
@@ -31,10 +31,10 @@ class Loaded:
 def load(model: Model, weights: Iterable[tuple[str, np.ndarray]], device: tvm.runtime.Device) -> Loaded:
     """Copy weights to the device as they come, so that no more than one is held twice, and make the cache."""
     shapes, (keys, values) = model.param_shapes, model.cache_shapes
-    turns = angles(model)
+    turns = rope_cos_sin(model)
     dtype, layers = model.workload.scheme.dtype, model.config.num_hidden_layers
     every = [*shapes.values(), (turns.shape, "float32"), *[(keys, dtype), (values, dtype)] * layers]
-    arena = Arena(Arena.size_of(every), device) if model.workload.device == "gpu" else None
+    arena = Arena(Arena.size_of(every), device) if model.workload.device_kind == "gpu" else None
     new = arena.take if arena else functools.partial(tvm.runtime.empty, device=device)
     held = {name: new(*shapes[name]).copyfrom(array) for name, array in weights if name in shapes}
     missing = [name for name in shapes if name not in held]
@@ -42,7 +42,7 @@ def load(model: Model, weights: Iterable[tuple[str, np.ndarray]], device: tvm.ru
         raise TuneBenchError(f"weights are missing: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}.")
     return Loaded(
         params=[held[name] for name in shapes],
-        angles=new(turns.shape, "float32").copyfrom(turns),
+        rope_cos_sin=new(turns.shape, "float32").copyfrom(turns),
         keys=_random_caches([new(keys, dtype) for _ in range(layers)]),
         values=_random_caches([new(values, dtype) for _ in range(layers)]),
         arena=arena,
@@ -58,7 +58,7 @@ def _random_caches(caches: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]
     return caches
 
 
-class TvmEngine(PieceEngine):
+class TvmEngine(ChunkedEngine):
     """One executable over loaded weights."""
 
     name = "tvm"
@@ -69,7 +69,7 @@ class TvmEngine(PieceEngine):
         super().__init__(model.workload.batch, model.workload.context, model.workload.chunks)
         self.model, self.loaded, self.device = model, loaded, device
         machine = relax.VirtualMachine(executable, device)
-        self._steps = {bucket: machine[function_name(bucket)] for bucket in model.workload.buckets}
+        self._steps = {chunk: machine[function_name(chunk)] for chunk in model.workload.chunk_sizes}
         self._logits: tvm.runtime.Tensor | None = None
 
     @property
@@ -80,9 +80,9 @@ class TvmEngine(PieceEngine):
     def wait(self) -> None:
         """Nothing: each step waits."""
 
-    def function(self, bucket: int) -> Callable[..., tvm.runtime.Object]:
-        """The compiled function for pieces of `bucket` tokens."""
-        step: Callable[..., tvm.runtime.Object] = self._steps[bucket]
+    def function(self, chunk: int) -> Callable[..., tvm.runtime.Object]:
+        """The compiled function for chunks of `chunk` tokens."""
+        step: Callable[..., tvm.runtime.Object] = self._steps[chunk]
         return step
 
     def logits(self) -> np.ndarray:
@@ -91,13 +91,13 @@ class TvmEngine(PieceEngine):
             raise ValueError("nothing has been processed yet")
         return np.asarray(self._logits.numpy())
 
-    def _step(self, tokens: np.ndarray, position: int, last: int) -> None:
+    def _step(self, tokens: np.ndarray, position: int, last_token: int) -> None:
         device, loaded = self.device, self.loaded
         result = self._steps[tokens.shape[1]](
             tvm.runtime.tensor(np.ascontiguousarray(tokens, np.int32), device),
             tvm.runtime.tensor(np.array([position], np.int32), device),
-            tvm.runtime.tensor(np.array([last], np.int32), device),
-            loaded.angles,
+            tvm.runtime.tensor(np.array([last_token], np.int32), device),
+            loaded.rope_cos_sin,
             loaded.keys,
             loaded.values,
             loaded.params,

@@ -1,6 +1,6 @@
 """The kernels of a decoder that are no matrix product, as TensorIR functions.
 
-Shapes: b sequences, m tokens of a piece, H query heads over G key/value heads of D elements, a cache of C
+Shapes: b sequences, m tokens of a chunk, H query heads over G key/value heads of D elements, a cache of C
 positions. Everything but the number of positions in use is static; that number comes from `position`,
 one int32 in device memory, so no length needs a kernel of its own and a recorded launch can be replayed.
 Vectors of a loop's own values are buffers used in several vectorized loops: in one alone, TVM would shrink them
@@ -129,9 +129,9 @@ def attention(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int,
 
 @functools.cache
 def append(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dtype: str) -> PrimFunc:
-    """Rotate a piece's queries and keys and write its keys and values into the cache, in place.
+    """Rotate a chunk's queries and keys and write its keys and values into the cache, in place.
 
-    (qkv [b, m, H + 2G, D], position, angles [2, C, D / 2] = cosines and sines, keys, values) -> q, with the
+    (qkv [b, m, H + 2G, D], position, rope_cos_sin [2, C, D / 2] = cosines and sines, keys, values) -> q, with the
     rotation that pairs element d with d + D / 2, as Hugging Face's llama does.
     """
     half = dim // 2
@@ -141,7 +141,7 @@ def append(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dt
     def append(
         qkv: T.Buffer((b, m, heads + 2 * kv_heads, dim), dtype),
         position: T.Buffer((1,), "int32"),
-        angles: T.Buffer((2, context, half), "float32"),
+        rope_cos_sin: T.Buffer((2, context, half), "float32"),
         keys: T.Buffer((b, kv_heads, blocks, dim, LANES), dtype),
         values: T.Buffer((b, kv_heads, context, dim), dtype),
         q: T.Buffer((b, m, heads, dim), dtype),
@@ -150,7 +150,7 @@ def append(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dt
         for ib, im in T.grid(b, m):
             with T.sblock("row"):
                 vb, vm = T.axis.remap("SS", [ib, im])
-                T.reads(qkv[vb, vm, 0 : heads + 2 * kv_heads, 0:dim], position[0], angles[0:2, 0:context, 0:half])
+                T.reads(qkv[vb, vm, 0 : heads + 2 * kv_heads, 0:dim], position[0], rope_cos_sin[0:2, 0:context, 0:half])
                 T.writes(
                     keys[vb, 0:kv_heads, 0:blocks, 0:dim, 0:LANES],
                     values[vb, 0:kv_heads, 0:context, 0:dim],
@@ -159,24 +159,24 @@ def append(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dt
                 for h, d in T.grid(heads, half):
                     q[vb, vm, h, d] = T.Cast(
                         dtype,
-                        T.Cast("float32", qkv[vb, vm, h, d]) * angles[0, position[0] + vm, d]
-                        - T.Cast("float32", qkv[vb, vm, h, d + half]) * angles[1, position[0] + vm, d],
+                        T.Cast("float32", qkv[vb, vm, h, d]) * rope_cos_sin[0, position[0] + vm, d]
+                        - T.Cast("float32", qkv[vb, vm, h, d + half]) * rope_cos_sin[1, position[0] + vm, d],
                     )
                     q[vb, vm, h, d + half] = T.Cast(
                         dtype,
-                        T.Cast("float32", qkv[vb, vm, h, d + half]) * angles[0, position[0] + vm, d]
-                        + T.Cast("float32", qkv[vb, vm, h, d]) * angles[1, position[0] + vm, d],
+                        T.Cast("float32", qkv[vb, vm, h, d + half]) * rope_cos_sin[0, position[0] + vm, d]
+                        + T.Cast("float32", qkv[vb, vm, h, d]) * rope_cos_sin[1, position[0] + vm, d],
                     )
                 for h, d in T.grid(kv_heads, half):
                     keys[vb, h, (position[0] + vm) // LANES, d, (position[0] + vm) % LANES] = T.Cast(
                         dtype,
-                        T.Cast("float32", qkv[vb, vm, h + heads, d]) * angles[0, position[0] + vm, d]
-                        - T.Cast("float32", qkv[vb, vm, h + heads, d + half]) * angles[1, position[0] + vm, d],
+                        T.Cast("float32", qkv[vb, vm, h + heads, d]) * rope_cos_sin[0, position[0] + vm, d]
+                        - T.Cast("float32", qkv[vb, vm, h + heads, d + half]) * rope_cos_sin[1, position[0] + vm, d],
                     )
                     keys[vb, h, (position[0] + vm) // LANES, d + half, (position[0] + vm) % LANES] = T.Cast(
                         dtype,
-                        T.Cast("float32", qkv[vb, vm, h + heads, d + half]) * angles[0, position[0] + vm, d]
-                        + T.Cast("float32", qkv[vb, vm, h + heads, d]) * angles[1, position[0] + vm, d],
+                        T.Cast("float32", qkv[vb, vm, h + heads, d + half]) * rope_cos_sin[0, position[0] + vm, d]
+                        + T.Cast("float32", qkv[vb, vm, h + heads, d]) * rope_cos_sin[1, position[0] + vm, d],
                     )
                 for h, d in T.grid(kv_heads, dim):
                     values[vb, h, position[0] + vm, d] = qkv[vb, vm, h + heads + kv_heads, d]

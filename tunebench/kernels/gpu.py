@@ -136,9 +136,9 @@ def attention(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int,
 
 @functools.cache
 def append(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dtype: str) -> PrimFunc:
-    """Rotate a piece's queries and keys and write its keys and values into the cache, in place.
+    """Rotate a chunk's queries and keys and write its keys and values into the cache, in place.
 
-    (qkv [b, m, H + 2G, D], position, angles [2, C, D / 2] = cosines and sines, keys, values) -> q, with the
+    (qkv [b, m, H + 2G, D], position, rope_cos_sin [2, C, D / 2] = cosines and sines, keys, values) -> q, with the
     rotation that pairs element d with d + D / 2, as Hugging Face's llama does.
     """
     half = dim // 2
@@ -150,7 +150,7 @@ def append(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dt
         def append(
             qkv: T.Buffer((b, m, every, dim), dtype),
             position: T.Buffer((1,), "int32"),
-            angles: T.Buffer((2, context, half), "float32"),
+            rope_cos_sin: T.Buffer((2, context, half), "float32"),
             keys: T.Buffer((b, kv_heads, context, dim), dtype),
             values: T.Buffer((b, kv_heads, context, dim), dtype),
             q: T.Buffer((b, m, heads, dim), dtype),
@@ -161,9 +161,9 @@ def append(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dt
                     vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
                     q[vb, vm, vh, vd] = T.Cast(
                         dtype,
-                        T.Cast("float32", qkv[vb, vm, vh, vd]) * angles[0, position[0] + vm, vd % half]
+                        T.Cast("float32", qkv[vb, vm, vh, vd]) * rope_cos_sin[0, position[0] + vm, vd % half]
                         + T.Cast("float32", qkv[vb, vm, vh, (vd + half) % dim])
-                        * angles[1, position[0] + vm, vd % half]
+                        * rope_cos_sin[1, position[0] + vm, vd % half]
                         * T.Select(vd < half, T.float32(-1), T.float32(1)),
                     )
             for ib, im, ih, id in T.grid(b, m, kv_heads, dim):
@@ -171,9 +171,9 @@ def append(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dt
                     vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
                     keys[vb, vh, position[0] + vm, vd] = T.Cast(
                         dtype,
-                        T.Cast("float32", qkv[vb, vm, heads + vh, vd]) * angles[0, position[0] + vm, vd % half]
+                        T.Cast("float32", qkv[vb, vm, heads + vh, vd]) * rope_cos_sin[0, position[0] + vm, vd % half]
                         + T.Cast("float32", qkv[vb, vm, heads + vh, (vd + half) % dim])
-                        * angles[1, position[0] + vm, vd % half]
+                        * rope_cos_sin[1, position[0] + vm, vd % half]
                         * T.Select(vd < half, T.float32(-1), T.float32(1)),
                     )
             for ib, im, ih, id in T.grid(b, m, kv_heads, dim):

@@ -44,9 +44,9 @@ class Model:
     @property
     def cache_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """One layer's keys and values."""
-        config, load = self.config, self.workload
-        shapes = gpu_kernels.cache_shapes if load.device == "gpu" else cpu_kernels.cache_shapes
-        return shapes(load.batch, config.num_key_value_heads, load.context, config.head_dim)
+        config, workload = self.config, self.workload
+        shapes = gpu_kernels.cache_shapes if workload.device_kind == "gpu" else cpu_kernels.cache_shapes
+        return shapes(workload.batch, config.num_key_value_heads, workload.context, config.head_dim)
 
     @property
     def cache_bytes(self) -> int:
@@ -84,7 +84,7 @@ class Model:
 
     @property
     def flops_per_token(self) -> int:
-        """Of the matrix products of one prompt token, two for a multiply-add, the head (run once a piece) left out."""
+        """Of the matrix products of one prompt token, two for a multiply-add, the head (run once a chunk) left out."""
         body = [m for name, m in self.matrices.items() if not m.is_table and name != "lm_head"]
         return sum(2 * matrix.n * matrix.k for matrix in body)
 
@@ -100,7 +100,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in WORKLOADS.glob("*.json"))
 
 
-def load(workload: Workload) -> Model:
+def load_model(workload: Workload) -> Model:
     """Read the model's config and check that the workload fits it."""
     path = Path(workload.model)
     if path.suffix != ".json":
@@ -114,9 +114,9 @@ def load(workload: Workload) -> Model:
     for name, matrix in model.matrices.items():
         quantization.check(stored_scheme(workload.scheme, matrix), matrix.n, matrix.k, name)
     _check_shape(workload, config)
-    if workload.device == "gpu" and workload.scheme.activations == "int8":
+    if workload.device_kind == "gpu" and workload.scheme.activations == "int8":
         raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q4f16_1 or q8f16_1 on a GPU.")
-    if workload.device == "gpu" and workload.scheme.dtype == "bfloat16":
+    if workload.device_kind == "gpu" and workload.scheme.dtype == "bfloat16":
         raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q0f16 on a GPU.")
     return model
 
@@ -151,35 +151,35 @@ def _check_shape(workload: Workload, config: ModelConfig) -> None:
         )
 
 
-def function_name(bucket: int) -> str:
-    """The compiled function that runs a piece of `bucket` tokens."""
-    return "decode" if bucket == 1 else f"prefill_{bucket}"
+def function_name(chunk: int) -> str:
+    """The compiled function that runs a chunk of `chunk` tokens."""
+    return "decode" if chunk == 1 else f"prefill_{chunk}"
 
 
-def build(model: Model) -> tvm.IRModule:
+def build_module(model: Model) -> tvm.IRModule:
     """The model as an IRModule: `decode` and one `prefill_<chunk>` for each chunk.
 
-    Each takes (tokens int32 [b, m], position int32 [1], last int32 [1], angles float32 [2, C, D / 2], keys,
+    Each takes (tokens int32 [b, m], position int32 [1], last_token int32 [1], rope_cos_sin float32 [2, C, D / 2], keys,
     values, params) and returns float32 logits [b, vocab] and the cache it updated in place.
     """
     module = _module(model)
-    for bucket in model.workload.buckets:
-        setattr(module, function_name(bucket), module.step)
-    load, config = model.workload, model.config
+    for chunk in model.workload.chunk_sizes:
+        setattr(module, function_name(chunk), module.step)
+    workload, config = model.workload, model.config
     keys, values = model.cache_shapes
-    dtype, layers = load.scheme.dtype, config.num_hidden_layers
+    dtype, layers = workload.scheme.dtype, config.num_hidden_layers
     one = spec.Tensor([1], "int32")
     specs = {
-        function_name(bucket): {
-            "tokens": spec.Tensor([load.batch, bucket], "int32"),
+        function_name(chunk): {
+            "tokens": spec.Tensor([workload.batch, chunk], "int32"),
             "position": one,
-            "last": one,
-            "angles": spec.Tensor([2, load.context, config.head_dim // 2], "float32"),
+            "last_token": one,
+            "rope_cos_sin": spec.Tensor([2, workload.context, config.head_dim // 2], "float32"),
             "keys": [spec.Tensor(keys, dtype)] * layers,
             "values": [spec.Tensor(values, dtype)] * layers,
             "$": {"param_mode": "packed", "effect_mode": "none"},
         }
-        for bucket in load.buckets
+        for chunk in workload.chunk_sizes
     }
     with quick_parsing():
         mod, _ = module.export_tvm(spec=specs)
@@ -194,7 +194,7 @@ class _Stored(nn.Module):
     """A weight matrix in the scheme's form. A table is N-major in every scheme, as its rows are looked up."""
 
     def __init__(self, model: Model, name: str) -> None:
-        self.matrix, self.device = model.matrices[name], model.workload.device
+        self.matrix, self.device = model.matrices[name], model.workload.device_kind
         self.scheme = stored_scheme(model.workload.scheme, self.matrix)
         self.family = quantization.families()[self.scheme.family]
         shapes = self.family.shapes(self.scheme, self.matrix.n, self.matrix.k)
@@ -223,7 +223,7 @@ def stored_scheme(scheme: Scheme, matrix: Matrix) -> Scheme:
     return replace(scheme, layout="NK", activations="float") if matrix.is_table else scheme
 
 
-def angles(model: Model) -> Array:
+def rope_cos_sin(model: Model) -> Array:
     """Cosines and sines of every position's rotation, float32 [2, C, D / 2]."""
     half = model.config.head_dim // 2
     exponent = np.arange(half, dtype=np.float32) / np.float32(half)

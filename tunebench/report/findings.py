@@ -69,7 +69,7 @@ def _lead(row: dict[str, Any]) -> str:
 
 
 def _kernels(tunes: Sequence[TuneResult]) -> str:
-    decisions = [stats.kernel_verdict(kernel).decision for tune in tunes for kernel in tune.kernels]
+    decisions = [stats.kernel_decision(kernel).decision for tune in tunes for kernel in tune.kernels]
     if not decisions:
         return ""
     counts = {name: decisions.count(name) for name in ("promoted", "kept default", "inconclusive")}

@@ -16,7 +16,7 @@ import pandas as pd
 from tunebench import stats
 from tunebench.report import metrics
 from tunebench.results import Result
-from tunebench.stats import Verdict
+from tunebench.stats import Decided
 
 CASE = ("model", "scheme", "schedule", "engine", "target", "device", "test", "batch", "n_threads")
 PLAIN = (*CASE, "n_prompt", "n_gen", "n_depth", "status", "reason", "run_id", "test_time")
@@ -153,23 +153,23 @@ def _speedup(row: Result, reference: Result | None) -> dict[str, Any]:
         empty = ("speedup", "speedup_low", "speedup_high", "reference_tokens_per_s", "reference_tokens_per_s_spread")
         return dict.fromkeys(empty, nan) | {"reference": None, "effect": None}
     noise = row.noise if row.noise is not None else reference.noise or 0.0
-    verdict = stats.verdict(reference.samples_ns, row.samples_ns, noise)
+    decided = stats.decide(reference.samples_ns, row.samples_ns, noise)
     before = metrics.evaluate(reference)
     return {
-        "speedup": verdict.interval.ratio,
-        "speedup_low": verdict.interval.low,
-        "speedup_high": verdict.interval.high,
+        "speedup": decided.interval.ratio,
+        "speedup_low": decided.interval.low,
+        "speedup_high": decided.interval.high,
         "reference": "default",
         "reference_tokens_per_s": before["tokens_per_s"],
         "reference_tokens_per_s_spread": before["tokens_per_s_spread"],
-        "effect": _effect(verdict, noise),
+        "effect": _effect(decided, noise),
     }
 
 
-def _effect(verdict: Verdict, noise: float) -> str:
-    interval = verdict.interval
+def _effect(decided: Decided, noise: float) -> str:
+    interval = decided.interval
     if not interval.known:
         return "too few samples"
-    if verdict.decision == "promoted":
+    if decided.decision == "promoted":
         return "faster"
     return "slower" if interval.high < 1 and interval.ratio < 1 / (1 + noise) else "no clear difference"

@@ -1,4 +1,4 @@
-"""Where the kernels of a case come from, and what a piece would take with one source alone."""
+"""Where the kernels of a case come from, and what a chunk would take with one source alone."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ ALONE = ("default", "tuned", "library")
 
 
 def table(latest: Sequence[Result]) -> Table:
-    """A line for each piece length of each tuned case on a GPU, or where there are kernels of a library."""
+    """A line for each chunk size of each tuned case on a GPU, or where there are kernels of a library."""
     lines: dict[tuple[object, ...], tuple[str, ...]] = {}
     tuned = [row for row in latest if row.schedule == "tuned"]
     library = any("library" in _times(kernel) for row in tuned for kernel in row.kernels)
     names = ALONE if library else ALONE[:2]
     targets = {row.target for row in tuned}
     for row in tuned if library else [row for row in tuned if not row.n_threads]:
-        for bucket in sorted({kernel.bucket for kernel in row.kernels}):
-            kernels = [kernel for kernel in row.kernels if kernel.bucket == bucket]
-            key = row.model, row.scheme, row.target, row.batch, bucket
-            lines[key] = _line(row, bucket, kernels, names, row.target if len(targets) > 1 else "")
-    columns = ("model", "scheme", "piece", "kernels", *(f"{name} alone" for name in names), "as chosen", "over default")
+        for chunk in sorted({kernel.chunk for kernel in row.kernels}):
+            kernels = [kernel for kernel in row.kernels if kernel.chunk == chunk]
+            key = row.model, row.scheme, row.target, row.batch, chunk
+            lines[key] = _line(row, chunk, kernels, names, row.target if len(targets) > 1 else "")
+    columns = ("model", "scheme", "chunk", "kernels", *(f"{name} alone" for name in names), "as chosen", "over default")
     note = (
-        "Kernel times of one piece, added up: with one source alone, which where it has no kernel falls back to the "
+        "Kernel times of one chunk, added up: with one source alone, which where it has no kernel falls back to the "
         "default, and as chosen. *Over default* is the geometric mean of the kernels' ratios, weighted by their time "
         "in the default, attention aside: its default is plain loops that nobody would ship."
     )
     return Table("sources", "Where kernels come from", columns, list(lines.values()), note)
 
 
-def _line(row: Result, bucket: int, kernels: Sequence[Kernel], names: Sequence[str], target: str) -> tuple[str, ...]:
+def _line(row: Result, chunk: int, kernels: Sequence[Kernel], names: Sequence[str], target: str) -> tuple[str, ...]:
     used = Counter(kernel.schedule for kernel in kernels)
     named = ", ".join(f"{used[name]} {name}" for name in ALONE if used[name])
     totals = [sum(k.calls * _times(k).get(name, _times(k)["default"]) for k in kernels) for name in names]
     chosen = sum(kernel.calls * _times(kernel)[kernel.schedule] for kernel in kernels)
-    piece = f"{bucket} {'token' if bucket == 1 else 'tokens'}" + (f", batch {row.batch}" if row.batch > 1 else "")
+    tokens = f"{chunk} {'token' if chunk == 1 else 'tokens'}" + (f", batch {row.batch}" if row.batch > 1 else "")
     spent = [words.seconds(total / 1e9) for total in (*totals, chosen)]
     model = f"{short_name(row.model)} ({target})" if target else short_name(row.model)
-    return (model, row.scheme, piece, named, *spent, words.ratio(over_default(kernels)))
+    return (model, row.scheme, tokens, named, *spent, words.ratio(over_default(kernels)))
 
 
 def over_default(kernels: Sequence[Kernel]) -> float:

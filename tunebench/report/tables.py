@@ -194,7 +194,7 @@ def tuning_cost(rows: list[dict[str, Any]], tunes: Sequence[TuneResult]) -> Tabl
         "total",
         "spent on",
         "decode step",
-        "prefill piece",
+        "prefill chunk",
         "pays back after",
     )
     note = (
@@ -243,24 +243,24 @@ def _payback(tune: TuneResult, rows: list[dict[str, Any]], total: float | None) 
 
 
 def kernels(tunes: Sequence[TuneResult]) -> Table:
-    """The verdict on every kernel of every tuning run, the heaviest first."""
+    """The decision on every kernel of every tuning run, the heaviest first."""
     lines = [
         _kernel_line(tune, kernel)
         for tune in tunes
         for kernel in sorted(tune.kernels, key=lambda kernel: (kernel.phase, -kernel.share))
     ]
-    columns = ("model", "scheme", "phase", "kernel", "share of phase time", "verdict", "over default", "reason")
+    columns = ("model", "scheme", "phase", "kernel", "share of phase time", "decision", "over default", "reason")
     note = "Fresh samples, taken after the search chose its winner. *Over default* with its 95 % interval."
-    return Table("kernels", "Kernel verdicts", columns, lines, note)
+    return Table("kernels", "Kernel decisions", columns, lines, note)
 
 
 def _kernel_line(tune: TuneResult, kernel: Kernel) -> tuple[str, ...]:
-    verdict = stats.kernel_verdict(kernel)
-    interval = verdict.interval
-    name = f"{kernel.task}, {kernel.bucket} {'token' if kernel.bucket == 1 else 'tokens'}, {kernel.calls} calls"
+    decided = stats.kernel_decision(kernel)
+    interval = decided.interval
+    name = f"{kernel.task}, {kernel.chunk} {'token' if kernel.chunk == 1 else 'tokens'}, {kernel.calls} calls"
     gain = words.ratio(interval.ratio, interval.low, interval.high)
     who = (short_name(tune.model), tune.scheme, kernel.phase, name)
-    return (*who, words.percent(kernel.share), verdict.decision, gain, verdict.reason)
+    return (*who, words.percent(kernel.share), decided.decision, gain, decided.reason)
 
 
 def coverage(latest: Sequence[Result]) -> Table:

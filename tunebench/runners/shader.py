@@ -18,7 +18,7 @@ from tunebench.errors import TuneBenchError
 from tunebench.runners.base import Job, inputs, mismatch, sets_of, written
 from tunebench.runners.gpu import calls_of_a_sample
 from tunebench.runtime import apis
-from tunebench.runtime.apis import Buffer, Call, Device
+from tunebench.runtime.apis import ApiDevice, Buffer, Call
 from tunebench.runtime.plan import Program
 
 MOST_BYTES = 4 << 30  # of all inputs, where an API does not say what a device has
@@ -31,7 +31,7 @@ class SourceWay:
         self._api = api
         self._target: tvm.target.Target = None
         self._folder = Path()
-        self._device: Device | None = None
+        self._device: ApiDevice | None = None
 
     def start_builder(self, target: str, folder: str) -> None:
         """Keep the target and the folder."""
@@ -74,7 +74,7 @@ class SourceWay:
         self.device.wait()
 
     @property
-    def device(self) -> Device:
+    def device(self) -> ApiDevice:
         """The device of the process that measures."""
         if self._device is None:
             raise RuntimeError("a builder has no device")
@@ -88,7 +88,7 @@ class SourceWay:
 class SourceKernel:
     """A compiled program with its scratch memory."""
 
-    def __init__(self, device: Device, program: Program) -> None:
+    def __init__(self, device: ApiDevice, program: Program) -> None:
         self._launches = program.launches
         self._compiled = {name: device.compile(shader) for name, shader in program.shaders.items()}
         self._scratch = [device.allocate(size) for size in program.scratch_bytes]

@@ -1,6 +1,6 @@
 """A model's kernels as data: sources, buffers and launches, which any GPU API can run without TVM.
 
-A plan is a folder: `plan.json`, one source file a shader, and the weights as safetensors. Pieces have static lengths,
+A plan is a folder: `plan.json`, one source file a shader, and the weights as safetensors. Chunks have static lengths,
 so every launch size is a number; the position in the cache is read from a buffer.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from tunebench.errors import TuneBenchError
 
-FORMAT, VERSION = "tunebench-plan", 1
+FORMAT, VERSION = "tunebench-plan", 2
 SUFFIXES = {"wgsl": "wgsl", "opencl": "cl", "metal": "metal"}
 """Of source files, by language."""
 
@@ -63,7 +63,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Step:
-    """What runs a piece of one length."""
+    """What runs a chunk of one length."""
 
     launches: tuple[Launch, ...]
     logits: int  # the buffer that they end in, float32 [batch, vocab]
@@ -77,7 +77,7 @@ class Plan:
     facts: Mapping[str, Any]  # of the model: batch, context, chunks, vocab_size, scheme ...
     buffers: tuple[Buffer, ...]
     shaders: Mapping[str, Shader]
-    steps: Mapping[int, Step]  # by piece length
+    steps: Mapping[int, Step]  # by chunk size
 
     @property
     def scratch_bytes(self) -> int:

@@ -2,7 +2,7 @@
 
 A folder `tuning_logs/<target>-<device>` holds
   database_workload.json, database_tuning_record.json   MetaSchedule's two files with the promoted records only
-  verdicts.json                                         every task's verdict, keyed as the records are
+  verdicts.json                                         every task's decision, keyed as the records are
   provenance.json                                       what they were made with and for
   search/                                               every trial, the cost model: what a later run goes on from
 """
@@ -25,7 +25,7 @@ from tunebench.errors import TuneBenchError
 
 FILES = ("database_workload.json", "database_tuning_record.json")
 LOCKED = ("target", "device", "tvm", "protocol", "threads")
-PROTOCOL = "1: cold caches, interleaved, outputs compared with the default's, fresh samples for the verdict"
+PROTOCOL = "1: cold caches, interleaved, outputs compared with the default's, fresh samples for the verdict"  # as committed databases say it
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Database:
         fresh.rmdir()
 
     def save_entries(self) -> None:
-        """Keep the verdicts, whole or not at all."""
+        """Keep the decisions, whole or not at all."""
         _write(self.folder / "verdicts.json", {key: asdict(entry) for key, entry in sorted(self.entries.items())})
 
 

@@ -15,9 +15,9 @@ from tunebench.tuning.tuner import Options, Progress, Watcher, kernels, sources,
 
 def run_tune(lowered: Lowered, options: Options, watch: Watcher) -> TuneResult:
     """Tune one model's kernels and write what it took and brought."""
-    session, load = lowered.session, lowered.model.workload
-    database, backend = session.database(), session.backend
-    depth = min(options.depth, load.context - max(load.buckets))
+    session, workload = lowered.session, lowered.model.workload
+    database, device = session.database(), session.device
+    depth = min(options.depth, workload.context - max(workload.chunk_sizes))
     seen: list[Progress] = []
 
     def remember(progress: Progress) -> None:
@@ -25,8 +25,8 @@ def run_tune(lowered: Lowered, options: Options, watch: Watcher) -> TuneResult:
         watch(progress)
 
     try:
-        options = replace(options, depth=depth, threads=backend.threads, cold_bytes=backend.cold_bytes)
-        tune(lowered.tasks, database, session.target, backend.runner, options, remember)
+        options = replace(options, depth=depth, threads=device.threads, cold_bytes=device.cold_bytes)
+        tune(lowered.tasks, database, session.target, device.runner, options, remember)
     finally:  # a run that was stopped has its cost too
         rows = [_tune_row(lowered, progress, database) for progress in seen]
         for row in rows:
@@ -35,15 +35,15 @@ def run_tune(lowered: Lowered, options: Options, watch: Watcher) -> TuneResult:
 
 
 def _tune_row(lowered: Lowered, progress: Progress, database: Database) -> TuneResult:
-    session, load = lowered.session, lowered.model.workload
+    session, workload = lowered.session, lowered.model.workload
     found = kernels(lowered.tasks, database.entries, sources(database.promoted()))
     ranks = {search.task.name: search.ranks for search in progress.searches if search.ranks}
     return TuneResult(
-        model=model_name(load),
-        scheme=load.scheme.name,
-        target=session.backend.target_name,
-        device=session.backend.device,
-        batch=load.batch,
+        model=model_name(workload),
+        scheme=workload.scheme.name,
+        target=session.device.target_name,
+        device=session.device.name,
+        batch=workload.batch,
         n_threads=session.threads,
         run_id=session.run_id,
         test_time=results.now(),

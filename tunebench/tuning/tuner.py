@@ -1,6 +1,6 @@
-"""Tasks -> search -> winners measured again -> verdicts -> database.
+"""Tasks -> search -> winners measured again -> decisions -> database.
 
-The search decides which kernels look good; the verdict is another measurement, on fresh samples, and only what
+The search decides which kernels look good; the decision is another measurement, on fresh samples, and only what
 wins there is promoted. Everything measured is on disk before the next thing starts, so that a run can be
 stopped anywhere, and a later one goes on without measuring anything twice.
 """
@@ -17,7 +17,7 @@ from tvm.s_tir import meta_schedule as ms
 
 from tunebench import stats
 from tunebench.compile import passes
-from tunebench.compile.tasks import Task, phase, piece_ns, replay, shares
+from tunebench.compile.tasks import Task, chunk_ns, phase, replay, shares
 from tunebench.kernels import templates
 from tunebench.runners.base import Outcome, Runner
 from tunebench.spec import Kernel
@@ -27,8 +27,8 @@ from tunebench.tuning.database import Database, Entry
 from tunebench.tuning.search import Costs, Round, TaskSearch, Trials, begin, measure, propose, record_key
 
 FINALISTS = 3
-JUDGE_S = 0.7  # what a verdict takes beyond the calls of the default schedule
-PRIORITY = {"decode": 0.5, "prefill": 0.5}  # of the phases; pieces of one phase share it evenly
+JUDGE_S = 0.7  # what a decision takes beyond the calls of the default schedule
+PRIORITY = {"decode": 0.5, "prefill": 0.5}  # of the phases; chunks of one phase share it evenly
 DEFAULT = Protocol(warmups=0, samples=5, least_samples=1, budget_s=0.5, sample_s=0.0)
 CHOICE = Protocol(warmups=1, samples=9, least_samples=1, budget_s=0.3, sample_s=0.001)
 FINAL = Protocol(warmups=1, samples=21, least_samples=stats.FEWEST, budget_s=1.0, sample_s=0.001)
@@ -93,7 +93,7 @@ def tune(
     watch: Watcher,
 ) -> Progress:
     """Search every task, judge the winners, and promote those that won."""
-    wanted = [task for task in tasks if any(phase(bucket) in options.phases for bucket in task.calls)]
+    wanted = [task for task in tasks if any(phase(chunk) in options.phases for chunk in task.calls)]
     run = _Run(wanted, database, target, make_runner, options, watch)
     try:
         run.measure_defaults()
@@ -110,7 +110,7 @@ def sources(records: Mapping[str, ms.database.TuningRecord]) -> dict[str, str]:
 
 
 def kernels(tasks: list[Task], entries: Mapping[str, Entry], tuned: Mapping[str, str]) -> list[Kernel]:
-    """Each kernel of each piece with its share of the time under the schedules in use, and its verdict."""
+    """Each kernel of each chunk with its share of the time under the schedules in use, and its decision."""
 
     def time_ns(task: Task) -> float:
         entry = entries.get(task.key, Entry(task.name))
@@ -118,16 +118,16 @@ def kernels(tasks: list[Task], entries: Mapping[str, Entry], tuned: Mapping[str,
         return stats.median(samples) if samples else 0.0
 
     rows = []
-    for bucket in sorted({bucket for task in tasks for bucket in task.calls}):
-        share = shares(tasks, bucket, time_ns)
-        for task in sorted((t for t in tasks if bucket in t.calls), key=lambda t: -share[t.key]):
+    for chunk in sorted({chunk for task in tasks for chunk in task.calls}):
+        share = shares(tasks, chunk, time_ns)
+        for task in sorted((t for t in tasks if chunk in t.calls), key=lambda t: -share[t.key]):
             entry = entries.get(task.key, Entry(task.name, reason="never measured: run `tunebench tune`"))
             rows.append(
                 Kernel(
                     task=task.name,
-                    phase=phase(bucket),
-                    bucket=bucket,
-                    calls=task.calls[bucket],
+                    phase=phase(chunk),
+                    chunk=chunk,
+                    calls=task.calls[chunk],
                     share=share[task.key],
                     schedule=tuned.get(task.key, "default"),
                     decision=entry.decision,
@@ -227,7 +227,7 @@ class _Run:
         return self.progress.elapsed_s < self.options.time_limit_s - self._judging_s()
 
     def _judging_s(self) -> float:
-        """What the verdicts on the tasks searched so far will take, at most half the time."""
+        """What the decisions on the tasks searched so far will take, at most half the time."""
         calls = FINAL.warmups + FINAL.least_samples
         searched = [search.entry.default_ns for search in self.progress.searches if search.begun]
         seconds = sum(JUDGE_S + calls * stats.median(samples) / 1e9 for samples in searched if samples)
@@ -243,24 +243,24 @@ class _Run:
     def _mark(self) -> None:
         """Bring the shares and the course of the run up to date."""
         best = {search.task.key: search.best_ns for search in self.progress.searches}
-        buckets = sorted({bucket for task in self.tasks for bucket in task.calls})
-        phases = [phase(bucket) for bucket in buckets]
+        chunk_sizes = sorted({chunk for task in self.tasks for chunk in task.calls})
+        phases = [phase(chunk) for chunk in chunk_sizes]
         share = dict.fromkeys(best, 0.0)
-        for bucket in buckets:
-            weight = PRIORITY[phase(bucket)] / phases.count(phase(bucket))
-            for key, part in shares(self.tasks, bucket, lambda task: best[task.key]).items():
+        for chunk in chunk_sizes:
+            weight = PRIORITY[phase(chunk)] / phases.count(phase(chunk))
+            for key, part in shares(self.tasks, chunk, lambda task: best[task.key]).items():
                 share[key] += part * weight
         self.progress.share = share
         point = {"wall_s": self.progress.elapsed_s, "trials": float(self.progress.trials)}
-        for name, bucket in (("decode", 1), ("prefill", buckets[-1])):
+        for name, chunk in (("decode", 1), ("prefill", chunk_sizes[-1])):
             tuned = name in self.options.phases
-            point[f"{name}_ns"] = piece_ns(self.tasks, bucket, lambda task: best[task.key]) if tuned else 0.0
+            point[f"{name}_ns"] = chunk_ns(self.tasks, chunk, lambda task: best[task.key]) if tuned else 0.0
         self.progress.curve.append(point)
         self.watch(self.progress)
 
     def judge(self) -> None:
         """Measure each task's best trials against the default on fresh samples; promote what wins."""
-        self.progress.stage = "verdict"
+        self.progress.stage = "decision"
         winners = self.database.promoted()
         for search in sorted(self.progress.searches, key=lambda s: -self.progress.share[s.task.key]):
             key, won = search.task.key, winners.get(search.task.key)
@@ -270,7 +270,7 @@ class _Run:
                 continue  # judged by an earlier run, and nothing better was found since
             if won and record_key(won) not in [record_key(record) for record in finalists]:
                 finalists.append(won)
-            search.doing = "verdict"
+            search.doing = "decision"
             self.watch(self.progress)
             with self.progress.costs.of("verify"):
                 entry, winner = self._judge(search, finalists)
@@ -290,7 +290,7 @@ class _Run:
     def _judge(
         self, search: TaskSearch, finalists: list[ms.database.TuningRecord]
     ) -> tuple[Entry, ms.database.TuningRecord | None]:
-        """The verdict, and the record where it is `promoted`."""
+        """The decision, and the record where it is `promoted`."""
         entry = replace(search.entry, tuned_ns=[])
         if not finalists:
             tried = self.trials.count(search.task) > 0
@@ -313,14 +313,14 @@ class _Run:
         )
         noise = stats.noise_floor(tuned_ns, outcomes[AGAIN].samples_ns) or 0.0
         self.progress.noise = max(self.progress.noise, noise)
-        verdict = stats.verdict(default_ns, tuned_ns, noise)
+        decided = stats.decide(default_ns, tuned_ns, noise)
         entry = replace(
-            entry, decision=verdict.decision, reason=verdict.reason, default_ns=default_ns, tuned_ns=tuned_ns
+            entry, decision=decided.decision, reason=decided.reason, default_ns=default_ns, tuned_ns=tuned_ns
         )
-        return entry, finalists[int(name)] if verdict.decision == "promoted" else None
+        return entry, finalists[int(name)] if decided.decision == "promoted" else None
 
     def _ranked(self, search: TaskSearch, mods: dict[str, tvm.IRModule]) -> list[str]:
-        """The finalists, fastest first, on samples that the verdict does not use."""
+        """The finalists, fastest first, on samples that the decision does not use."""
         if len(mods) == 1:
             return list(mods)
         outcomes = self.runner.duel(search.job, list(mods.items()), CHOICE, with_default=False)

@@ -1,6 +1,6 @@
 """PyTorch: the model as eager operators over a static cache, with the same weights in float.
 
-On a GPU the operators of a step are recorded as a CUDA graph for each piece length and each stretch of the
+On a GPU the operators of a step are recorded as a CUDA graph for each chunk size and each stretch of the
 cache, and replayed; quantized weights are dequantized to the activations' type when they are loaded.
 """
 
@@ -24,7 +24,7 @@ def refuses(model: Model) -> str:
     """Why it cannot run a model, or an empty string."""
     if model.architecture.name != "llama":
         return f"it has no {model.architecture.name}"
-    scheme, on_gpu = model.workload.scheme, model.workload.device == "gpu"
+    scheme, on_gpu = model.workload.scheme, model.workload.device_kind == "gpu"
     if scheme.family != "none" and not on_gpu:
         return "it has no such quantization on a CPU: compare q0f32, q0f16 or q0bf16"
     if on_gpu and not (scheme.dtype == "float16" and scheme.layout == "NK"):
@@ -129,7 +129,7 @@ class TorchEngine:
 
 
 class CudaTorchEngine:
-    """A llama in float16 on the GPU, a CUDA graph a piece length and stretch of the cache."""
+    """A llama in float16 on the GPU, a CUDA graph a chunk size and stretch of the cache."""
 
     name = "torch"
 
@@ -273,7 +273,7 @@ def load(model: Model, weights: Weights, threads: int, folder: Path) -> Engine:
     """Hand the weights over, a tensor each; `folder` is not needed."""
     import torch
 
-    if model.workload.device == "gpu":
+    if model.workload.device_kind == "gpu":
         return _load_on_gpu(model, weights)
     held: dict[str, Any] = {}
     for name, array in weights:

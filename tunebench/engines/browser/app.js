@@ -62,7 +62,7 @@ function showPlan({ facts, buffers, shaders, steps }) {
     ["batch", facts.batch],
     ["context", count(facts.context)],
     ["vocabulary", count(facts.vocab_size)],
-    ["prompts run in pieces of", [...facts.chunks, 1].sort((a, b) => b - a).join(", ")],
+    ["prompts run in chunks of", [...facts.chunks, 1].sort((a, b) => b - a).join(", ")],
     ["kernels", count(Object.keys(shaders).length)],
     ["launches of a decode step", count(steps[1].launches.length)],
     ["weights", bytes("weight")],

@@ -1,7 +1,7 @@
 // What a program that drives the page calls: every answer is {value}, or {error, stack} with a stack where it is no
 // user's mistake.
 
-import { Model, PlanError, openAdapter, openDevice, pieces, spread } from "./runner.js";
+import { Model, PlanError, openAdapter, openDevice, splitPrompt, spread } from "./runner.js";
 
 let opened = null; // one device serves all plans of a page
 const models = [];
@@ -36,7 +36,7 @@ const calls = {
   },
 
   measure: (number, steps) => models[number].measure(steps),
-  pieces: async (...given) => pieces(...given),
+  chunks: async (...given) => splitPrompt(...given),
   spread: async (blocks) => spread(blocks),
 };
 

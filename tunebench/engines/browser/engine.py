@@ -20,7 +20,7 @@ import numpy as np
 
 from tunebench.engines.browser.export import WEIGHTS, Arrays, write_plan, write_weights
 from tunebench.engines.browser.server import PageServer
-from tunebench.engines.chunked import PieceEngine
+from tunebench.engines.chunked import ChunkedEngine
 from tunebench.errors import TuneBenchError
 from tunebench.runtime import webgpu_common
 from tunebench.runtime.plan import Plan
@@ -218,10 +218,10 @@ class _Tab:
             self._temporary.cleanup()
 
 
-class BrowserEngine(PieceEngine):
+class BrowserEngine(ChunkedEngine):
     """A plan in a page of a browser.
 
-    `arrays` are the weights and `angles` by name, in any order. `folder` gets the plan and the weights, and keeps
+    `arrays` are the weights and `rope_cos_sin` by name, in any order. `folder` gets the plan and the weights, and keeps
     them; without one they go to a temporary folder, the weights only until they are loaded. An engine made `beside`
     another, for another plan of the same model, shares its weights and cache and needs no arrays.
     """
@@ -273,14 +273,14 @@ class BrowserEngine(PieceEngine):
             if not self._tab.users:
                 self._tab.close()
 
-    def _step(self, tokens: np.ndarray, position: int, last: int) -> None:
+    def _step(self, tokens: np.ndarray, position: int, last_token: int) -> None:
         self._tab.queue(
             {
                 "plan": self._number,
                 "length": tokens.shape[1],
                 "tokens": tokens.reshape(-1).tolist(),
                 "position": position,
-                "last": last,
+                "last": last_token,
             }
         )
         self._has_run = True

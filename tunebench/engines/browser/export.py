@@ -76,7 +76,7 @@ def check(folder: Path) -> None:
 
 
 def cache_tiles(plan: Plan) -> list[Buffer]:
-    """What the caches repeat for every sequence and head, as `pieces.random_cache` does, by dtype and shape."""
+    """What the caches repeat for every sequence and head, as `chunked.random_cache` does, by dtype and shape."""
     found = {}
     for each in plan.buffers:
         if each.kind == "cache":

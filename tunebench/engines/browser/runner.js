@@ -52,18 +52,18 @@ export async function openDevice(adapter) {
   return device;
 }
 
-/** How a prompt of n tokens is served; the same as `pieces` in tunebench/pieces.py. */
-export function pieces(n, position, chunks, context) {
+/** How a prompt of n tokens is served; the same as `split_prompt` in engines/chunked.py. */
+export function splitPrompt(n, position, chunks, context) {
   const found = [];
   let left = n;
-  for (const bucket of [...chunks].sort((a, b) => b - a)) {
-    while (left >= bucket || (left > Math.floor(bucket / 2) && position + n - left + bucket <= context)) {
-      const valid = Math.min(left, bucket);
-      found.push({ bucket, valid });
+  for (const chunk of [...chunks].sort((a, b) => b - a)) {
+    while (left >= chunk || (left > Math.floor(chunk / 2) && position + n - left + chunk <= context)) {
+      const valid = Math.min(left, chunk);
+      found.push({ chunk, valid });
       left -= valid;
     }
   }
-  for (; left > 0; left--) found.push({ bucket: 1, valid: 1 });
+  for (; left > 0; left--) found.push({ chunk: 1, valid: 1 });
   return found;
 }
 
@@ -115,8 +115,8 @@ export class Model {
   /** Sources fetched, checked and compiled. */
   static async prepare(device, lanes, url, onProgress = () => {}) {
     const plan = await (await get(`${url}/plan.json`)).json();
-    if (plan.format !== "tunebench-plan" || plan.version !== 1)
-      throw new PlanError(`version ${plan.version} of ${plan.format} is not version 1 of tunebench-plan.`);
+    if (plan.format !== "tunebench-plan" || plan.version !== 2)
+      throw new PlanError(`version ${plan.version} of ${plan.format} is not version 2 of tunebench-plan.`);
     if (plan.language !== "wgsl")
       throw new PlanError(`the plan's kernels are in ${plan.language}, and a browser takes wgsl: export for webgpu.`);
     onProgress("plan", plan);
@@ -140,7 +140,7 @@ export class Model {
     this.layouts = new Map(); // by which bindings are written
     this.uniforms = new Map(); // by the last block
     this.buffers = [];
-    this.steps = new Map(); // by piece length
+    this.steps = new Map(); // by chunk size
     this.last = null; // the step that ran last
     this.timer = device.features.has("timestamp-query") ? this.#timer() : null;
   }
@@ -289,7 +289,7 @@ export class Model {
     const step = this.steps.get(length);
     queue.writeBuffer(this.inputs[`tokens.${length}`], 0, new Int32Array(tokens));
     queue.writeBuffer(this.inputs.position, 0, new Int32Array([position]));
-    queue.writeBuffer(this.inputs.last, 0, new Int32Array([last]));
+    queue.writeBuffer(this.inputs.last_token, 0, new Int32Array([last]));
     const encoder = this.device.createCommandEncoder();
     const pass = encoder.beginComputePass(timestampWrites ? { timestampWrites } : {});
     let current = null;
@@ -334,10 +334,10 @@ export class Model {
   prompt(tokens, position) {
     const { batch, chunks, context } = this.facts;
     let done = 0;
-    return pieces(tokens.length, position, chunks, context).map(({ bucket, valid }) => {
-      const part = new Int32Array(bucket);
+    return splitPrompt(tokens.length, position, chunks, context).map(({ chunk, valid }) => {
+      const part = new Int32Array(chunk);
       part.set(tokens.slice(done, done + valid));
-      const step = { length: bucket, tokens: this.#everySequence(part, batch), position: position + done, last: valid - 1 };
+      const step = { length: chunk, tokens: this.#everySequence(part, batch), position: position + done, last: valid - 1 };
       done += valid;
       return step;
     });

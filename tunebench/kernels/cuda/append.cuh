@@ -6,7 +6,7 @@ namespace tb {
 // A thread has VEC elements d and the VEC that lie D / 2 further.
 template <int D, int H, int G, int C, int M, int THREADS, int VEC>
 __device__ __forceinline__ int append(
-    const __half* __restrict__ qkv, const int* __restrict__ position, const float* __restrict__ angles,
+    const __half* __restrict__ qkv, const int* __restrict__ position, const float* __restrict__ rope_cos_sin,
     __half* __restrict__ keys, __half* __restrict__ values, __half* __restrict__ q) {
   constexpr int HALF = D / 2, EVERY = H + 2 * G, PARTS = HALF / VEC;
   const int at = blockIdx.x * THREADS + threadIdx.x;
@@ -24,7 +24,7 @@ __device__ __forceinline__ int append(
     *reinterpret_cast<u32*>(&high.v[i]) = fresh_word(from + HALF + i);
   }
   if (h < H + G) {
-    const float* turn = angles + static_cast<size_t>(t) * HALF + d;
+    const float* turn = rope_cos_sin + static_cast<size_t>(t) * HALF + d;
 #pragma unroll
     for (int i = 0; i < VEC; ++i) {
       const float a = __half2float(low.v[i]), b = __half2float(high.v[i]);

@@ -170,7 +170,7 @@ __device__ __forceinline__ void load_matrices(u32* r, const void* from) {
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
 }
 
-// A piece of M tokens at `position`: out[b, M, H, D], each token over the positions up to its own.
+// A chunk of M tokens at `position`: out[b, M, H, D], each token over the positions up to its own.
 // Block (tile of 16 WARPS tokens, b H). KEYS positions a step lie in shared memory; a warp has 16 tokens.
 template <int D, int H, int G, int C, int M, int WARPS, int KEYS>
 __device__ __forceinline__ int attend_piece(

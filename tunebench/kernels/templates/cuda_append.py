@@ -22,7 +22,7 @@ def _build(op: Operation, decisions: Decisions) -> PrimFunc:
         [
             Param("qkv", (b, m, heads + 2 * kv_heads, dim), "float16"),
             Param("position", (1,), "int32"),
-            Param("angles", (2, context, dim // 2), "float32"),
+            Param("rope_cos_sin", (2, context, dim // 2), "float32"),
             Param("keys", cache, "float16"),
             Param("values", cache, "float16"),
             Param("q", (b, m, heads, dim), "float16"),
@@ -30,7 +30,7 @@ def _build(op: Operation, decisions: Decisions) -> PrimFunc:
         (-(-m * (heads + 2 * kv_heads) * dim // 2 // vector // threads), b),
         threads,
         f"tb::append<{', '.join(map(str, numbers))}>",
-        ["qkv", "position", "angles", "keys", "values", "q"],
+        ["qkv", "position", "rope_cos_sin", "keys", "values", "q"],
         early=bool(decisions["overlap"]),
     )
 

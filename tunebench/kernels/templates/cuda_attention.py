@@ -1,4 +1,4 @@
-"""Attention over the cache: one token split over positions, a piece of a prompt on tensor cores."""
+"""Attention over the cache: one token split over positions, a prefill chunk on tensor cores."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def _one_build(op: Operation, decisions: Decisions) -> PrimFunc:
     )
 
 
-def _piece_choices(op: Operation, gpu: Gpu) -> Choices:
+def _chunk_choices(op: Operation, gpu: Gpu) -> Choices:
     if not _serves(op, gpu) or op["m"] % 16:
         return {}
     return {"warps": [w for w in (1, 2, 4, 8) if op["m"] % (16 * w) == 0], "keys": [32, 64], **overlap(gpu)}
 
 
-def _piece_build(op: Operation, decisions: Decisions) -> PrimFunc:
+def _chunk_build(op: Operation, decisions: Decisions) -> PrimFunc:
     warps, m = decisions["warps"], op["m"]
     numbers = [op["dim"], op["heads"], op["kv_heads"], op["context"], m, warps, decisions["keys"]]
     return extern_kernel(
@@ -65,5 +65,5 @@ def _piece_build(op: Operation, decisions: Decisions) -> PrimFunc:
 
 TEMPLATES = (
     Template("cuda-attend-one", "attention", "one token, positions split over a cluster", _one_choices, _one_build),
-    Template("cuda-attend-piece", "attention", "16 tokens a warp on tensor cores", _piece_choices, _piece_build),
+    Template("cuda-attend-piece", "attention", "16 tokens a warp on tensor cores", _chunk_choices, _chunk_build),
 )

@@ -1,4 +1,4 @@
-"""A piece's rotation and its place in the cache, as source text for GPU APIs: one launch for q, keys and values."""
+"""A chunk's rotation and its place in the cache, as source text for GPU APIs: one launch for q, keys and values."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
     let a : vec2f = unpack(qkv[here]);
     let b : vec2f = unpack(qkv[here + {words}u]);
     let turn : u32 = place * {half}u + 2u * word;
-    let c : vec2f = vec2f(angles[turn], angles[turn + 1u]);
-    let s : vec2f = vec2f(angles[{context * half}u + turn], angles[{context * half}u + turn + 1u]);
+    let c : vec2f = vec2f(rope_cos_sin[turn], rope_cos_sin[turn + 1u]);
+    let s : vec2f = vec2f(rope_cos_sin[{context * half}u + turn], rope_cos_sin[{context * half}u + turn + 1u]);
     let low : u32 = pack(a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y);
     let high : u32 = pack(b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y);
     if (head < {heads}u) {{
@@ -50,7 +50,7 @@ def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
     }}
   }}"""
     outputs = [Param(name, "u32", True) for name in ("keys", "values", "q")]
-    params = [Param("qkv", "u32"), Param("position", "i32"), Param("angles", "f32"), *outputs]
+    params = [Param("qkv", "u32"), Param("position", "i32"), Param("rope_cos_sin", "f32"), *outputs]
     made = shader_for(gpu, params, threads, body)
     return in_one_launch(made, (-(-total // threads), 1, 1))
 

@@ -6,7 +6,7 @@ mantissas of two halves at once; their products go to float32 word by word, so t
 
 An operation may say that its input is still to be normalised (`norm`: epsilon; the norm's weights come behind x), and
 that its outputs are gated (`gate`): those of the first half go through silu and multiply those of the second.
-`tunebench.merging` makes such operations of neighbours in a plan.
+`tunebench.fusion` makes such operations of neighbours in a plan.
 """
 
 from __future__ import annotations

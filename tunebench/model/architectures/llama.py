@@ -20,7 +20,7 @@ Store = Callable[[str], Any]
 
 def kernels(workload: Workload) -> ModuleType:
     """The module that writes kernels for the workload's kind of device."""
-    return gpu_kernels if workload.device == "gpu" else cpu_kernels
+    return gpu_kernels if workload.device_kind == "gpu" else cpu_kernels
 
 
 class Attention(nn.Module):
@@ -30,7 +30,7 @@ class Attention(nn.Module):
         self.o_proj = store(f"{name}.o_proj")
 
     def forward(
-        self, x: Tensor, position: Tensor, angles: Tensor, keys: Tensor, values: Tensor
+        self, x: Tensor, position: Tensor, rope_cos_sin: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of the normed x; the mixed values before their projection, and the cache."""
         written = kernels(self.workload)
@@ -42,7 +42,7 @@ class Attention(nn.Module):
         keys, values, q = op.tensor_ir_inplace_op(
             written.append(*shape),
             "append",
-            [qkv, position, angles, keys, values],
+            [qkv, position, rope_cos_sin, keys, values],
             [3, 4, -1],
             [
                 Tensor.placeholder(keys.shape, dtype, "keys"),
@@ -95,9 +95,9 @@ class Layer(nn.Module):
         self.mlp = MLP(config, workload, store, f"{name}.mlp")
 
     def forward(
-        self, x: Tensor, position: Tensor, angles: Tensor, keys: Tensor, values: Tensor
+        self, x: Tensor, position: Tensor, rope_cos_sin: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mixed, keys, values = self.self_attn(self.input_layernorm(x), position, angles, keys, values)
+        mixed, keys, values = self.self_attn(self.input_layernorm(x), position, rope_cos_sin, keys, values)
         x = self.self_attn.o_proj.matmul(mixed, x.dtype, x)
         return self.mlp(self.post_attention_layernorm(x), x), keys, values
 
@@ -120,23 +120,23 @@ class LlamaForCausalLM(nn.Module):
         self,
         tokens: Tensor,
         position: Tensor,
-        last: Tensor,
-        angles: Tensor,
+        last_token: Tensor,
+        rope_cos_sin: Tensor,
         keys: list[Tensor],
         values: list[Tensor],
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """One piece: int32 tokens [b, m] at `position` -> float32 logits [b, vocab] of its row `last`."""
+        """One chunk: int32 tokens [b, m] at `position` -> float32 logits [b, vocab] of its row `last_token`."""
         b, m = (int(extent) for extent in tokens.shape)
         hidden, dtype = self.config.hidden_size, self.workload.scheme.dtype
         x = self.model.embed_tokens.take(op.reshape(tokens, (b * m,)))
         keys, values = list(keys), list(values)
         for i, layer in enumerate(self.model.layers):
-            x, keys[i], values[i] = layer(x, position, angles, keys[i], values[i])
+            x, keys[i], values[i] = layer(x, position, rope_cos_sin, keys[i], values[i])
         if m > 1:
             x = op.tensor_ir_op(
                 kernels(self.workload).last_row(b, m, hidden, dtype),
                 "last_row",
-                [op.reshape(x, (b, m, hidden)), last],
+                [op.reshape(x, (b, m, hidden)), last_token],
                 Tensor.placeholder((b, hidden), dtype, "x"),
             )
         return self.lm_head.matmul(self.model.norm(x), "float32"), keys, values

@@ -95,8 +95,8 @@ def _speedups(axes: Axes, kernels: list[Kernel]) -> None:
 
 def _dot(axes: Axes, height: int, kernel: Kernel) -> tuple[float, float]:
     """Draw one kernel and say how far it reaches."""
-    verdict = stats.kernel_verdict(kernel)
-    interval, colour = verdict.interval, COLOURS[verdict.decision]
+    decided = stats.kernel_decision(kernel)
+    interval, colour = decided.interval, COLOURS[decided.decision]
     if interval.ratio != interval.ratio:
         axes.annotate("not measured", (1, height), (6, 0), textcoords="offset points", va="center", fontsize=8)
         return 1.0, 1.0
@@ -109,7 +109,7 @@ def _dot(axes: Axes, height: int, kernel: Kernel) -> tuple[float, float]:
 
 def _name(kernel: Kernel) -> str:
     name = kernel.task if len(kernel.task) <= 44 else f"{kernel.task[:26]}…{kernel.task[-17:]}"
-    return f"{name}  m={kernel.bucket}" if kernel.phase == "prefill" else name
+    return f"{name}  m={kernel.chunk}" if kernel.phase == "prefill" else name
 
 
 CHARTS = (Chart("kernels", TITLE, draw),)

@@ -12,7 +12,7 @@ from tunebench.report.charts import GRID, PEERS, TUNED, Chart, digits, heading, 
 from tunebench.results import TuneResult
 
 TITLE = "What tuning cost: estimated time of a step, best so far"
-PHASES = {"decode_ns": "Decode step", "prefill_ns": "Prefill piece"}
+PHASES = {"decode_ns": "Decode step", "prefill_ns": "Prefill chunk"}
 AXES = {"wall_s": ("wall-clock, minutes", 60.0), "trials": ("trials", 1.0)}
 COLOURS = (TUNED, *PEERS)
 MARKERS = "os^Dv"  # a new one each time that the colours have run out

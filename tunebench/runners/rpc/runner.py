@@ -368,7 +368,7 @@ def disagreement(key: str, probe_ns: dict[str, float]) -> str:
     factor = probe_ns[slowest] / probe_ns[fastest]
     return (
         f"devices of key {key!r} disagree: {slowest} takes {factor:.2f}x as long as {fastest} for the same kernel "
-        f"({AGREE:.2f}x is allowed), so times of trials are not comparable; verdicts are each from one device"
+        f"({AGREE:.2f}x is allowed), so times of trials are not comparable; decisions are each from one device"
     )
 
 

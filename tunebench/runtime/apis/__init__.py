@@ -44,7 +44,7 @@ class Recording(Protocol):
         ...
 
 
-class Device(Protocol):
+class ApiDevice(Protocol):
     """One device of a GPU API."""
 
     name: str  # by its maker
@@ -93,7 +93,7 @@ class Api:
     language: str  # of its shaders
     summary: str
     packages: tuple[str, ...]  # what it imports
-    open: Callable[[], Device]  # TuneBenchError where there is no device
+    open: Callable[[], ApiDevice]  # TuneBenchError where there is no device
 
 
 def apis() -> dict[str, Api]:
@@ -102,7 +102,7 @@ def apis() -> dict[str, Api]:
 
 
 @functools.cache
-def open_device(name: str) -> Device:
+def open_device(name: str) -> ApiDevice:
     """The first device of an API, opened once; TuneBenchError where a package, a driver or a device is missing."""
     api = registry.pick(apis(), name, "API")
     missing = [package for package in api.packages if importlib.util.find_spec(package) is None]

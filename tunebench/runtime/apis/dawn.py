@@ -21,7 +21,7 @@ import numpy as np
 
 from tunebench.errors import TuneBenchError
 from tunebench.runtime import webgpu_common
-from tunebench.runtime.apis import Api, Buffer, Call, Device
+from tunebench.runtime.apis import Api, ApiDevice, Buffer, Call
 from tunebench.runtime.plan import Shader
 
 SCRIPT = Path(__file__).with_name("dawn.mjs")
@@ -226,7 +226,7 @@ def find_package() -> Path | None:
     return next((place / PACKAGE for place in places if (place / PACKAGE / "package.json").exists()), None)
 
 
-def open_device() -> Device:
+def open_device() -> ApiDevice:
     """Dawn in a process of its own."""
     node, package = find_node(), find_package()
     if node is None or package is None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tunebench.errors import TuneBenchError
-from tunebench.runtime.apis import Api, Buffer, Call, Device
+from tunebench.runtime.apis import Api, ApiDevice, Buffer, Call
 from tunebench.runtime.plan import Shader
 
 PATTERNS = tuple(2**i for i in range(8))  # bytes that a fill takes along, and so need not outlive the call
@@ -136,7 +136,7 @@ class OpenClRecording:
         return time.perf_counter_ns() - start
 
 
-def open_device() -> Device:
+def open_device() -> ApiDevice:
     """A GPU, or else the first device that there is."""
     import pyopencl as cl
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tunebench.errors import TuneBenchError
 from tunebench.runtime import webgpu_common
-from tunebench.runtime.apis import Api, Buffer, Call, Device
+from tunebench.runtime.apis import Api, ApiDevice, Buffer, Call
 from tunebench.runtime.plan import Shader
 
 MOST_BLOCKS = 65535  # along one axis of a grid
@@ -200,7 +200,7 @@ class _Timer:
         return int(end - start)
 
 
-def open_device() -> Device:
+def open_device() -> ApiDevice:
     """The adapter that promises most."""
     import wgpu
     from wgpu.backends.wgpu_native import extras

@@ -12,14 +12,14 @@ from conftest import load_model, write_config
 from test_gpu_api import MATMUL, NVIDIA, device, emulated, engines, expected, plain, product, run, target
 
 from tunebench.compile import passes
-from tunebench.compile.fusion import Invoked, Merger
+from tunebench.compile.fusion import Fuser, Invoked
 from tunebench.compile.planner import plan_model
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
 from tunebench.kernels.templates import Gpu
-from tunebench.model import workload
+from tunebench.model import workload as workloads
 from tunebench.runners.base import inputs, mismatch
-from tunebench.runtime.apis import Device
+from tunebench.runtime.apis import ApiDevice
 from tunebench.runtime.plan import Launch
 from tunebench.tuning import spaces
 
@@ -35,8 +35,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def check_merged(device: Device, gpu: Gpu, case: dict[str, Any], pairs: int) -> None:
-    """A merged kernel against the plain kernels one after the other, for inputs as large as they come."""
+def check_merged(device: ApiDevice, gpu: Gpu, case: dict[str, Any], pairs: int) -> None:
+    """A fused kernel against the plain kernels one after the other, for inputs as large as they come."""
     op = {**MATMUL, "m": 1, "n": 512, "k": 512, **case}
     alone = {key: value for key, value in op.items() if key not in ("norm", "gate")}
     x, *rest = inputs(passes.task_module(product(alone)), 0, np.random.default_rng(0))
@@ -61,12 +61,12 @@ def check_merged(device: Device, gpu: Gpu, case: dict[str, Any], pairs: int) -> 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_merged_kernel_computes_what_its_parts_do(device: Device, target: tvm.target.Target, name: str) -> None:
+def test_a_merged_kernel_computes_what_its_parts_do(device: ApiDevice, target: tvm.target.Target, name: str) -> None:
     check_merged(device, templates.gpu_of(target), CASES[name], 0)
 
 
 @pytest.mark.parametrize("name", ["norm", "gate", "norm and gate"])
-def test_merged_kernels_of_pairs_do_so_too(emulated: Device, name: str) -> None:
+def test_merged_kernels_of_pairs_do_so_too(emulated: ApiDevice, name: str) -> None:
     check_merged(emulated, NVIDIA, CASES[name], 1)
 
 
@@ -90,19 +90,19 @@ def scheduled(mod: tvm.IRModule, gpu: Gpu, target: tvm.target.Target) -> dict[st
 
 
 def test_a_plan_of_merged_kernels_says_what_the_cpu_says(
-    device: Device, target: tvm.target.Target, tmp_path: Path
+    device: ApiDevice, target: tvm.target.Target, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, head_dim=64, hidden_size=256, intermediate_size=256)
-    model = load_model(config, "q4f16_1", device="gpu")
-    mod = passes.prefix(workload.build(model), target)
+    model = load_model(config, "q4f16_1", device_kind="gpu")
+    mod = passes.prefix(workloads.build_module(model), target)
     kernels = scheduled(mod, templates.gpu_of(target), target)
     plan = plan_model(mod, model, target, kernels)
-    merged = [launch.shader for launch in plan.steps[1].launches if launch.shader not in kernels]
+    fused = [launch.shader for launch in plan.steps[1].launches if launch.shader not in kernels]
     layers = model.config.num_hidden_layers
-    assert sum("rms_norm" in name for name in merged) == 2 * layers + 1
-    assert sum("silu_mul" in name for name in merged) == layers
+    assert sum("rms_norm" in name for name in fused) == 2 * layers + 1
+    assert sum("silu_mul" in name for name in fused) == layers
     assert not any(launch.shader.startswith(("rms_norm", "silu")) and launch.shader in kernels for launch in one(plan))
-    engine, ours = engines(device, plan, model, load_model(config, "q4f16_1", device="cpu"))
+    engine, ours = engines(device, plan, model, load_model(config, "q4f16_1", device_kind="cpu"))
     for i in range(6):
         wanted = ours.logits()
         assert np.abs(engine.logits() - wanted).max() < 0.05 * wanted.std()
@@ -115,7 +115,7 @@ def one(plan: Any) -> tuple[Launch, ...]:
     return tuple(plan.steps[1].launches)
 
 
-def merger() -> Merger:
+def fuser() -> Fuser:
     """Of a norm, a product of one row, a gate, and a product by default."""
     op = {**MATMUL, "m": 1, "n": 512, "k": 512, "residual": 0}
     target = tvm.target.Target({"kind": "opencl", "keys": ["opencl", "gpu", "ptx"], "max_num_threads": 256})
@@ -123,14 +123,14 @@ def merger() -> Merger:
     template = scheduled(tvm.IRModule({"product": product(op)}), NVIDIA, target)["product"]
     norm = plain({"op": "rms_norm", "rows": 1, "width": 512, "epsilon": EPSILON, "dtype": "float16"})
     gate = passes.task_module(gpu_kernels.silu_mul(1, 256, "float16"))
-    return Merger({"norm": norm, "product": template, "gate": gate, "default": kernel}, NVIDIA)
+    return Fuser({"norm": norm, "product": template, "gate": gate, "default": kernel}, NVIDIA)
 
 
 NORM, PRODUCT, GATE = Invoked("norm", (0, 1, 2)), Invoked("product", (2, 3, 4, 5)), Invoked("gate", (5, 6))
 
 
 def test_a_chain_becomes_one() -> None:
-    assert merger().merged([NORM, PRODUCT, GATE], 6) == [Invoked("norm_product_gate", (0, 1, 3, 4, 6))]
+    assert fuser().fused([NORM, PRODUCT, GATE], 6) == [Invoked("norm_product_gate", (0, 1, 3, 4, 6))]
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ def test_a_chain_becomes_one() -> None:
     ],
 )
 def test_what_others_need_is_not_merged(chain: list[Invoked], kept: int) -> None:
-    assert merger().merged(chain, kept) == chain
+    assert fuser().fused(chain, kept) == chain
 
 
 def test_a_buffer_that_is_written_again_may_be_read_later() -> None:
     chain = [NORM, PRODUCT, Invoked("norm", (5, 1, 2)), Invoked("default", (2, 3, 4, 7))]
-    assert [each.kernel for each in merger().merged(chain, 7)] == ["norm_product", "norm", "default"]
+    assert [each.kernel for each in fuser().fused(chain, 7)] == ["norm_product", "norm", "default"]
