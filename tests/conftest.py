@@ -20,7 +20,7 @@ from tunebench.devices.targets import presets
 from tunebench.model import quantization
 from tunebench.model import workload as workloads
 from tunebench.model.workload import Model
-from tunebench.runners.base import Job
+from tunebench.runners.base import Failed, MeasureInput, Outcome
 from tunebench.spec import Workload
 from tunebench.tuning import search
 from tunebench.tuning.database import Entry
@@ -91,9 +91,14 @@ def draw_records(found: Iterable[Task], target: tvm.target.Target, seed: int) ->
     return {task.key: record_of(task, rng.choice(draw_designs(task, target, seed)), target) for task in found}
 
 
-def job_of(name: str, mod: tvm.IRModule, depth: int = 40) -> Job:
+def input_of(name: str, mod: tvm.IRModule, depth: int = 40) -> MeasureInput:
     """A kernel as a runner wants it, without cold caches."""
-    return Job(name, tvm.ir.save_json(mod), depth, cold_bytes=1)
+    return MeasureInput(name, tvm.ir.save_json(mod), depth, cold_bytes=1)
+
+
+def why(outcome: Outcome | None) -> str:
+    """Why a candidate has no times, or an empty string."""
+    return outcome.reason if isinstance(outcome, Failed) else ""
 
 
 def relative_error(found: np.ndarray, reference: np.ndarray) -> float:

@@ -26,11 +26,11 @@ from tvm import rpc, s_tir
 from tvm.rpc.tracker import Tracker
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import runners
 from tunebench.compile import passes
 from tunebench.compile.tasks import replay
 from tunebench.kernels import int8_dot
 from tunebench.model.workload import Model
+from tunebench.runners import bench
 from tunebench.tuning.spaces import Kernel, cpu_dot
 
 SYSROOT = Path(__file__).parent.parent / ".arm-sysroot"
@@ -198,16 +198,16 @@ def test_kernels_compute_what_this_machines_do(scheme: str, emulated: Emulated, 
     wrong = {}
     expected: dict[str, tuple[Arrays, list[int], Arrays]] = {}
     for task in lower(load_model(config, scheme), here)[1]:
-        arguments = runners.inputs(task.mod, 40, np.random.default_rng(0))
+        arguments = bench.random_inputs(task.mod, 40, np.random.default_rng(0))
         kernel = tvm.compile(passes.default_schedule(task.mod, here), target=here)["main"]
-        wanted = runners.written(task.mod)
+        wanted = bench.written(task.mod)
         expected[task.name] = arguments, wanted, call(kernel, arguments, wanted, tvm.cpu())
     for name in EMULATED[emulated.cpu]:
         kernels = emulated.load(drawn(load_model(config, scheme), name, seeds=2), name, tmp_path)
         for kernel_name, kernel in kernels.items():
             arguments, wanted, outputs = expected[kernel_name.split()[0]]
             found = call(kernel, arguments, wanted, emulated.session.cpu())
-            why = [runners.mismatch(a, b) for a, b in zip(found, outputs, strict=True)]
+            why = [bench.too_far(*bench.distance(a, b), str(a.dtype)) for a, b in zip(found, outputs, strict=True)]
             if any(why):
                 wrong[f"{name} {kernel_name}"] = why
         print(f"{emulated.cpu}: {len(kernels)} kernels of {scheme} for {name}")

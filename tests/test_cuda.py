@@ -50,8 +50,9 @@ HOPPER = {"many rows", "many rows in float"}
 
 
 @pytest.fixture(autouse=True)
-def cubins(tmp_path: Path) -> None:
-    nvrtc.install(tmp_path)
+def cubins(tmp_path: Path) -> Iterator[None]:
+    with nvrtc.compiling(tmp_path):
+        yield
 
 
 def gpu_target(arch: str = "sm_90") -> tvm.target.Target:
@@ -302,9 +303,10 @@ def test_committed_records_make_kernels(folder: Path) -> None:
 
 @pytest.fixture(scope="class")
 def runner() -> Iterator[Any]:
+    from tunebench.runners.cuda import CudaPrimitives
     from tunebench.runners.gpu import GpuRunner
 
-    made = GpuRunner(passes.tvm_target(targets.find("cuda"), 0), 8, "tunebench.runners.cuda")
+    made = GpuRunner(passes.tvm_target(targets.find("cuda"), 0), 8, CudaPrimitives)
     yield made
     made.close()
 
@@ -314,7 +316,7 @@ class TestOnAGpu:
 
     @pytest.mark.parametrize("name", OPERATIONS)
     def test_templates_agree_with_the_default(self, name: str, runner: Any) -> None:
-        from tunebench.runners.base import Job
+        from tunebench.runners.base import Candidate, MeasureInput, Timed, Trial
         from tunebench.timing import Protocol
 
         operation = OPERATIONS[name]
@@ -326,30 +328,32 @@ class TestOnAGpu:
         }[operation["op"]]()
         target = passes.tvm_target(targets.find("cuda"), 0)
         mod = passes.task_module(func)
-        job = Job(name, tvm.ir.save_json(passes.default_schedule(mod, target)), 40, 1)
+        given = MeasureInput(name, tvm.ir.save_json(passes.default_schedule(mod, target)), 40, 1)
         once = Protocol(warmups=0, samples=1, least_samples=1)
         ways = drawn(operation, templates.gpu_of(target).arch, 12)
-        assert not runner.prepare(job, once).error
-        runner.build([(str(i), tvm.IRModule({"main": t.build(operation, d)})) for i, (t, d) in enumerate(ways)])
-        outcomes = {str(way): runner.time(job, str(i), once, 10**9).error for i, way in enumerate(ways)}
-        assert {way: error for way, error in outcomes.items() if error} == {}
+        trial = Trial(given, once, 10**9)
+        assert isinstance(runner.prepare(given, once), Timed)
+        built = [tvm.IRModule({"main": t.build(operation, d)}) for t, d in ways]
+        runner.build(trial, [Candidate(str(i), mod) for i, mod in enumerate(built)])
+        outcomes = {str(way): runner.time(trial, str(i)) for i, way in enumerate(ways)}
+        assert {way: outcome for way, outcome in outcomes.items() if not isinstance(outcome, Timed)} == {}
 
     def test_an_unfinished_output_is_wrong(self, runner: Any) -> None:
-        from tunebench.runners.base import Job
+        from tunebench.runners.base import Candidate, MeasureInput, Timed, Trial, Wrong
         from tunebench.timing import Protocol
 
         target = passes.tvm_target(targets.find("cuda"), 0)
         mod = passes.task_module(gpu_kernels.rms_norm(3, 4096, 1e-5, "float16"))
-        job = Job("unfinished", tvm.ir.save_json(passes.default_schedule(mod, target)), 40, 1)
+        given = MeasureInput("unfinished", tvm.ir.save_json(passes.default_schedule(mod, target)), 40, 1)
+        trial = Trial(given, Protocol(warmups=0, samples=1, least_samples=1), 10**9)
         matrix, weight = Param("x", (3, 4096), "float16"), Param("weight", (4096,), "float16")
         args = ["x", "weight", "out", tvm.tirx.const(1e-5, "float32")]
         for rows in (2, 3):
             params = [matrix, weight, Param("out", (3, 4096), "float16")]
             func = templates.extern_kernel(params, (rows,), 128, "tb::rms_norm<4096, 128>", args)
-            runner.build([(str(rows), tvm.IRModule({"main": func}))])
-        once = Protocol(warmups=0, samples=1, least_samples=1)
-        assert "wrong output" in runner.time(job, "2", once, 10**9).error
-        assert not runner.time(job, "3", once, 10**9).error
+            runner.build(trial, [Candidate(str(rows), tvm.IRModule({"main": func}))])
+        assert isinstance(runner.time(trial, "2"), Wrong)
+        assert isinstance(runner.time(trial, "3"), Timed)
 
     def test_a_model_tuned_and_not_agrees_with_the_cpu(self, tmp_path: Path) -> None:
         from typer.testing import CliRunner

@@ -18,7 +18,7 @@ from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
 from tunebench.kernels.templates import Gpu
 from tunebench.model import workload as workloads
-from tunebench.runners.base import inputs, mismatch
+from tunebench.runners.bench import distance, random_inputs, too_far
 from tunebench.runtime.apis import ApiDevice
 from tunebench.runtime.plan import Launch
 from tunebench.tuning import spaces
@@ -39,7 +39,7 @@ def check_merged(device: ApiDevice, gpu: Gpu, case: dict[str, Any], pairs: int) 
     """A fused kernel against the plain kernels one after the other, for inputs as large as they come."""
     op = {**MATMUL, "m": 1, "n": 512, "k": 512, **case}
     alone = {key: value for key, value in op.items() if key not in ("norm", "gate")}
-    x, *rest = inputs(passes.task_module(product(alone)), 0, np.random.default_rng(0))
+    x, *rest = random_inputs(passes.task_module(product(alone)), 0, np.random.default_rng(0))
     gain = np.linspace(0.5, 2.0, op["k"]).astype(np.float16)
     x[0, 7] = 900.0 if "norm" in case else x[0, 7]
     given, wanted = [x], x
@@ -57,7 +57,7 @@ def check_merged(device: ApiDevice, gpu: Gpu, case: dict[str, Any], pairs: int) 
     for rows, lanes, unroll in ((2, 8, 1), (4, 16, 2)):
         decisions = {"rows": rows, "lanes": lanes, "threads": 64, "unroll": unroll, "pairs": pairs}
         found = run(device, template.text(op, decisions, gpu), given)[-1]
-        assert not mismatch(found, wanted, half=True)
+        assert not too_far(*distance(found, wanted), "float16")
 
 
 @pytest.mark.parametrize("name", CASES)

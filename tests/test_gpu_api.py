@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import random
 import re
@@ -25,8 +26,10 @@ from tunebench.kernels import shader_dialect, templates
 from tunebench.kernels.templates import Gpu
 from tunebench.model import workload as workloads
 from tunebench.model.workload import Model, random_weights, rope_cos_sin
-from tunebench.runners.base import Job, inputs, mismatch, written
+from tunebench.runners.base import Candidate, MeasureInput, Timed, Trial, Wrong
+from tunebench.runners.bench import distance, random_inputs, too_far, written
 from tunebench.runners.gpu import GpuRunner
+from tunebench.runners.shader import ShaderPrimitives
 from tunebench.runtime import apis, plan
 from tunebench.runtime.apis import ApiDevice, Call
 from tunebench.runtime.plan import Program
@@ -151,13 +154,13 @@ def expected(mod: tvm.IRModule, arrays: list[np.ndarray]) -> list[np.ndarray]:
 
 def check(device: ApiDevice, mod: tvm.IRModule, made: list[Program], depth: int = 90) -> None:
     """Programs compute what the plain kernel does."""
-    arrays = inputs(mod, depth, np.random.default_rng(0))
+    arrays = random_inputs(mod, depth, np.random.default_rng(0))
     wanted = expected(mod, arrays)
     arrays[-1] = np.full_like(arrays[-1], np.nan) if arrays[-1].dtype != np.int32 else arrays[-1]
     for program in made:
         found = run(device, program, arrays)
         for i in written(mod):
-            assert not mismatch(found[i], wanted[i], half=True), i
+            assert not too_far(*distance(found[i], wanted[i]), "float16"), i
 
 
 def draws(op: dict[str, Any], gpu: Gpu, count: int) -> list[Program]:
@@ -377,17 +380,18 @@ def test_a_runner_times_right_kernels_and_refuses_wrong_ones(device: ApiDevice, 
 
 def time_right_and_wrong(api: str, target: tvm.target.Target, mod: tvm.IRModule, wrong: tvm.IRModule) -> None:
     """An API's runner, given a right kernel and a wrong one."""
-    job = Job("it", tvm.ir.save_json(passes.default_schedule(mod, target)), 8, 1 << 20)
-    other = passes.default_schedule(wrong, target)
-    runner = GpuRunner(target, 1, f"tunebench.runners.{api}")
+    right = passes.default_schedule(mod, target)
+    trial = Trial(MeasureInput("it", tvm.ir.save_json(right), 8, 1 << 20), ONCE, 10**9)
+    runner = GpuRunner(target, 1, functools.partial(ShaderPrimitives, api))
     try:
-        default = runner.prepare(job, ONCE)
-        assert default.samples_ns, default.error
-        runner.build([("right", passes.default_schedule(mod, target)), ("wrong", other)])
-        assert runner.time(job, "right", ONCE, 10**9).samples_ns
-        assert "wrong output" in runner.time(job, "wrong", ONCE, 10**9).error
-        outcomes = runner.duel(job, [("tuned", passes.default_schedule(mod, target))], ONCE)
-        assert set(outcomes) == {"default", "tuned"}
+        default = runner.prepare(trial.given, ONCE)
+        assert isinstance(default, Timed), default
+        other = passes.default_schedule(wrong, target)
+        runner.build(trial, [Candidate("right", right), Candidate("wrong", other)])
+        assert isinstance(runner.time(trial, "right"), Timed)
+        assert isinstance(runner.time(trial, "wrong"), Wrong)
+        outcomes = runner.compare(trial.given, [Candidate("tuned", right)], ONCE)
+        assert {name: type(each) for name, each in outcomes.items()} == {"default": Timed, "tuned": Timed}
     finally:
         runner.close()
 

@@ -21,7 +21,7 @@ import psutil
 import pytest
 import tvm
 import tvm_ffi
-from conftest import job_of, load_model, lower
+from conftest import input_of, load_model, lower, why
 from test_cli import run as run_command
 from test_runner import ONCE, kernel
 from tvm.rpc import server, tracker
@@ -31,7 +31,8 @@ from tunebench.compile import passes
 from tunebench.devices.rpc import RpcDevice
 from tunebench.devices.targets import presets
 from tunebench.errors import TuneBenchError, brief
-from tunebench.runners.base import Outcome, Trial
+from tunebench.runners.base import Candidate, NotBuilt, Outcome, Timed, Trial, Wrong
+from tunebench.runners.bench import count_sets
 from tunebench.runners.rpc import library as rpc_library
 from tunebench.runners.rpc import runner as rpc_runner
 from tunebench.runners.rpc import tracker as tracker_client
@@ -43,8 +44,8 @@ from tunebench.tuning.search import Trials
 from tunebench.tuning.session import Session
 from tunebench.tuning.tuner import Options, Progress, tune
 
-JOB = job_of("double", kernel("good"))
-TRIAL = Trial(JOB, ONCE, 10**8)
+GIVEN = input_of("double", kernel("good"))
+TRIAL = Trial(GIVEN, ONCE, 10**8)
 resource = pytest.importorskip("resource", reason="servers are forked")
 
 HERE = "127.0.0.1"
@@ -247,13 +248,13 @@ def running(rack: Rack, key: str, said: list[str] | None = None) -> Iterator[Rpc
 def begin(runner: RpcRunner, kinds: list[str], trial: Trial = TRIAL) -> list[str]:
     """Queue kernels, all at once; their names."""
     names = [f"{i} {kind}" for i, kind in enumerate(kinds)]
-    assert runner.build([(name, kernel(name.split()[1])) for name in names], trial) == {}
+    assert runner.build(trial, [Candidate(name, kernel(name.split()[1])) for name in names]) == {}
     return names
 
 
 def finish(runner: RpcRunner, names: list[str]) -> list[Outcome]:
     """What became of them."""
-    return [runner.time(JOB, name, ONCE, TRIAL.limit_ns) for name in names]
+    return [runner.time(TRIAL, name) for name in names]
 
 
 def test_right_kernels_are_timed_and_wrong_ones_rejected(quick: None, rack: Rack, pair: list[str]) -> None:
@@ -263,25 +264,25 @@ def test_right_kernels_are_timed_and_wrong_ones_rejected(quick: None, rack: Rack
         until(lambda: set(runner.probe_ns) == set(pair))
     for kind, outcome in zip(kinds, found, strict=True):
         if kind == "good":
-            assert outcome.error == ""
+            assert isinstance(outcome, Timed)
             assert len(outcome.samples_ns) == ONCE.samples
             assert min(outcome.samples_ns) > 0
         else:
-            assert outcome.samples_ns == ()
-            assert outcome.error.startswith("wrong output") == (kind != "missing")
+            assert isinstance(outcome, NotBuilt if kind == "missing" else Wrong)
 
 
 def test_input_sets_rotate_on_the_device(quick: None, rack: Rack, pair: list[str]) -> None:
-    job = replace(JOB, name="cold", cold_bytes=3 * 2 * 64 * 4)
-    assert rpc_library.count_sets(job) == 3
+    given = replace(GIVEN, name="cold", cold_bytes=3 * 2 * 64 * 4)
+    assert count_sets(given, 1 << 30) == 3
     with running(rack, "pair") as runner:
-        names = begin(runner, ["good", "wrong"], replace(TRIAL, job=job))
-        good, wrong = (runner.time(job, name, ONCE, 10**9) for name in names)
-        slow = begin(runner, ["good"], replace(TRIAL, job=job, limit_ns=0))
-        assert len(runner.time(job, slow[0], ONCE, 0).samples_ns) == 1
-        assert len(runner.prepare(job, ONCE).samples_ns) == ONCE.samples
-    assert good.error == ""
-    assert wrong.error.startswith("wrong output")
+        names = begin(runner, ["good", "wrong"], replace(TRIAL, given=given))
+        good, wrong = (runner.time(replace(TRIAL, given=given), name) for name in names)
+        slow = replace(TRIAL, given=given, limit_ns=0)
+        (once,) = (runner.time(slow, name) for name in begin(runner, ["good"], slow))
+        default = runner.prepare(given, ONCE)
+    assert [len(each.samples_ns) for each in (once, default) if isinstance(each, Timed)] == [1, ONCE.samples]
+    assert isinstance(good, Timed)
+    assert isinstance(wrong, Wrong)
 
 
 def test_step_calls_each_set_in_turn() -> None:
@@ -299,7 +300,7 @@ def test_step_calls_each_set_in_turn() -> None:
     assert first != 0
 
 
-def test_all_arms_of_a_duel_are_on_one_device(quick: None, rack: Rack) -> None:
+def test_all_arms_of_a_comparison_are_on_one_device(quick: None, rack: Rack) -> None:
     """One of the two devices says a thousand times what it measured: no arm may come from the other."""
     slow = rack.add("uneven", clock(lambda count, seconds: [1000 * each for each in seconds]))
     fast = rack.add("uneven")
@@ -307,9 +308,10 @@ def test_all_arms_of_a_duel_are_on_one_device(quick: None, rack: Rack) -> None:
     with running(rack, "uneven", said) as runner:
         until(lambda: len(runner.probe_ns) == 2)
         for _ in range(2):
-            found = runner.duel(JOB, [("same", kernel("good")), ("off", kernel("wrong"))], ONCE)
-            assert found["off"].error.startswith("wrong output")
-            times = [ns for each in found.values() for ns in each.samples_ns]
+            arms = [Candidate("same", kernel("good")), Candidate("off", kernel("wrong"))]
+            found = runner.compare(GIVEN, arms, ONCE)
+            assert isinstance(found["off"], Wrong)
+            times = [ns for each in found.values() if isinstance(each, Timed) for ns in each.samples_ns]
             assert set(found) == {"same", "off", "default"}
             assert max(times) < 300 * min(times)
         words = runner.disagreement()
@@ -335,9 +337,8 @@ def test_times_that_cannot_be_cost_their_trial_only(quick: None, rack: Rack) -> 
     with running(rack, "liar") as runner:
         *lied, true = finish(runner, begin(runner, ["good"] * 4))
         assert runner.lost == []
-    assert [each.samples_ns for each in lied] == [(), (), ()]
-    assert [each.error.count("returned a time of") for each in lied] == [1, 1, 1]
-    assert true.error == ""
+    assert [why(each).count("returned a time of") for each in lied] == [1, 1, 1]
+    assert isinstance(true, Timed)
 
 
 def test_a_run_survives_a_device_that_dies_and_one_that_hangs(
@@ -352,8 +353,8 @@ def test_a_run_survives_a_device_that_dies_and_one_that_hangs(
         rack.signal(dies, signal.SIGKILL)
         rack.signal(hangs, signal.SIGSTOP)
         found = finish(runner, names)
-        assert [each.error.partition(":")[0] for each in found] == ["", "wrong output"] * 8
-        assert all(len(each.samples_ns) == 2 for each in found[::2])
+        assert [type(each) for each in found] == [Timed, Wrong] * 8
+        assert all(isinstance(each, Timed) and len(each.samples_ns) == 2 for each in found[::2])
         until(lambda: any(dies in line for line in runner.lost) and any(hangs in line for line in runner.lost))
         assert said == runner.lost
         rack.signal(hangs, signal.SIGCONT)
@@ -368,8 +369,8 @@ def test_a_candidate_that_hangs_two_devices_is_at_fault_and_they_come_back(
         until(lambda: len(runner.probe_ns) == 2)
         (endless,) = finish(runner, begin(runner, ["endless"]))
         (good,) = finish(runner, begin(runner, ["good"]))
-        assert "devices were lost" in endless.error
-        assert good.error == ""  # though no device was there for longer than a trial may take
+        assert "devices were lost" in why(endless)
+        assert isinstance(good, Timed)  # though no device was there for longer than a trial may take
         assert runner.queued_s > 0
         assert len(runner.lost) == 2
 
@@ -379,7 +380,7 @@ def test_a_candidate_that_kills_every_device_ends_the_run_in_words(quick: None, 
     with running(rack, "deadly") as runner:
         until(lambda: len(runner.probe_ns) == 2)
         (deadly,) = finish(runner, begin(runner, ["deadly"]))
-        assert "devices were lost" in deadly.error
+        assert "devices were lost" in why(deadly)
         with pytest.raises(TuneBenchError, match="no device of key 'deadly'"):
             finish(runner, begin(runner, ["good"]))
 
@@ -395,7 +396,7 @@ def test_a_device_that_somebody_else_has_is_waited_for(quick: None, rack: Rack, 
         release = threading.Timer(rpc_runner.RUN_TIMEOUT_S + rpc_runner.GONE_S, theirs._sess["CloseRPCConnection"])
         release.start()
         (found,) = finish(runner, names)
-        assert found.error == ""
+        assert isinstance(found, Timed)
         assert runner.queued_s > rpc_runner.RUN_TIMEOUT_S
         assert runner.lost == []
 
@@ -490,9 +491,9 @@ def test_a_tuning_run_over_rpc(rack: Rack, pair: list[str], config: Path, tmp_pa
     options = Options(trials=4, time_limit_s=120, threads=1, depth=40, cold_bytes=device.cold_bytes)
     progress = tune(picked, session.database(), device.target, device.runner, options, lambda progress: None)
     check_run(progress, session.database())
-    facts = device.facts()["rpc"]
-    assert set(facts["probe_ns"]) == set(facts["devices"]) == set(pair)
-    assert said == ([facts["disagreement"]] if facts["disagreement"] else [])
+    words = progress.ran_on["disagreement"]
+    assert set(progress.ran_on["probe_ns"]) == set(device.facts()["rpc"]["devices"]) == set(pair)
+    assert said == ([words] if words else [])
 
 
 def check_run(progress: Progress, database: Database) -> None:

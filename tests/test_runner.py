@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import tvm
-from conftest import job_of
+from conftest import input_of
 from tvm.script import tirx as T
 
-from tunebench.runners import local as local_runner
-from tunebench.runners.base import Outcome
+from tunebench.runners import local
+from tunebench.runners.base import Candidate, Died, Failed, NotBuilt, Outcome, Timed, TimedOut, Trial, Wrong
 from tunebench.runners.local import LocalRunner
 from tunebench.timing import Protocol, interleave
 
@@ -75,6 +75,9 @@ def kernel(kind: str) -> tvm.IRModule:
     return tvm.IRModule({"main": found[kind].with_attr("global_symbol", "main").with_attr("tirx.noalias", True)})
 
 
+GIVEN = input_of("double", kernel("good"))
+
+
 @pytest.fixture(scope="module")
 def runner(target: tvm.target.Target) -> Iterator[LocalRunner]:
     made = LocalRunner(target, 2, workers=1)
@@ -84,62 +87,57 @@ def runner(target: tvm.target.Target) -> Iterator[LocalRunner]:
 
 def outcome(runner: LocalRunner, kind: str, limit_ns: int = 10**6) -> Outcome:
     """Build and time one kernel against the good one."""
-    error = runner.build([(kind, kernel(kind))])[kind]
-    return (
-        Outcome(error=f"build: {error}")
-        if error
-        else runner.time(job_of("double", kernel("good")), kind, ONCE, limit_ns)
-    )
+    trial = Trial(GIVEN, ONCE, limit_ns)
+    failed = runner.build(trial, [Candidate(kind, kernel(kind))])
+    return failed.get(kind) or runner.time(trial, kind)
 
 
 def test_a_right_kernel_is_timed(runner: LocalRunner) -> None:
     found = outcome(runner, "good")
-    assert found.error == ""
+    assert isinstance(found, Timed)
     assert len(found.samples_ns) == ONCE.samples
     assert min(found.samples_ns) > 0
 
 
 @pytest.mark.parametrize("kind", ["wrong", "nan", "silent"])
 def test_a_wrong_result_is_rejected(kind: str, runner: LocalRunner) -> None:
-    found = outcome(runner, kind)
-    assert found.error.startswith("wrong output")
-    assert found.samples_ns == ()
+    assert isinstance(outcome(runner, kind), Wrong)
 
 
 def test_what_does_not_compile_says_so(runner: LocalRunner) -> None:
     found = outcome(runner, "missing")
-    assert found.error
-    assert found.samples_ns == ()
-    assert outcome(runner, "good").error == ""
+    assert isinstance(found, NotBuilt | Died)  # the linker in memory may end the process
+    assert isinstance(outcome(runner, "good"), Timed)
 
 
-@pytest.mark.parametrize("kind", ["endless", "deadly"])
+@pytest.mark.parametrize(("kind", "end"), [("endless", TimedOut), ("deadly", Died)])
 def test_a_kernel_that_takes_its_worker_down_costs_itself_only(
-    kind: str, runner: LocalRunner, monkeypatch: pytest.MonkeyPatch
+    kind: str, end: type[Failed], runner: LocalRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_runner, "max", lambda *values: min(max(values), 1.0), raising=False)  # seconds, not ten
-    assert outcome(runner, kind).error
-    assert outcome(runner, "good").error == ""
+    monkeypatch.setattr(local, "LEAST_TIMEOUT_S", 1.0)
+    assert isinstance(outcome(runner, kind), end)
+    assert isinstance(outcome(runner, "good"), Timed)
 
 
-def test_candidates_that_died_with_their_worker_are_lost_not_hung(runner: LocalRunner) -> None:
-    assert runner.build([("good", kernel("good")), ("deadly", kernel("deadly"))]) == {"good": "", "deadly": ""}
-    job = job_of("double", kernel("good"))
-    assert runner.time(job, "deadly", ONCE, 10**6).error
-    assert "lost" in runner.time(job, "good", ONCE, 10**6).error
-    assert outcome(runner, "good").error == ""
+def test_candidates_that_died_with_their_worker_are_built_again(runner: LocalRunner) -> None:
+    trial = Trial(GIVEN, ONCE, 10**6)
+    assert runner.build(trial, [Candidate(kind, kernel(kind)) for kind in ("good", "deadly")]) == {}
+    assert isinstance(runner.time(trial, "deadly"), Died)
+    assert isinstance(runner.time(trial, "good"), Timed)
 
 
 def test_a_slow_candidate_is_timed_once(runner: LocalRunner) -> None:
-    assert len(outcome(runner, "good", limit_ns=0).samples_ns) == 1
+    found = outcome(runner, "good", limit_ns=0)
+    assert isinstance(found, Timed)
+    assert len(found.samples_ns) == 1
 
 
-def test_a_duel_reports_each_arm(runner: LocalRunner) -> None:
-    job = job_of("double", kernel("good"))
-    found = runner.duel(job, [("same", kernel("good")), ("off", kernel("wrong"))], ONCE)
-    assert found["off"].error.startswith("wrong output")
-    assert {name for name, each in found.items() if each.samples_ns} == {"same", "default"}
-    assert set(runner.duel(job, [("same", kernel("good"))], ONCE, with_default=False)) == {"same"}
+def test_a_comparison_reports_each_arm(runner: LocalRunner) -> None:
+    same, off = Candidate("same", kernel("good")), Candidate("off", kernel("wrong"))
+    found = runner.compare(GIVEN, [same, off], ONCE)
+    assert isinstance(found["off"], Wrong)
+    assert {name for name, each in found.items() if isinstance(each, Timed)} == {"same", "default"}
+    assert set(runner.compare(GIVEN, [same], ONCE, with_default=False)) == {"same"}
 
 
 class Made:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import tvm
 import tvm_ffi
-from conftest import THREADS, begin_search, cpu_target, draw_designs, job_of, load_model, lower, record_of
+from conftest import THREADS, begin_search, cpu_target, draw_designs, input_of, load_model, lower, record_of
 from tvm import s_tir
 from tvm.s_tir.schedule import Trace
 
 from tunebench import environment
 from tunebench.compile import passes
 from tunebench.compile.tasks import Task, replay
+from tunebench.runners.base import Candidate, Failed, Trial
 from tunebench.runners.local import LocalRunner
 from tunebench.timing import Protocol
 from tunebench.tuning import spaces
@@ -54,14 +55,14 @@ def test_every_decision_computes_the_defaults_result(
             trace for design in designs for trace in (decided(design.trace) if kind not in seen else [design.trace])
         ]
         seen.add(kind)
-        mods = {str(i): replay_trace(task, trace) for i, trace in enumerate(traces)}
-        errors = local.build(list(mods.items()))
-        job = job_of(task.key, passes.default_schedule(task.mod, cpu_target()))
-        for name, error in errors.items():
-            why = error or local.time(job, name, ONCE, limit_ns=10**10).error
-            if why:
-                failed[f"{task.name} {traces[int(name)]}"] = why
-        local.forget()
+        candidates = [Candidate(str(i), replay_trace(task, trace)) for i, trace in enumerate(traces)]
+        given = input_of(task.key, passes.default_schedule(task.mod, cpu_target()))
+        trial = Trial(given, ONCE, limit_ns=10**10)
+        broken = local.build(trial, candidates)
+        for candidate, trace in zip(candidates, traces, strict=True):
+            outcome = broken.get(candidate.name) or local.time(trial, candidate.name)
+            if isinstance(outcome, Failed):
+                failed[f"{task.name} {trace}"] = outcome.reason
     assert not failed
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Clock = Callable[[], int]
-Take = Callable[[Callable[[], Any], int], int]
+Take = Callable[[Any, int], int]
 """Runs a call so many times; nanoseconds of one."""
+Size = Callable[[Any, list[int]], int]
+"""How many calls make a sample, by the call and its warm-ups' nanoseconds."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,23 @@ class Samples:
 
 
 def interleave(
-    arms: Mapping[str, Callable[[], Any]],
+    arms: Mapping[str, Callable[..., Any]],
     protocol: Protocol,
     clock: Clock = time.perf_counter_ns,
     seed: int = 0,
     take: Take | None = None,
+    calls: Size | None = None,
 ) -> dict[str, Samples]:
     """Time every arm in turn, in a new random order each round.
 
-    Each call must return when its work is done, unless `take` knows another way to time it.
+    Each call must return when its work is done, unless `take` knows another way to time it. `calls` says how many of
+    an arm make a sample, where that is not what fills the protocol's `sample_s`.
     """
     order = list(arms)
     rng = random.Random(seed)
     take = take or functools.partial(_one, clock)
-    taken = {name: _warm_up(arms[name], protocol, take) for name in order}
+    size = calls or functools.partial(_filling, protocol)
+    taken = {name: _warm_up(arms[name], protocol, take, size) for name in order}
     for _ in range(protocol.samples):
         rng.shuffle(order)
         for name in order:
@@ -71,10 +76,13 @@ def _goes_on(samples: Samples, protocol: Protocol) -> bool:
     return len(samples.samples_ns) < least or samples.spent_s <= min(protocol.budget_s, protocol.patience_s)
 
 
-def _warm_up(call: Callable[[], Any], protocol: Protocol, take: Take) -> Samples:
+def _warm_up(call: Callable[..., Any], protocol: Protocol, take: Take, size: Size) -> Samples:
     warmup = [take(call, 1) for _ in range(protocol.warmups)]
-    calls = round(protocol.sample_s * 1e9 / max(1, min(warmup))) if warmup else 1
-    return Samples(warmup_ns=warmup, calls=max(1, calls))
+    return Samples(warmup_ns=warmup, calls=size(call, warmup))
+
+
+def _filling(protocol: Protocol, call: Callable[..., Any], warmup_ns: list[int]) -> int:
+    return max(1, round(protocol.sample_s * 1e9 / max(1, min(warmup_ns)))) if warmup_ns else 1
 
 
 def _one(clock: Clock, call: Callable[[], Any], calls: int) -> int:

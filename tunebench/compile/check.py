@@ -28,9 +28,7 @@ class Built:
 
 def build_all(tasks: list[Task], target: tvm.target.Target) -> Iterator[Built]:
     """Each kernel with its default schedule, then with each template that serves it, its first decisions taken."""
-    with tempfile.TemporaryDirectory(prefix="tunebench-") as folder:
-        if target.kind.name == "cuda":
-            nvrtc.install(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="tunebench-") as folder, nvrtc.compiling(Path(folder)):
         for task in tasks:
             for how, build in _ways(task, target).items():
                 try:

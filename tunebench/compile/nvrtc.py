@@ -1,7 +1,7 @@
 """CUDA source -> cubin, through NVRTC, with templates' device code in front and results shared between processes.
 
-`install` makes TVM use it. A cubin is kept under the digest of its source in a folder that several processes
-may share: what a build worker compiled, the process that measures finds there.
+A cubin is kept under the digest of its source in a folder that several processes may share: what a build worker
+compiled, the process that measures finds there.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import importlib.util
 import os
 import re
@@ -36,12 +37,25 @@ TYPES = "\n".join(
 """In place of <cstdint>, as NVRTC has no standard library, and NVIDIA's is large."""
 
 
-def install(folder: Path) -> None:
-    """Compile CUDA kernels of this process through here, and keep them in `folder`."""
-    from tvm.support import nvcc  # noqa: F401  (registers its own callback when it is imported first)
-
-    tvm_ffi.register_global_func("tvm_callback_cuda_postproc", with_templates, override=True)
-    tvm_ffi.register_global_func("tvm_callback_cuda_compile", functools.partial(_cached, folder), override=True)
+@contextlib.contextmanager
+def compiling(folder: Path) -> Iterator[None]:
+    """In a `with` block TVM compiles CUDA kernels through here, and keeps them in `folder`."""
+    importlib.import_module("tvm.support.nvcc")  # which sets its own compiler when it is first imported
+    ours = {
+        "tvm_callback_cuda_postproc": with_templates,
+        "tvm_callback_cuda_compile": functools.partial(_cached, folder),
+    }
+    before = {name: tvm_ffi.get_global_func(name, allow_missing=True) for name in ours}
+    for name, function in ours.items():
+        tvm_ffi.register_global_func(name, function, override=True)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            if function is None:
+                tvm_ffi.registry.remove_global_func(name)
+            else:
+                tvm_ffi.register_global_func(name, function, override=True)
 
 
 def with_templates(code: str, target: Target) -> str:
@@ -68,7 +82,7 @@ def _bounded(kernels: str) -> str:
 
 
 def build(mod: tvm.IRModule, target: Target) -> str:
-    """Compile a module's kernels without the CUDA runtime; their source. For where TVM makes no CUDA modules."""
+    """Compile a module's kernels without the CUDA runtime, in a block of `compiling`; their source."""
     with _as_source():
         lib = tvm.compile(mod, target=target)
     sources = [str(part.inspect_source("cuda")) for part in lib.mod.imports if part.kind == "cuda"]

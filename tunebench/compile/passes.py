@@ -16,7 +16,7 @@ from tvm.target import codegen
 from tunebench import environment
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
-from tunebench.kernels.tvmscript import quick_parsing
+from tunebench.kernels.tvmscript import import_intrinsics
 from tunebench.spec import TargetPreset
 
 DLIGHT = (
@@ -88,8 +88,7 @@ def default_schedule(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModu
     """
     if not is_cpu(target):
         if gpu_kernels.operation(mod["main"]).get("op") == "matmul":
-            with quick_parsing():
-                from tvm.s_tir import tensor_intrin  # noqa: F401  (takes seconds; DLight's tensor-core rule needs it)
+            import_intrinsics()  # takes seconds
         with target:
             return dlight.ApplyDefaultSchedule(*(rule() for rule in DLIGHT))(tvm.IRModule(dict(mod.functions_items())))
     sch = s_tir.Schedule(mod)

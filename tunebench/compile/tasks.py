@@ -12,6 +12,7 @@ from tvm import relax, s_tir, tirx
 from tvm.s_tir import meta_schedule as ms
 
 from tunebench.compile import passes
+from tunebench.kernels import int8_dot
 from tunebench.model.workload import Model, function_name
 
 
@@ -31,7 +32,8 @@ def task_key(mod: tvm.IRModule) -> str:
 
 
 def replay(mod: tvm.IRModule, record: ms.database.TuningRecord) -> tvm.IRModule:
-    """A task's module under a record's schedule, which may name the intrinsics of `dot`."""
+    """A task's module under a record's schedule, which may name the intrinsics of `int8_dot`."""
+    int8_dot.register()
     sch = s_tir.Schedule(mod)
     record.trace.apply_to_schedule(sch, remove_postproc=False)
     return sch.mod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tunebench.errors import TuneBenchError
 from tunebench.model.workload import Model, rope_cos_sin
 from tunebench.runners.base import Runner
 from tunebench.runners.gpu import GpuRunner
+from tunebench.runners.shader import ShaderPrimitives
 from tunebench.runtime import apis
 from tunebench.runtime.cuda import DeviceMemory
 from tunebench.spec import TargetPreset
@@ -52,7 +54,7 @@ class ShaderDevice:
     def runner(self) -> Runner:
         """One core is left for the search, one for the process that measures; builders compile on the device, too."""
         builders = min(MOST_WORKERS, max(1, environment.usable_cores() - 2))
-        return GpuRunner(self.target, builders, f"tunebench.runners.{self.engine}")
+        return GpuRunner(self.target, builders, functools.partial(ShaderPrimitives, self.engine))
 
     def compile(self, mod: tvm.IRModule, model: Model, records: Records, folder: Path) -> Compiled:
         """A plan."""

@@ -19,7 +19,9 @@ from tunebench.engines.cuda_graph import CudaEngine
 from tunebench.engines.tvm import load
 from tunebench.model.workload import Model
 from tunebench.runners.base import Runner
+from tunebench.runners.cuda import CudaPrimitives
 from tunebench.runners.gpu import GpuRunner
+from tunebench.runtime import cublas
 from tunebench.runtime import cuda as cuda_runtime
 from tunebench.runtime.cuda import DeviceMemory
 from tunebench.spec import TargetPreset
@@ -31,6 +33,7 @@ class CudaDevice:
     engine, kind, threads, absent = "tvm", "gpu", 0, ""
 
     def __init__(self, preset: TargetPreset) -> None:
+        cublas.register()  # which kernels may call
         self.target_name = preset.name
         self.target = passes.tvm_target(preset, 0)
         self.name = device_name(preset)
@@ -46,12 +49,12 @@ class CudaDevice:
 
     def runner(self) -> Runner:
         """One core is left for the search, one for the process on the GPU."""
-        return GpuRunner(self.target, max(1, environment.usable_cores() - 2), "tunebench.runners.cuda")
+        return GpuRunner(self.target, max(1, environment.usable_cores() - 2), CudaPrimitives)
 
     def compile(self, mod: tvm.IRModule, model: Model, records: Records, folder: Path) -> Compiled:
         """For TVM's virtual machine, with cubins kept in the folder."""
-        nvrtc.install(folder / "cubins")
-        return compile_model(mod, self.target, records)
+        with nvrtc.compiling(folder / "cubins"):
+            return compile_model(mod, self.target, records)
 
     def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
         """CUDA graphs of what TVM's virtual machine launches."""

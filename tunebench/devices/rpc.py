@@ -48,29 +48,22 @@ class RpcDevice:
         self.name = f"{key} ({cpu})" if cpu else key
         self.cold_bytes = 2 * (self._facts["cache_bytes"] or environment.ASSUMED_CACHE_BYTES)
         self.absent = f"{key} is reached over RPC"
-        self._runner: rpc_runner.RpcRunner | None = None
 
     def free_bytes(self) -> int | None:
         """The model is never on the device as a whole."""
         return None
 
     def facts(self) -> dict[str, Any]:
-        """The devices, what they said, how they compare in the probe, and which were lost."""
-        found: dict[str, Any] = {"tracker": self._tracker, "key": self._key, "devices": self._devices, **self._facts}
-        if self._runner:
-            found["probe_ns"] = dict(self._runner.probe_ns)
-            found["disagreement"] = self._runner.disagreement()
-            found["lost"] = list(self._runner.lost)
-        return {"rpc": found}
+        """The devices, and what they said; a runner knows how they compare."""
+        return {"rpc": {"tracker": self._tracker, "key": self._key, "devices": self._devices, **self._facts}}
 
     def runner(self) -> Runner:
         """Builders on all cores but the one of the search: devices need none of this machine's."""
         builders = max(1, environment.usable_cores() - 1)
         form = "so" if self._linker else self._facts["form"]
-        self._runner = rpc_runner.RpcRunner(
+        return rpc_runner.RpcRunner(
             self.target, self.threads, builders, self._tracker, self._key, form, self._linker, self._say
         )
-        return self._runner
 
     def compile(
         self, mod: tvm.IRModule, model: Any, records: Mapping[str, ms.database.TuningRecord], folder: Path

@@ -8,6 +8,7 @@ Weights are unsigned, with a zero point that leaves the sum: once a group, throu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -138,6 +139,7 @@ INSTRUCTIONS = (
 
 def instruction(target: Target, weight_bits: int) -> str:
     """The TensorIntrin to use for a target, registered; empty where it has none."""
+    register()
     for each in INSTRUCTIONS:
         if weight_bits <= each.most_bits and all(codegen.target_has_features(name, target) for name in each.features):
             return each.name
@@ -149,6 +151,7 @@ MATRIX = "tunebench.dot.i8mm.rows"  # two rows of activations at a time, eight p
 
 def matrix_instruction(target: Target) -> str:
     """The TensorIntrin for products of two rows, registered; empty where the target has none."""
+    register()
     return MATRIX if codegen.target_has_features("i8mm", target) else ""
 
 
@@ -169,7 +172,9 @@ def _usmmla(sums: list[tirx.Expr], words: list[tirx.Expr], eights: list[tirx.Exp
     return [T.Shuffle(list(parts), list(range(LANES))) for parts in zip(*done, strict=True)]
 
 
-def _register() -> None:
+@functools.cache
+def register() -> None:
+    """Make the intrinsics known to TVM in this process, as schedules that name them need."""
     with quick_parsing():
         TensorIntrin.register(MATRIX, *_matrix(), override=True)
         for each in INSTRUCTIONS:
@@ -304,6 +309,3 @@ def product(weight_bits: int, group_size: int, out_dtype: str) -> Callable[..., 
         )
 
     return body
-
-
-_register()

@@ -1,5 +1,6 @@
 """TVMScript without its slow look at the call stack."""
 
+import importlib
 import inspect
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,12 @@ def quick_parsing() -> Iterator[None]:
         yield
     finally:
         inspect.stack = slow
+
+
+def import_intrinsics() -> None:
+    """TVM's own tensor intrinsics, which contexts of the search and DLight's tensor-core rule need registered."""
+    with quick_parsing():
+        importlib.import_module("tvm.s_tir.tensor_intrin")
 
 
 def _frames(context: int = 1) -> list[inspect.FrameInfo]:

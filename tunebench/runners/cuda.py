@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,152 +18,116 @@ import tvm
 from tunebench.compile import nvrtc
 from tunebench.kernels import templates
 from tunebench.kernels.templates import Param
-from tunebench.runners.base import Job, compiled, inputs, sets_of, too_far, written
-from tunebench.runners.gpu import Kernel, calls_of_a_sample
+from tunebench.runners.bench import Buffer, Kernel, Primitives, Rules, Sampler
+from tunebench.runners.gpu import RULES
+from tunebench.runtime import cublas
 from tunebench.runtime import cuda as cuda_runtime
+from tunebench.runtime.cuda import size_bytes
 
 DIFFER_BLOCKS, DIFFER_THREADS = 256, 512
 
 
-class _Here:
-    """The state of one worker process."""
+class CudaPrimitives(Primitives):
+    """This machine's first NVIDIA GPU; a process that only builds never touches it."""
 
-    target: tvm.target.Target
-    stream: cuda_runtime.Stream
+    def __init__(self, target: str, folder: str) -> None:
+        self._target, self._folder = tvm.ir.load_json(target), Path(folder)
+        cublas.register()
 
+    @functools.cached_property
+    def rules(self) -> Rules:  # type: ignore[override]
+        """A quarter of what is free at first is for input sets."""
+        return replace(RULES, kept_bytes=cuda_runtime.free_bytes() // 4)
 
-_here = _Here()
+    @functools.cached_property
+    def _stream(self) -> cuda_runtime.Stream:
+        return cuda_runtime.Stream()
 
+    def build(self, mod_json: str) -> None:
+        """Leave the kernel's cubin in the folder."""
+        with nvrtc.compiling(self._folder):
+            nvrtc.build(tvm.ir.load_json(mod_json), self._target)
 
-def start_builder(target: str, folder: str) -> None:
-    """TVM compiles through `cuda_compiler`, which keeps cubins in the folder."""
-    _here.target = tvm.ir.load_json(target)
-    nvrtc.install(Path(folder))
+    def load(self, built: str) -> Kernel:
+        """With the cubin of the folder, if it is there."""
+        with nvrtc.compiling(self._folder):
+            return tvm.compile(tvm.ir.load_json(built), target=self._target)["main"]
 
+    def allocate(self, array: np.ndarray) -> Buffer:
+        """A tensor; copies from the host are on another stream."""
+        tensor = tvm.runtime.tensor(array, cuda_runtime.DEVICE)
+        cuda_runtime.DEVICE.sync()
+        return tensor
 
-def build(mod_json: str) -> None:
-    """Leave the candidate's cubin where `cuda_compiler` finds it."""
-    nvrtc.build(tvm.ir.load_json(mod_json), _here.target)
+    def duplicate(self, buffer: Buffer) -> Buffer:
+        """Another tensor."""
+        tensor = tvm.runtime.empty(buffer.shape, buffer.dtype, cuda_runtime.DEVICE).copyfrom(buffer)
+        cuda_runtime.DEVICE.sync()
+        return tensor
 
+    def restore(self, to: Buffer, source: Buffer) -> None:
+        """On the stream."""
+        self._stream.copy(to, source, size_bytes(to))
 
-def start_measuring(target: str, folder: str) -> None:
-    """As a builder, with a stream."""
-    start_builder(target, folder)
-    _here.stream = cuda_runtime.Stream()
+    def read(self, buffer: Buffer) -> np.ndarray:
+        """Once the stream is done."""
+        self._stream.wait()
+        return np.asarray(buffer.numpy())
 
+    def run(self, kernel: Kernel, buffers: Sequence[Buffer]) -> None:
+        """On the stream."""
+        self._stream.run(lambda: kernel(*buffers))
 
-@functools.cache
-def most_bytes() -> int:
-    """A quarter of what was free at first."""
-    return cuda_runtime.free_bytes() // 4
+    def sampler(self, kernel: Kernel, sets: Sequence[Sequence[Buffer]]) -> Sampler:
+        """A graph of calls."""
+        graphs: dict[int, cuda_runtime.Graph] = {}
+        turn = 0
 
+        def call() -> None:
+            nonlocal turn
+            turn = (turn + 1) % len(sets)
+            kernel(*sets[turn])
 
-def wait() -> None:
-    """Until the stream is done."""
-    _here.stream.wait()
-
-
-def new_bench(job: Job) -> CudaBench:
-    """The inputs of a job."""
-    return CudaBench(job)
-
-
-class CudaBench:
-    """Input sets of one job on the GPU and its reference outputs."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        reference = tvm.ir.load_json(job.reference)
-        params = reference["main"].params
-        self.default = compiled(job.reference, _here.target)
-        arrays = inputs(reference, job.depth, np.random.default_rng(0))
-        self.half = any(array.dtype == np.float16 for array in arrays)
-        count = sets_of(job, params, arrays)
-        first = [tvm.runtime.tensor(array, cuda_runtime.DEVICE) for array in arrays]
-        self.sets = [first] + [[_copy(tensor) for tensor in first] for _ in range(count - 1)]
-        self.written = written(reference)
-        self.output = len(first) - 1
-        self.before = {i: _copy(first[i]) for i in self.written if i != self.output}
-        self.expected = {i: _copy(first[i]) for i in self.written}
-        self.found = {i: _copy(first[i]) for i in self.written}
-        held = [*(t for each in self.sets for t in each)]
-        held += [t for kept in (self.before, self.expected, self.found) for t in kept.values()]
-        self.held_bytes = sum(map(cuda_runtime.size_bytes, held))
-        self.turn = 0
-        cuda_runtime.DEVICE.sync()  # copies are on another stream
-        self._run(self.default, self.expected)
-
-    def _run(self, kernel: Kernel, into: dict[int, tvm.runtime.Tensor]) -> None:
-        """Run once; what the kernel writes goes into these, of which the output is NaN before, so that gaps show."""
-        stream = _here.stream
-        for i, tensor in into.items():
-            if i == self.output:
-                stream.fill(tensor, 0xFF, cuda_runtime.size_bytes(tensor))
-            else:
-                stream.copy(tensor, self.before[i], cuda_runtime.size_bytes(tensor))
-        buffers = [into.get(i, tensor) for i, tensor in enumerate(self.sets[0])]
-        stream.run(lambda: kernel(*buffers))
-
-    def check(self, kernel: Kernel) -> str:
-        """Why the kernel's outputs are wrong, or an empty string."""
-        self._run(kernel, self.found)
-        for i, tensor in self.found.items():
-            dtype = str(tensor.dtype)
-            worst, largest = _distance(tensor, self.expected[i])
-            wrong = too_far(worst, largest, "float16" if self.half and dtype == "float32" else dtype)
-            if wrong:
-                return wrong
-        return ""
-
-    def load(self, mod_json: str) -> Kernel:
-        """A kernel ready to run."""
-        return compiled(mod_json, _here.target)
-
-    def once_ns(self, kernel: Kernel) -> float:
-        """One call on the next input set."""
-        return _here.stream.elapsed_ns(lambda: self.call(kernel))
-
-    def call(self, kernel: Kernel) -> None:
-        """One call on the next input set."""
-        self.turn = (self.turn + 1) % len(self.sets)
-        kernel(*self.sets[self.turn])
-
-    def arm(self, kernel: Kernel) -> Callable[[], int]:
-        """A sample: nanoseconds of a call in a graph of many."""
-        stream = _here.stream
-        calls = calls_of_a_sample(self.once_ns(kernel), len(self.sets))
-
-        def many() -> None:
+        def many(calls: int) -> None:
             for _ in range(calls):
-                self.call(kernel)
+                call()
 
-        graph = stream.record(many)
-        return lambda: round(stream.elapsed_ns(graph.launch) / calls)
+        def sample(calls: int) -> int:
+            if calls == 1:
+                return round(self._stream.elapsed_ns(call))
+            if calls not in graphs:
+                graphs[calls] = self._stream.record(lambda: many(calls))
+                self._stream.run(graphs[calls].launch)
+            return round(self._stream.elapsed_ns(graphs[calls].launch) / calls)
 
+        return sample
 
-def _copy(tensor: tvm.runtime.Tensor) -> tvm.runtime.Tensor:
-    return tvm.runtime.empty(tensor.shape, tensor.dtype, cuda_runtime.DEVICE).copyfrom(tensor)
+    def keep(self, buffer: Buffer) -> Buffer:
+        """On the GPU."""
+        return self.duplicate(buffer)
 
+    def distance(self, found: Buffer, kept: Buffer) -> tuple[float, float]:
+        """By a kernel; infinite where there is a NaN."""
+        size, dtype = math.prod(int(extent) for extent in found.shape), str(found.dtype)
+        results = tvm.runtime.empty((2, DIFFER_BLOCKS), "float32", cuda_runtime.DEVICE)
+        flat = [tensor._create_view((size,)) for tensor in (found, kept)]
+        kernel = self._differ(size, dtype)
+        self._stream.run(lambda: kernel(*flat, results))
+        worst, largest = results.numpy().max(axis=1)
+        return float(worst), float(largest)
 
-def _distance(found: tvm.runtime.Tensor, expected: tvm.runtime.Tensor) -> tuple[float, float]:
-    """The largest difference, infinite where there is a NaN, and the largest expected value."""
-    size, dtype = math.prod(int(extent) for extent in found.shape), str(found.dtype)
-    results = tvm.runtime.empty((2, DIFFER_BLOCKS), "float32", cuda_runtime.DEVICE)
-    flat = [tensor._create_view((size,)) for tensor in (found, expected)]
-    kernel = _differ(size, dtype)
-    _here.stream.run(lambda: kernel(*flat, results))
-    worst, largest = results.numpy().max(axis=1)
-    return float(worst), float(largest)
+    @functools.cache  # noqa: B019  (as long as the process)
+    def _differ(self, size: int, dtype: str) -> Kernel:
+        func = templates.extern_kernel(
+            [Param("a", (size,), dtype), Param("b", (size,), dtype), Param("found", (2, DIFFER_BLOCKS), "float32")],
+            (DIFFER_BLOCKS,),
+            DIFFER_THREADS,
+            f"tb::differ<{templates.C_TYPES[dtype]}, {size}, {DIFFER_THREADS}>",
+            ["a", "b", "found"],
+        )
+        with nvrtc.compiling(self._folder):
+            return tvm.compile(tvm.IRModule({"main": func}), target=self._target)["main"]
 
-
-@functools.cache
-def _differ(size: int, dtype: str) -> Kernel:
-    func = templates.extern_kernel(
-        [Param("a", (size,), dtype), Param("b", (size,), dtype), Param("found", (2, DIFFER_BLOCKS), "float32")],
-        (DIFFER_BLOCKS,),
-        DIFFER_THREADS,
-        f"tb::differ<{templates.C_TYPES[dtype]}, {size}, {DIFFER_THREADS}>",
-        ["a", "b", "found"],
-    )
-    kernel: Kernel = tvm.compile(tvm.IRModule({"main": func}), target=_here.target)["main"]
-    return kernel
+    def survive(self, error: Exception) -> None:
+        """Fails, and so ends the process, where the GPU's state is lost."""
+        self._stream.wait()

@@ -9,33 +9,33 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tvm
-from tvm.support.popen_pool import PopenWorker
 
-from tunebench.errors import brief
+from tunebench.dtypes import numpy_dtype
+from tunebench.runners import worker
 from tunebench.runners.base import (
     BUILD_TIMEOUT_S,
-    LOST,
-    MAX_SETS,
     REFERENCE_ONLY,
-    START_TIMEOUT_S,
-    Job,
+    Candidate,
+    Failed,
+    MeasureInput,
     Outcome,
     Trial,
-    bits,
-    compiled,
-    inputs,
-    mismatch,
 )
-from tunebench.timing import Protocol, Samples, interleave
+from tunebench.runners.bench import Buffer, Kernel, Primitives, Sampler
+from tunebench.runners.worker import Process
+from tunebench.timing import Protocol
 
 LONG_TIMEOUT_S = 3600.0  # of what runs a default schedule, which nothing bounds
+LEAST_TIMEOUT_S = 10.0
+MOST_HELD = 64  # compiled candidates of a worker
 
 
 class LocalRunner:
@@ -44,104 +44,69 @@ class LocalRunner:
     builds_ahead, queued_s = False, 0.0
 
     def __init__(self, target: tvm.target.Target, threads: int, workers: int, device: str = "cpu") -> None:
-        self._target, self._device = tvm.ir.save_json(target), device
-        self._threads = threads
         self._folder = tempfile.TemporaryDirectory(prefix="tunebench-")
-        self._workers = [self._start() for _ in range(workers)]
-        for worker in self._workers:
-            worker.recv()
-        self._home: dict[str, int] = {}  # candidate -> the worker that built it
-        self._prepared: set[str] = set()  # jobs whose reference outputs are on disk
-
-    def _start(self) -> PopenWorker:
-        with _environment(TVM_NUM_THREADS=str(self._threads)):
-            worker = PopenWorker(
-                _initialize, (self._target, self._folder.name, self._device), stderr=subprocess.DEVNULL
-            )
-            worker.send(_ready, timeout=START_TIMEOUT_S)
-        return worker
+        setup = (str(tvm.ir.save_json(target)), device, self._folder.name)
+        with _environment(TVM_NUM_THREADS=str(threads)):
+            self._workers = [Process(LocalPrimitives, *setup) for _ in range(workers)]
+        self._threads = threads
+        self._built: dict[str, tuple[int, str]] = {}  # candidate -> the worker that built it, and its module
+        self._prepared: set[str] = set()  # kernels whose reference outputs are on disk
 
     def close(self) -> None:
         """End the workers and drop what they compiled."""
-        for worker in self._workers:
-            worker.kill()
+        for process in self._workers:
+            process.kill()
         self._folder.cleanup()
 
-    def prepare(self, job: Job, protocol: Protocol) -> Outcome:
+    def facts(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def prepare(self, given: MeasureInput, protocol: Protocol) -> Outcome:
         """Run the default schedule: its times, and the outputs that candidates are compared with."""
-        self._prepared.add(job.name)
-        return self._ask(0, LONG_TIMEOUT_S, _prepare, job, protocol)
+        self._prepared.add(given.name)
+        return self._ask(0, LONG_TIMEOUT_S, worker.prepare, given, protocol)  # type: ignore[no-any-return]
 
-    def build(self, candidates: Sequence[tuple[str, tvm.IRModule]], trial: Trial | None = None) -> dict[str, str]:
-        """Compile candidates on all workers; each one's error, empty where it built."""
-        errors: dict[str, str] = {}
-        queues = [list(candidates[i :: len(self._workers)]) for i in range(len(self._workers))]
-        while any(queues):
-            sent = []
-            for index, queue in enumerate(queues):
-                if queue:
-                    name, mod = queue.pop(0)
-                    self._send(index, BUILD_TIMEOUT_S, _build, name, tvm.ir.save_json(mod))
-                    sent.append((index, name))
-            for index, name in sent:
-                errors[name] = self._receive(index).error
-                self._home[name] = index
-        return errors
+    def build(self, trial: Trial, candidates: Sequence[Candidate]) -> dict[str, Failed]:
+        """Compile candidates on all workers; those that failed, by name."""
+        self._built.clear()
+        failed: dict[str, Failed] = {}
+        for i in range(0, len(candidates), len(self._workers)):
+            sent = list(enumerate(candidates[i : i + len(self._workers)]))
+            for index, candidate in sent:
+                self._built[candidate.name] = index, candidate.json
+                with _environment(TVM_NUM_THREADS=str(self._threads)):
+                    self._workers[index].send(BUILD_TIMEOUT_S, worker.build, candidate.json)
+            answers = {candidate.name: self._workers[index].receive() for index, candidate in sent}
+            failed |= {name: answer for name, answer in answers.items() if answer}
+        return failed
 
-    def time(self, job: Job, name: str, protocol: Protocol, limit_ns: int) -> Outcome:
-        """Check a built candidate against the reference, then time it; one call only if that takes over `limit_ns`."""
-        if job.name not in self._prepared:  # an earlier run timed its default; a slow one must not count here
-            self.prepare(job, REFERENCE_ONLY)
-        timeout = max(10.0, 20 * limit_ns / 1e9)
-        return self._ask(self._home[name], timeout, _check_and_time, job, name, protocol, limit_ns)
+    def time(self, trial: Trial, name: str) -> Outcome:
+        """Check a built candidate against the reference, then time it."""
+        if trial.given.name not in self._prepared:  # an earlier run timed its default; a slow one must not count here
+            self.prepare(trial.given, REFERENCE_ONLY)
+        index, mod_json = self._built[name]
+        limit_s = max(LEAST_TIMEOUT_S, 20 * trial.limit_ns / 1e9)
+        if not self._workers[index].is_alive:  # another candidate took it down: it compiles this one again
+            limit_s += BUILD_TIMEOUT_S
+        args = (trial.given, mod_json, trial.protocol, trial.limit_ns)
+        return self._ask(index, limit_s, worker.check_and_time, *args)  # type: ignore[no-any-return]
 
-    def duel(
-        self,
-        job: Job,
-        candidates: Sequence[tuple[str, tvm.IRModule]],
-        protocol: Protocol,
-        with_default: bool = True,
+    def compare(
+        self, given: MeasureInput, candidates: Sequence[Candidate], protocol: Protocol, with_default: bool = True
     ) -> dict[str, Outcome]:
         """Check and time several candidates, interleaved with each other and the default (named `default`)."""
-        mods = [(name, tvm.ir.save_json(mod)) for name, mod in candidates]
-        try:
-            self._send(0, LONG_TIMEOUT_S, _duel, job, mods, protocol, with_default)
-            outcomes: dict[str, Outcome] = self._workers[0].recv()
-        except (TimeoutError, ChildProcessError, RuntimeError, OSError) as error:
-            self._workers[0].kill()
-            outcomes = {name: Outcome(error=brief(error)) for name, _ in candidates}
-        return outcomes
+        built = {candidate.name: candidate.json for candidate in candidates}
+        outcomes = self._ask(0, LONG_TIMEOUT_S, worker.compare, given, built, protocol, with_default)
+        return outcomes if isinstance(outcomes, dict) else dict.fromkeys(built, outcomes)
 
-    def forget(self) -> None:
-        """Drop compiled candidates."""
-        for index in range(len(self._workers)):
-            self._ask(index, START_TIMEOUT_S, _forget)
-        self._home.clear()
-
-    def _ask(self, index: int, timeout: float, function: Callable[..., Outcome], *args: object) -> Outcome:
-        self._send(index, timeout, function, *args)
-        return self._receive(index)
-
-    def _send(self, index: int, timeout: float, function: Callable[..., object], *args: object) -> None:
-        if not self._workers[index].is_alive():
-            self._workers[index] = self._start()
-            self._workers[index].recv()
-        self._workers[index].send(function, args, timeout=timeout)
-
-    def _receive(self, index: int) -> Outcome:
-        try:
-            outcome: Outcome = self._workers[index].recv()
-        except TimeoutError:
-            self._workers[index].kill()
-            return Outcome(error="timed out")
-        except (ChildProcessError, RuntimeError, OSError) as error:
-            self._workers[index].kill()
-            return Outcome(error=brief(error))
-        return outcome
+    def _ask(self, index: int, timeout_s: float, function: Callable[..., Any], *args: object) -> Any:
+        with _environment(TVM_NUM_THREADS=str(self._threads)):  # in case it is started again
+            return self._workers[index].ask(timeout_s, function, *args)
 
 
 @contextlib.contextmanager
-def _environment(**values: str):  # type: ignore[no-untyped-def]
+def _environment(**values: str) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -151,145 +116,71 @@ def _environment(**values: str):  # type: ignore[no-untyped-def]
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-# -- in a worker ------------------------------------------------------------------------------------------
+class LocalPrimitives(Primitives):
+    """A device of TVM's runtime, timed by the host's clock."""
 
-_Kernel = Callable[..., object]
+    def __init__(self, target: str, device: str, folder: str) -> None:
+        self._target, self._device = tvm.ir.load_json(target), tvm.device(device)
+        self._folder = Path(folder)
+        self._held: dict[str, Kernel] = {}
 
+    def allocate(self, array: np.ndarray) -> Buffer:
+        """A tensor."""
+        return tvm.runtime.tensor(array, self._device)
 
-class _Worker:
-    """The state of one worker process."""
+    def duplicate(self, buffer: Buffer) -> Buffer:
+        """Another tensor."""
+        return buffer.copyto(tvm.runtime.empty(buffer.shape, buffer.dtype, self._device))
 
-    target: tvm.target.Target
-    device: tvm.runtime.Device
-    folder: Path
-    kernels: dict[str, _Kernel]
-    bench: _Bench | None
+    def restore(self, to: Buffer, source: Buffer) -> None:
+        """By TVM."""
+        source.copyto(to)
 
+    def read(self, buffer: Buffer) -> np.ndarray:
+        """By TVM."""
+        self._device.sync()
+        return np.asarray(buffer.numpy())
 
-_worker = _Worker()
+    def build(self, mod_json: str) -> None:
+        """Compile in memory; `load` finds it."""
+        while len(self._held) >= MOST_HELD:
+            self._held.pop(next(iter(self._held)))
+        self._held[mod_json] = tvm.compile(tvm.ir.load_json(mod_json), target=self._target)["main"]
 
+    def load(self, built: str) -> Kernel:
+        """What was built here, or is now."""
+        if built not in self._held:
+            self.build(built)
+        return self._held[built]
 
-class _Bench:
-    """Input sets of one job and its reference outputs."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.reference_kernel = compiled(job.reference, _worker.target)
-        self.inputs = inputs(tvm.ir.load_json(job.reference), job.depth, np.random.default_rng(0))
-        size = sum(array.nbytes for array in self.inputs)
-        count = max(1, min(MAX_SETS, -(-job.cold_bytes // size)))
-        self.sets = [[tvm.runtime.tensor(array, _worker.device) for array in self.inputs] for _ in range(count)]
-        self.turn = 0
-        path = _worker.folder / f"{job.name}.npz"
-        if not path.exists():
-            self._save_reference(path)
-        with np.load(path) as data:
-            self.expected = {int(index): data[index] for index in data.files}
-
-    def _save_reference(self, path: Path) -> None:
-        outputs = self._outputs(self.reference_kernel, list(range(len(self.inputs))))
-        last = len(self.inputs) - 1
-        changed = [i for i, array in outputs.items() if i == last or not np.array_equal(array, self.inputs[i])]
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, **{str(i): outputs[i].view(bits(outputs[i])) for i in changed})  # type: ignore[arg-type]
-        os.replace(file.name, path)
-
-    def _outputs(self, kernel: _Kernel, wanted: list[int]) -> dict[int, np.ndarray]:
-        """Run once on fresh buffers; the output buffer starts as garbage, so what is not written shows."""
-        buffers = list(self.sets[0])
-        for i in {*wanted, len(buffers) - 1}:
-            start = self.inputs[i].copy()
-            if i == len(buffers) - 1:
-                start.view(np.uint8)[...] = 0xFF  # NaN in every float type
-            buffers[i] = tvm.runtime.tensor(start, _worker.device)
+    def run(self, kernel: Kernel, buffers: Sequence[Buffer]) -> None:
+        """A call."""
         kernel(*buffers)
-        _worker.device.sync()
-        return {i: buffers[i].numpy() for i in wanted}
 
-    def check(self, kernel: _Kernel) -> str:
-        """Why the kernel's outputs are wrong, or an empty string."""
-        for i, array in self._outputs(kernel, list(self.expected)).items():
-            wrong = mismatch(array, self.expected[i])
-            if wrong:
-                return wrong
-        return ""
+    def sampler(self, kernel: Kernel, sets: Sequence[Sequence[Buffer]]) -> Sampler:
+        """Each call until the device is done."""
+        turn = 0
 
-    def call(self, kernel: _Kernel) -> None:
-        """One call on the next input set."""
-        self.turn = (self.turn + 1) % len(self.sets)
-        kernel(*self.sets[self.turn])
-        _worker.device.sync()
+        def sample(calls: int) -> int:
+            nonlocal turn
+            start = time.perf_counter_ns()
+            for _ in range(calls):
+                turn = (turn + 1) % len(sets)
+                kernel(*sets[turn])
+                self._device.sync()
+            return (time.perf_counter_ns() - start) // calls
 
+        return sample
 
-def _initialize(target: str, folder: str, device: str) -> None:
-    _worker.target = tvm.ir.load_json(target)
-    _worker.device = tvm.device(device)
-    _worker.folder = Path(folder)
-    _worker.kernels = {}
-    _worker.bench = None
-
-
-def _ready() -> bool:
-    return True
-
-
-def _bench(job: Job) -> _Bench:
-    if _worker.bench is None or _worker.bench.job.name != job.name:
-        _worker.bench = None  # free the last one's inputs first
-        _worker.bench = _Bench(job)
-    return _worker.bench
-
-
-def _prepare(job: Job, protocol: Protocol) -> Outcome:
-    bench = _bench(job)
-    return Outcome(tuple(_time(bench, {"default": bench.reference_kernel}, protocol)["default"].samples_ns))
-
-
-def _build(name: str, mod_json: str) -> Outcome:
-    try:
-        _worker.kernels[name] = compiled(mod_json, _worker.target)
-    except Exception as error:  # whatever code generation raises is the candidate's fault
-        return Outcome(error=brief(error))
-    return Outcome()
-
-
-def _check_and_time(job: Job, name: str, protocol: Protocol, limit_ns: int) -> Outcome:
-    if name not in _worker.kernels:
-        return Outcome(error=LOST)
-    bench, kernel = _bench(job), _worker.kernels[name]
-    wrong = bench.check(kernel)
-    if wrong:
-        return Outcome(error=wrong)
-    once = Protocol(warmups=1, samples=1, least_samples=1)
-    first = _time(bench, {name: kernel}, once)[name].samples_ns
-    if first[0] > limit_ns:
-        return Outcome(tuple(first))
-    return Outcome(tuple(_time(bench, {name: kernel}, protocol)[name].samples_ns))
-
-
-def _duel(job: Job, mods: list[tuple[str, str]], protocol: Protocol, with_default: bool) -> dict[str, Outcome]:
-    bench = _bench(job)
-    outcomes: dict[str, Outcome] = {}
-    kernels: dict[str, _Kernel] = {"default": bench.reference_kernel} if with_default else {}
-    for name, mod_json in mods:
-        try:
-            kernel = compiled(mod_json, _worker.target)
-            wrong = bench.check(kernel)
-        except Exception as error:  # whatever code generation raises is the candidate's fault
-            wrong = brief(error)
-        if wrong:
-            outcomes[name] = Outcome(error=wrong)
-        else:
-            kernels[name] = kernel
-    timed = _time(bench, kernels, protocol)
-    return {**outcomes, **{name: Outcome(tuple(samples.samples_ns)) for name, samples in timed.items()}}
-
-
-def _time(bench: _Bench, kernels: dict[str, _Kernel], protocol: Protocol) -> dict[str, Samples]:
-    arms = {name: (lambda kernel=kernel: bench.call(kernel)) for name, kernel in kernels.items()}
-    return interleave(arms, protocol)
-
-
-def _forget() -> Outcome:
-    _worker.kernels.clear()
-    return Outcome()
+    def remember(self, name: str, compute: Callable[[], dict[int, Any]]) -> dict[int, Any]:
+        """On disk, for all workers: default schedules may be slow."""
+        path = self._folder / f"{name}.npz"
+        if not path.exists():
+            outputs = compute()
+            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+                np.savez(file, **{f"{i} {a.dtype}": a.view(f"u{a.dtype.itemsize}") for i, a in outputs.items()})
+            os.replace(file.name, path)
+            return outputs
+        with np.load(path) as data:
+            names = {name: name.split() for name in data.files}
+            return {int(i): data[name].view(numpy_dtype(dtype)) for name, (i, dtype) in names.items()}

@@ -70,7 +70,11 @@ def _pointer(value: Any, offset_bytes: int) -> ctypes.c_void_p:
     return ctypes.c_void_p((address or 0) + offset_bytes)
 
 
-@tvm_ffi.register_global_func(NAME, override=True)
+def register() -> None:
+    """Make `product` callable from kernels of this process, as `NAME`."""
+    tvm_ffi.register_global_func(NAME, product, override=True)
+
+
 def product(
     x: Any, w: Any, residual: Any, y: Any, m: int, n: int, k: int, width: int, column: int, half: int, add: int
 ) -> None:

@@ -25,7 +25,7 @@ from tunebench.errors import TuneBenchError
 
 FILES = ("database_workload.json", "database_tuning_record.json")
 LOCKED = ("target", "device", "tvm", "protocol", "threads")
-PROTOCOL = "1: cold caches, interleaved, outputs compared with the default's, fresh samples for the verdict"  # as committed databases say it
+PROTOCOL = "1: cold caches, interleaved, outputs compared with the default's, fresh samples for the verdict"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from tunebench import results
 from tunebench.results import TuneResult
 from tunebench.tuning.database import Database
-from tunebench.tuning.session import Lowered, model_name
+from tunebench.tuning.session import Lowered, Session, model_name
 from tunebench.tuning.tuner import Options, Progress, Watcher, kernels, sources, tune
 
 
@@ -54,5 +54,12 @@ def _tune_row(lowered: Lowered, progress: Progress, database: Database) -> TuneR
         kernels=[kernel for kernel in found if kernel.phase in progress.phases],
         noise=progress.noise,
         ranking={name: float(np.mean(values)) for name, values in ranks.items()},
-        environment=session.described(),
+        environment=_described(session, progress),
     )
+
+
+def _described(session: Session, progress: Progress) -> dict[str, object]:
+    """The machine and the device, with what the runner learned of it."""
+    found = session.described()
+    of_device = found.get("rpc")
+    return {**found, "rpc": {**of_device, **progress.ran_on}} if isinstance(of_device, dict) else found

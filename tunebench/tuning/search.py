@@ -20,14 +20,11 @@ from tunebench.compile import passes
 from tunebench.compile.tasks import Task, task_key
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import int8_dot, templates
-from tunebench.kernels.tvmscript import quick_parsing
-from tunebench.runners.base import LOST, Job, Runner, Trial
+from tunebench.kernels.tvmscript import import_intrinsics
+from tunebench.runners.base import Candidate, Failed, MeasureInput, Outcome, Runner, Timed, Trial
 from tunebench.timing import Protocol
 from tunebench.tuning import cost_model, spaces
 from tunebench.tuning.database import Entry
-
-with quick_parsing():  # every TuneContext imports them
-    import tvm.s_tir.tensor_intrin
 
 BATCH = 16  # candidates of one round on a CPU, which builds or measures
 GPU_BATCH = 48  # and on a GPU, which measures while the CPU builds
@@ -122,9 +119,14 @@ class TaskSearch:
         return not self.reason and self.entry.exhausted != spaces.revision()
 
     @property
-    def job(self) -> Job:
+    def given(self) -> MeasureInput:
         """The kernel as a runner wants it."""
-        return Job(self.task.key, tvm.ir.save_json(self.default_mod), self.depth, self.cold_bytes)
+        return MeasureInput(self.task.key, tvm.ir.save_json(self.default_mod), self.depth, self.cold_bytes)
+
+    @property
+    def trial(self) -> Trial:
+        """How its candidates are timed now."""
+        return Trial(self.given, TRIAL, round(GIVE_UP * self.best_ns))
 
 
 def begin(
@@ -141,6 +143,7 @@ def begin(
         generator = ms.space_generator.ScheduleFn(
             lambda schedule: generate(schedule, kernel), sch_rules=[], postprocs=[], mutator_probs={}
         )
+    import_intrinsics()  # as the context will, slowly
     context = ms.TuneContext(
         task.mod,
         target=target,
@@ -186,7 +189,7 @@ class Round:
     predicted: list[float] | None  # scores of the cost model
     programs: list[int]  # structural hash of each candidate's kernel
     fresh: dict[int, ms.MeasureCandidate]  # by program, those that were never measured
-    errors: dict[str, str]  # that the build already knows, by program
+    failed: dict[str, Failed]  # those that the build knows of, by program
 
 
 def propose(
@@ -207,9 +210,9 @@ def propose(
             search.programs.setdefault(program, known)
     fresh = {program: c for c, program in zip(candidates, programs, strict=True) if program not in search.programs}
     with costs.of("build"):
-        mods = [(str(program), candidate.sch.mod) for program, candidate in fresh.items()]
-        errors = runner.build(mods, Trial(search.job, TRIAL, round(GIVE_UP * search.best_ns)))
-    return Round(search, candidates, predicted, programs, fresh, errors)
+        named = [Candidate(str(program), candidate.sch.mod) for program, candidate in fresh.items()]
+        failed = runner.build(search.trial, named)
+    return Round(search, candidates, predicted, programs, fresh, failed)
 
 
 def measure(proposed: Round, trials: Trials, model: ms.cost_model.XGBModel, runner: Runner, costs: Costs) -> None:
@@ -217,13 +220,13 @@ def measure(proposed: Round, trials: Trials, model: ms.cost_model.XGBModel, runn
     search, before = proposed.search, proposed.search.best_ns
     for program, candidate in proposed.fresh.items():
         with costs.of("run"):
-            failed = proposed.errors.get(str(program))
-            seconds = FAILED_S if failed else _time(search, str(program), candidate, runner)
+            outcome = proposed.failed.get(str(program)) or runner.time(search.trial, str(program))
+            seconds = _seconds_of(outcome)
+            search.best_ns = min(search.best_ns, seconds * 1e9)
         search.programs[program] = seconds
         search.trials += 1
         search.valid += seconds < FAILED_S
         trials.add(search.task, candidate, seconds, search.context.target)
-    runner.forget()
     taken = [search.programs[program] for program in proposed.programs]
     search.stale = 0 if search.best_ns < GAIN * before else search.stale + 1
     with costs.of("model"):
@@ -247,17 +250,8 @@ def _propose(search: TaskSearch, trials: Trials, model: ms.cost_model.XGBModel) 
         return []
 
 
-def _time(search: TaskSearch, name: str, candidate: ms.MeasureCandidate, runner: Runner) -> float:
-    best = search.best_ns
-    outcome = runner.time(search.job, name, TRIAL, round(GIVE_UP * best))
-    if outcome.error == LOST:  # another candidate took the worker down: build this one again
-        runner.build([(name, candidate.sch.mod)])
-        outcome = runner.time(search.job, name, TRIAL, round(GIVE_UP * best))
-    if outcome.error:
-        return FAILED_S
-    seconds = stats.median(outcome.samples_ns) / 1e9
-    search.best_ns = min(best, seconds * 1e9)
-    return seconds
+def _seconds_of(outcome: Outcome) -> float:
+    return stats.median(outcome.samples_ns) / 1e9 if isinstance(outcome, Timed) else FAILED_S
 
 
 def _note(search: TaskSearch, predicted: list[float] | None, seconds: list[float]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 from typing import Protocol as Interface
 
 import tvm
@@ -19,7 +20,7 @@ from tunebench import stats
 from tunebench.compile import passes
 from tunebench.compile.tasks import Task, chunk_ns, phase, replay, shares
 from tunebench.kernels import templates
-from tunebench.runners.base import Outcome, Runner
+from tunebench.runners.base import Candidate, Failed, Runner, Timed
 from tunebench.spec import Kernel
 from tunebench.timing import Protocol
 from tunebench.tuning import cost_model
@@ -61,6 +62,7 @@ class Progress:
     curve: list[dict[str, float]] = field(default_factory=list)
     noise: float = 0.0
     phases: tuple[str, ...] = Options.phases
+    ran_on: dict[str, Any] = field(default_factory=dict)  # what the runner says of it, in the end
 
     @property
     def elapsed_s(self) -> float:
@@ -170,6 +172,7 @@ class _Run:
 
     def close(self) -> None:
         """Keep what was learned and end the workers."""
+        self.progress.ran_on = self.runner.facts()
         self.runner.close()
         cost_model.save(self.model, self.database.cost_model_path)
         self.database.save_entries()
@@ -178,15 +181,18 @@ class _Run:
         """Time every default schedule that no earlier run timed."""
         if self.runner.builds_ahead:
             unknown = [search for search in self.progress.searches if not search.entry.default_ns]
-            self.runner.build([(search.task.key, search.default_mod) for search in unknown])
+            for search in unknown:
+                self.runner.build(search.trial, [Candidate(search.task.key, search.default_mod)])
         for search in self.progress.searches:
             if not search.entry.default_ns:
                 search.doing = "default"
                 self.watch(self.progress)
                 with self.progress.costs.of("run"):
-                    outcome = self.runner.prepare(search.job, DEFAULT)
-                search.entry.default_ns = list(outcome.samples_ns)
-                search.reason = outcome.error and f"its default schedule failed: {outcome.error}"
+                    outcome = self.runner.prepare(search.given, DEFAULT)
+                if isinstance(outcome, Failed):
+                    search.reason = f"its default schedule failed: {outcome.reason}"
+                else:
+                    search.entry.default_ns = list(outcome.samples_ns)
                 search.doing = ""
                 self.database.save_entries()
             if search.entry.default_ns:
@@ -296,22 +302,22 @@ class _Run:
             tried = self.trials.count(search.task) > 0
             unsearched = "no candidate ran and was correct" if tried else "not searched before the time ran out"
             return replace(entry, decision="kept default", reason=search.reason or unsearched), None
-        mods = {str(i): replay(search.task.mod, record) for i, record in enumerate(finalists)}
-        ranked = self._ranked(search, mods)
+        replayed = [Candidate(str(i), replay(search.task.mod, record)) for i, record in enumerate(finalists)]
+        ranked = self._ranked(search, replayed)
         champions: dict[str, str] = {}  # source -> its fastest
         for name in ranked:
             champions.setdefault(templates.source(finalists[int(name)].trace), name)
         best, name = next(iter(champions.items()))
-        arms = [*((source, mods[each]) for source, each in champions.items()), (AGAIN, mods[name])]
-        outcomes = self.runner.duel(search.job, arms, FINAL)
-        failed = next((outcome.error for outcome in outcomes.values() if outcome.error), "")
+        arms = [Candidate(source, replayed[int(each)].mod) for source, each in champions.items()]
+        arms.append(Candidate(AGAIN, replayed[int(name)].mod))
+        outcomes = self.runner.compare(search.given, arms, FINAL)
+        timed = {each: list(outcome.samples_ns) for each, outcome in outcomes.items() if isinstance(outcome, Timed)}
+        failed = next((outcome.reason for outcome in outcomes.values() if isinstance(outcome, Failed)), "")
         if failed:
             return replace(entry, decision="inconclusive", reason=f"measured again, it failed: {failed}"), None
-        default_ns, tuned_ns = list(outcomes["default"].samples_ns), list(outcomes[best].samples_ns)
-        entry.by_source = (
-            {source: list(outcomes[source].samples_ns) for source in champions} if len(champions) > 1 else {}
-        )
-        noise = stats.noise_floor(tuned_ns, outcomes[AGAIN].samples_ns) or 0.0
+        default_ns, tuned_ns = timed["default"], timed[best]
+        entry.by_source = {source: timed[source] for source in champions} if len(champions) > 1 else {}
+        noise = stats.noise_floor(tuned_ns, timed[AGAIN]) or 0.0
         self.progress.noise = max(self.progress.noise, noise)
         decided = stats.decide(default_ns, tuned_ns, noise)
         entry = replace(
@@ -319,14 +325,14 @@ class _Run:
         )
         return entry, finalists[int(name)] if decided.decision == "promoted" else None
 
-    def _ranked(self, search: TaskSearch, mods: dict[str, tvm.IRModule]) -> list[str]:
+    def _ranked(self, search: TaskSearch, finalists: list[Candidate]) -> list[str]:
         """The finalists, fastest first, on samples that the decision does not use."""
-        if len(mods) == 1:
-            return list(mods)
-        outcomes = self.runner.duel(search.job, list(mods.items()), CHOICE, with_default=False)
+        if len(finalists) == 1:
+            return [finalists[0].name]
+        outcomes = self.runner.compare(search.given, finalists, CHOICE, with_default=False)
 
-        def median(name: str) -> float:
-            outcome = outcomes.get(name, Outcome(error="lost"))
-            return float("inf") if outcome.error else stats.median(outcome.samples_ns)
+        def median(candidate: Candidate) -> float:
+            outcome = outcomes.get(candidate.name)
+            return stats.median(outcome.samples_ns) if isinstance(outcome, Timed) else float("inf")
 
-        return sorted(mods, key=median)
+        return [candidate.name for candidate in sorted(finalists, key=median)]

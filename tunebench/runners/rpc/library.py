@@ -16,14 +16,10 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
 import tvm
 from tvm import tirx
 
-from tunebench.dtypes import numpy_dtype
-from tunebench.runners.base import Job, sets_of
-
-HELD_BYTES = 1 << 30  # on a device, of the inputs of all jobs together
+HELD_BYTES = 1 << 30  # on a device, of the inputs of all kernels together
 PROBE_SIZE = 96
 RUNTIME = ("llvm.", "TVM", "__tvm")
 
@@ -66,17 +62,6 @@ def step(params: int, sets: int) -> tirx.PrimFunc:
         body.append(tirx.IfThenElse(tirx.EQ(now, tirx.const(number, "int32")), call, None))
     handles = [handle for each in arguments for handle in each]
     return tirx.PrimFunc([turn, *handles], tirx.SeqStmt(body)).with_attr("global_symbol", "step")
-
-
-def count_sets(job: Job) -> int:
-    """How many input sets of a job make caches cold, as far as a device's memory may hold them."""
-    params = tvm.ir.load_json(job.reference)["main"].params
-    arrays = [np.empty(_shape(param), numpy_dtype(str(param.dtype))) for param in params]
-    return max(1, min(sets_of(job, params, arrays), HELD_BYTES // sum(array.nbytes for array in arrays)))
-
-
-def _shape(param: tirx.Buffer) -> tuple[int, ...]:
-    return tuple(int(extent) for extent in param.shape)
 
 
 def probe_kernel() -> tvm.IRModule:

@@ -25,10 +25,23 @@ import tvm
 from tvm.support.popen_pool import PopenPoolExecutor, PopenWorker
 
 from tunebench.errors import TuneBenchError, brief
-from tunebench.runners.base import BUILD_TIMEOUT_S, START_TIMEOUT_S, Job, Outcome, Trial
+from tunebench.runners import worker
+from tunebench.runners.base import (
+    BUILD_TIMEOUT_S,
+    START_TIMEOUT_S,
+    Candidate,
+    Died,
+    Failed,
+    MeasureInput,
+    NotBuilt,
+    Outcome,
+    Trial,
+)
+from tunebench.runners.bench import count_sets
 from tunebench.runners.rpc import device as rpc_device
 from tunebench.runners.rpc import library as rpc_library
 from tunebench.runners.rpc.device import Facts, Lost
+from tunebench.runners.rpc.library import HELD_BYTES
 from tunebench.runners.rpc.tracker import Grant, Tracker
 from tunebench.timing import Protocol
 
@@ -38,7 +51,7 @@ SET_UP_TIMEOUT_S = 180.0  # of inputs on their way to a device, and one run of t
 RUN_TIMEOUT_S = 20.0  # of a candidate; a slow kernel gets more
 LONG_TIMEOUT_S = 900.0  # of what runs a default schedule many times, which nothing bounds
 MOST_LOSSES = 2  # a candidate that takes so many devices down is at fault
-MOST_SET_UPS = 4  # devices that may be lost before they have a job's inputs
+MOST_SET_UPS = 4  # devices that may be lost before they have a kernel's inputs
 GONE_S = 30.0  # without a device, before the run gives up where the tracker has none either
 ASK_AGAIN_S = 1.0
 AGREE = 1.25  # devices of one key should not differ by more than this factor in the probe's time
@@ -48,7 +61,7 @@ AGREE = 1.25  # devices of one key should not differ by more than this factor in
 class _Task:
     """Something to do on one device, which one does not matter."""
 
-    job: Job
+    given: MeasureInput
     work: Callable[..., Any]
     arguments: tuple[object, ...]
     timeout_s: float
@@ -139,40 +152,40 @@ class RpcRunner:
         self._pool.shutdown(wait=True)
         self._folder.cleanup()
 
-    def prepare(self, job: Job, protocol: Protocol) -> Outcome:
-        """Run the default schedule on one device."""
-        return self._now(_Task(job, rpc_device.prepare, (job, protocol), LONG_TIMEOUT_S))  # type: ignore[no-any-return]
+    def facts(self) -> dict[str, Any]:
+        """How the devices compare in the probe, and which were lost."""
+        return {"probe_ns": dict(self.probe_ns), "disagreement": self.disagreement(), "lost": list(self.lost)}
 
-    def build(self, candidates: Sequence[tuple[str, tvm.IRModule]], trial: Trial | None = None) -> dict[str, str]:
+    def prepare(self, given: MeasureInput, protocol: Protocol) -> Outcome:
+        """Run the default schedule on one device."""
+        return self._now(_Task(given, worker.prepare, (given, protocol), LONG_TIMEOUT_S))  # type: ignore[no-any-return]
+
+    def build(self, trial: Trial, candidates: Sequence[Candidate]) -> dict[str, Failed]:
         """Begin to compile, and to time what is compiled."""
-        if trial:
-            for name, mod in candidates:
-                self._trials[name] = self._begin(mod, trial)
+        for candidate in candidates:
+            self._trials[candidate.name] = self._begin(candidate, trial)
         return {}
 
-    def time(self, job: Job, name: str, protocol: Protocol, limit_ns: int) -> Outcome:
+    def time(self, trial: Trial, name: str) -> Outcome:
         """What became of a candidate, once a device is done with it."""
         return self._wait(self._trials.pop(name))  # type: ignore[no-any-return]
 
-    def duel(
-        self, job: Job, candidates: Sequence[tuple[str, tvm.IRModule]], protocol: Protocol, with_default: bool = True
+    def compare(
+        self, given: MeasureInput, candidates: Sequence[Candidate], protocol: Protocol, with_default: bool = True
     ) -> dict[str, Outcome]:
         """Check and time several candidates on one device, interleaved."""
-        sets = self._sets_of(job)
-        building = {name: self._compile(tvm.ir.save_json(mod), sets) for name, mod in candidates}
+        sets = self._sets_of(given)
+        building = {candidate.name: self._compile(candidate.json, sets) for candidate in candidates}
         outcomes: dict[str, Outcome] = {}
         libraries: dict[str, Path] = {}
         for name, built in building.items():
             try:
                 libraries[name] = Path(built.result())
             except Exception as error:  # whatever code generation raises is the candidate's fault
-                outcomes[name] = Outcome(error=brief(error))
-        found = self._now(_Task(job, rpc_device.duel, (job, libraries, protocol, with_default), LONG_TIMEOUT_S))
+                outcomes[name] = NotBuilt(brief(error))
+        found = self._now(_Task(given, worker.compare, (given, libraries, protocol, with_default), LONG_TIMEOUT_S))
         found = found if isinstance(found, dict) else dict.fromkeys(libraries, found)
         return {**outcomes, **found}
-
-    def forget(self) -> None:
-        """Nothing: what was timed is dropped, and the rest is still to be timed."""
 
     def disagreement(self) -> str:
         """In words, where devices of the key differ by more than `AGREE` in the probe's time; else empty."""
@@ -185,27 +198,27 @@ class RpcRunner:
         built: Future[str] = self._pool.submit(_build, mod_json, sets, str(stem), *self._packing)
         return built
 
-    def _sets_of(self, job: Job) -> int:
-        if job.name not in self._sets:
-            self._sets[job.name] = rpc_library.count_sets(job)
-            self._references[job.name] = self._compile(job.reference, self._sets[job.name])
-        return self._sets[job.name]
+    def _sets_of(self, given: MeasureInput) -> int:
+        if given.name not in self._sets:
+            self._sets[given.name] = count_sets(given, HELD_BYTES)
+            self._references[given.name] = self._compile(given.reference, self._sets[given.name])
+        return self._sets[given.name]
 
-    def _begin(self, mod: tvm.IRModule, trial: Trial) -> Future[Outcome]:
+    def _begin(self, candidate: Candidate, trial: Trial) -> Future[Outcome]:
         """Compile a candidate; it is queued for a device when that is done."""
         outcome: Future[Outcome] = Future()
 
         def queue(built: Future[str]) -> None:
             if built.cancelled():
                 outcome.cancel()
-            elif built.exception():  # whatever code generation raises is the candidate's fault
-                outcome.set_result(Outcome(error=brief(built.exception())))  # type: ignore[arg-type]
+            elif error := built.exception():  # whatever code generation raises is the candidate's fault
+                outcome.set_result(NotBuilt(brief(error)))
             else:
                 timeout_s = max(RUN_TIMEOUT_S, 20 * trial.limit_ns / 1e9)
-                work = (trial.job, Path(built.result()), trial.protocol, trial.limit_ns)
-                self._add(_Task(trial.job, rpc_device.check_and_time, work, timeout_s, outcome))
+                work = (trial.given, Path(built.result()), trial.protocol, trial.limit_ns)
+                self._add(_Task(trial.given, worker.check_and_time, work, timeout_s, outcome))
 
-        self._compile(tvm.ir.save_json(mod), self._sets_of(trial.job)).add_done_callback(queue)
+        self._compile(candidate.json, self._sets_of(trial.given)).add_done_callback(queue)
         return outcome
 
     # -- the queue --------------------------------------------------------------------------------------------
@@ -220,7 +233,7 @@ class RpcRunner:
 
     def _now(self, task: _Task) -> Any:
         """Do something before anything else that waits."""
-        self._sets_of(task.job)
+        self._sets_of(task.given)
         self._add(task, first=True)
         return self._wait(task.done)
 
@@ -332,23 +345,23 @@ class RpcRunner:
     def _do(self, client: _Client, task: _Task) -> None:
         """A task on a device. Where that loses the device, another one does it, but not again and again."""
         try:
-            reference = Path(self._references[task.job.name].result())
+            reference = Path(self._references[task.given.name].result())
         except Exception as error:
-            task.done.set_result(Outcome(error=f"its default schedule does not build: {brief(error)}"))
+            task.done.set_result(NotBuilt(f"its default schedule does not build: {brief(error)}"))
             return
         task.set_ups += 1
         try:
-            client.ask(SET_UP_TIMEOUT_S, rpc_device.set_up, task.job, reference, self._sets[task.job.name])
+            client.ask(SET_UP_TIMEOUT_S, rpc_device.set_up, task.given, reference)
             task.set_ups, task.losses = 0, task.losses + 1
-            result = client.ask(task.timeout_s, task.work, *task.arguments)
+            result = client.ask(task.timeout_s, rpc_device.watched, task.work, *task.arguments)
         except Lost as lost:
             if not self._closed and task.losses < MOST_LOSSES and task.set_ups < MOST_SET_UPS:
                 self._add(task, first=True)
             else:
-                task.done.set_result(Outcome(error=f"its devices were lost, the last: {brief(lost)}"))
+                task.done.set_result(Died(f"its devices were lost, the last: {brief(lost)}"))
             raise
         except Exception as error:  # a default schedule that fails, or a time that cannot be
-            result = Outcome(error=brief(error))
+            result = Died(brief(error))
         task.done.set_result(result)
 
     def _lose(self, device: str, why: str) -> None:

@@ -1,0 +1,158 @@
+"""A worker process of any runner: what is sent to it, and what runs in it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tvm.support.popen_pool import PopenWorker
+
+from tunebench.errors import brief
+from tunebench.runners.base import START_TIMEOUT_S, Died, Failed, MeasureInput, NotBuilt, Outcome, TimedOut, Wrong
+from tunebench.runners.bench import Bench, Primitives
+from tunebench.timing import Protocol
+
+
+class Process:
+    """A process that holds a device's primitives; one that died or hung is started again when it is next asked."""
+
+    def __init__(self, make: Callable[..., Primitives], *args: object) -> None:
+        self._make = (make, *args)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._worker = PopenWorker(stderr=subprocess.DEVNULL)
+        self._worker.send(start, self._make, timeout=START_TIMEOUT_S)
+        self._starting = True
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether what it was sent before is still there."""
+        return bool(self._worker.is_alive())
+
+    def send(self, timeout_s: float, function: Callable[..., Any], *args: object) -> None:
+        """Begin a function there; `receive` has what it returns. Raises what `make` raised."""
+        if not self.is_alive:
+            self._begin()
+        if self._starting:
+            self._worker.recv()
+            self._starting = False
+        self._worker.send(function, args, timeout=timeout_s)
+
+    def receive(self) -> Any:
+        """What the function returned; Failed where it, or its process, did not end well."""
+        try:
+            return self._worker.recv()
+        except TimeoutError:
+            failed: Failed = TimedOut("timed out")
+        except Exception as error:  # whatever it raised
+            failed = Died(brief(error))
+        self._worker.kill()  # after an error of a GPU nothing in that process works
+        return failed
+
+    def ask(self, timeout_s: float, function: Callable[..., Any], *args: object) -> Any:
+        """Run a function there and wait for it."""
+        self.send(timeout_s, function, *args)
+        return self.receive()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._worker.kill()
+
+
+# -- in a worker ------------------------------------------------------------------------------------------
+
+
+class _Worker:
+    """The state of one worker process."""
+
+    device: Primitives
+    benches: dict[str, Bench]
+
+
+_worker = _Worker()
+
+
+def start(make: Callable[..., Primitives], *args: object) -> None:
+    """Begin: `make(*args)` opens the device, or what builds for it."""
+    _worker.device, _worker.benches = make(*args), {}
+
+
+def stop() -> None:
+    """Drop the device's primitives, and all input sets."""
+    vars(_worker).clear()
+
+
+def build(mod_json: str) -> NotBuilt | None:
+    """Compile a kernel; why it cannot be, or None."""
+    try:
+        _worker.device.build(mod_json)
+    except Exception as error:  # whatever code generation raises is the candidate's fault
+        return NotBuilt(brief(error))
+    return None
+
+
+def set_up(given: MeasureInput, reference: Any = None) -> Bench:
+    """A kernel's inputs, kept from before or made now in the place of those that were used longest ago."""
+    bench = _worker.benches.pop(given.name, None)
+    rules = _worker.device.rules
+    while not bench and sum(each.held_bytes for each in _worker.benches.values()) > rules.kept_bytes:
+        _worker.benches.pop(next(iter(_worker.benches)))
+    bench = bench or Bench(_worker.device, given, reference or given.reference)
+    _worker.benches[given.name] = bench
+    return bench
+
+
+def prepare(given: MeasureInput, protocol: Protocol) -> Outcome:
+    """Times of the default schedule."""
+    bench = set_up(given)
+    return bench.time({"default": bench.default}, protocol)["default"]
+
+
+def check_and_time(given: MeasureInput, built: Any, protocol: Protocol, limit_ns: int) -> Outcome:
+    """What becomes of a candidate."""
+    bench = set_up(given)
+    kernel = _loaded(built)
+    if isinstance(kernel, Failed):
+        return kernel
+    try:
+        return bench.check_and_time(kernel, protocol, limit_ns)
+    except Exception as error:  # whatever the candidate raises
+        _worker.device.survive(error)
+        return Died(brief(error))
+
+
+def compare(
+    given: MeasureInput, built: Mapping[str, Any], protocol: Protocol, with_default: bool
+) -> dict[str, Outcome]:
+    """Check and time several candidates, interleaved."""
+    bench = set_up(given)
+    outcomes: dict[str, Outcome] = {}
+    kernels: dict[str, Any] = {"default": bench.default} if with_default else {}
+    for name, each in built.items():
+        kernel = _loaded(each)
+        failed = kernel if isinstance(kernel, Failed) else _checked(bench, kernel)
+        if failed:
+            outcomes[name] = failed
+        else:
+            kernels[name] = kernel
+    return {**outcomes, **bench.time(kernels, protocol)}
+
+
+def _loaded(built: Any) -> Any:
+    """A kernel, or why there is none."""
+    try:
+        return _worker.device.load(built)
+    except Exception as error:  # whatever code generation raises is the candidate's fault
+        _worker.device.survive(error)
+        return NotBuilt(brief(error))
+
+
+def _checked(bench: Bench, kernel: Any) -> Failed | None:
+    try:
+        wrong = bench.check(kernel)
+    except Exception as error:  # whatever the candidate raises
+        _worker.device.survive(error)
+        return Died(brief(error))
+    return Wrong(wrong) if wrong else None
