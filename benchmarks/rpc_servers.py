@@ -23,7 +23,7 @@ from tunebench import environment, stats
 from tunebench.compile import passes
 from tunebench.devices.targets import presets
 from tunebench.errors import TuneBenchError
-from tunebench.runners.base import Job, Trial
+from tunebench.runners.base import Candidate, Failed, MeasureInput, Trial
 from tunebench.runners.rpc.runner import RpcRunner
 from tunebench.runners.rpc.tracker import Tracker
 from tunebench.timing import Protocol
@@ -114,13 +114,14 @@ def _kernel(factor: float) -> tvm.IRModule:
 
 def _round(runner: RpcRunner, trials: int, protocol: Protocol, label: str) -> float:
     """Trials a second, builds included; each must be right."""
-    job = Job("scale", tvm.ir.save_json(_kernel(2.0)), 0, 1)
+    candidate = Candidate("scale", _kernel(2.0))
+    trial = Trial(MeasureInput("scale", candidate.json, 0, 1), protocol, 10**9)
     names = [f"{label} {i}" for i in range(trials)]
     start = time.monotonic()
-    runner.build([(name, _kernel(2.0)) for name in names], Trial(job, protocol, 10**9))
-    outcomes = [runner.time(job, name, protocol, 10**9) for name in names]
+    runner.build(trial, [Candidate(name, candidate.mod) for name in names])
+    outcomes = [runner.time(trial, name) for name in names]
     took_s = time.monotonic() - start
-    failed = [outcome.error for outcome in outcomes if outcome.error]
+    failed = [outcome.reason for outcome in outcomes if isinstance(outcome, Failed)]
     if failed:
         raise SystemExit(f"{len(failed)} of {trials} trials failed: {failed[0]}")
     return trials / took_s

@@ -66,13 +66,12 @@ def _tasks(args: argparse.Namespace, session):
 def _stock(args: argparse.Namespace, folder: Path, trials: int) -> None:
     from tvm.s_tir import meta_schedule as ms
 
-    from tunebench.kernels.tvmscript import quick_parsing
+    from tunebench.kernels.tvmscript import import_intrinsics
 
     session = _session(args, folder)
     tasks = _tasks(args, session)
     (folder / "work").mkdir(parents=True)
-    with quick_parsing():
-        import tvm.s_tir.tensor_intrin  # noqa: F401
+    import_intrinsics()
     extracted = [ms.ExtractedTask(t.name, t.mod, session.target, [t.mod], sum(t.calls.values())) for t in tasks]
     contexts, weights = ms.relax_integration.extracted_tasks_to_tune_contexts(extracted, str(folder / "work"))
     ms.tune.tune_tasks(
@@ -98,7 +97,7 @@ def _ours(args: argparse.Namespace, folder: Path, budget_s: float) -> None:
 def _compare(args: argparse.Namespace, folder: Path, took_s: dict[str, float]) -> None:
     from tunebench.compile import passes
     from tunebench.compile.tasks import replay
-    from tunebench.runners.base import Job
+    from tunebench.runners.base import Candidate, MeasureInput, Timed
     from tunebench.runners.local import LocalRunner
     from tunebench.tuning.tuner import FINAL
 
@@ -119,25 +118,19 @@ def _compare(args: argparse.Namespace, folder: Path, took_s: dict[str, float]) -
     print(f"\n{'kernel':40s} {'default us':>12s} {'stock us':>12s} {'ours us':>12s}  ours over stock")
     for task in tasks:
         best = {side: min(found[side].get(task.key, []), key=lambda run: run[0], default=None) for side in found}
-        mods = [(side, replay(task.mod, run[1])) for side, run in best.items() if run and run[0] < 1e9]
-        job = Job(task.key, _json(passes.default_schedule(task.mod, session.target)), 256, cold)
-        outcomes = runner.duel(job, mods, FINAL)
+        arms = [Candidate(side, replay(task.mod, run[1])) for side, run in best.items() if run and run[0] < 1e9]
+        default = Candidate("default", passes.default_schedule(task.mod, session.target))
+        outcomes = runner.compare(MeasureInput(task.key, default.json, 256, cold), arms, FINAL)
         medians = {
-            side: stats.median(outcomes[side].samples_ns) / 1e3
-            for side in ("default", "stock", "ours")
-            if side in outcomes and outcomes[side].samples_ns
+            side: stats.median(outcome.samples_ns) / 1e3
+            for side, outcome in outcomes.items()
+            if isinstance(outcome, Timed)
         }
         cells = " ".join(f"{medians[s]:12.1f}" if s in medians else f"{'-':>12s}" for s in ("default", "stock", "ours"))
         reference = medians.get("stock", medians["default"])
         why = "" if "stock" in medians else " (over default: stock has no correct kernel)"
         print(f"{task.name:40s} {cells}  {reference / medians['ours']:.2f}x{why}", flush=True)
     runner.close()
-
-
-def _json(mod) -> str:
-    import tvm
-
-    return tvm.ir.save_json(mod)
 
 
 def _records(folder: Path):

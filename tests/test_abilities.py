@@ -29,7 +29,7 @@ def test_every_preset_says_on_what_or_why_not() -> None:
 
 
 def test_an_api_without_a_device_can_only_generate(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(name: str) -> apis.Device:
+    def none(name: str) -> apis.ApiDevice:
         raise TuneBenchError(f"no {name} adapter.", "Install a driver.")
 
     monkeypatch.setattr(apis, "open_device", none)

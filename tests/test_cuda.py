@@ -25,7 +25,7 @@ from tunebench.kernels import templates
 from tunebench.kernels.templates import Gpu, Param, Template
 from tunebench.kernels.tvmscript import quick_parsing
 from tunebench.model import workload as workloads
-from tunebench.tuning import database, spaces
+from tunebench.tuning import spaces
 
 pytest.importorskip("cuda.bindings.nvrtc")
 
@@ -296,7 +296,7 @@ def test_committed_records_make_kernels(folder: Path) -> None:
     assert len(records) > 20
     made = Counter()
     for record in records:
-        scheduled = database.replay(record.workload.mod, record)
+        scheduled = tasks.replay(record.workload.mod, record)
         made[passes.realize(scheduled) is scheduled] += 1
     assert made[False] > made[True]  # most are templates
 

@@ -208,7 +208,7 @@ def test_a_default_that_fails_is_a_reason_not_an_end(
 
 
 def test_the_local_runner_holds_to_it_too(found: list[Task], target: tvm.target.Target, tmp_path: Path) -> None:
-    options = replace(OPTIONS, trials=3, time_limit_s=15)
+    options = replace(OPTIONS, trials=3)
     progress = run(found, target, tmp_path, LocalRunner(target, 2, 2), options)
     assert progress.valid == progress.trials > 0
     database = database_of(tmp_path, target)
