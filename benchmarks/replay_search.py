@@ -188,12 +188,9 @@ def compare(path: Path, seeds: int) -> None:
             random.Random(seed).shuffle(order)
             curves["random"].append(quality(order, measured))
     programs = sum(len(stored[task.key]["programs"]) for task in tasks)
-    print(
-        f"\n{data['device']}, {shape['model']} {shape['scheme']}: {len(tasks)} kernels, {programs} programs, ", end=""
-    )
-    print(
-        f"{seeds} seeds\n\nSpeed of the best program found, as a share of the best there is: mean (worst) over kernels"
-    )
+    who = f"{data['device']}, {shape['model']} {shape['scheme']}"
+    print(f"\n{who}: {len(tasks)} kernels, {programs} programs, {seeds} seeds\n")
+    print("Speed of the best program found, as a share of the best there is: mean (worst) over kernels")
     print(f"| trials | {' | '.join(curves)} |\n|---|{'---|' * len(curves)}")
     for step in STEPS:
         cells = [[curve[min(step, len(curve)) - 1] for curve in each] for each in curves.values()]
