@@ -19,7 +19,7 @@ ROWS = 16
 LINE_EVERY_S = 15.0
 COLUMNS = ("task", "tokens", "share", "trials", "default", "best", "gain", "state")
 BESIDE_NAME = 60  # letters of all columns but the task's
-MARKS = {"promoted": "[green]promoted[/]", "kept default": "kept default", "inconclusive": "[yellow]inconclusive[/]"}
+COLOURS = {"promoted": "green", "inconclusive": "yellow"}
 
 
 class TuneView:
@@ -88,9 +88,10 @@ def _table(progress: Progress, name_width: int) -> Table:
     return table
 
 
-def _row(progress: Progress, search: TaskSearch, name_width: int) -> list[str]:
+def _row(progress: Progress, search: TaskSearch, name_width: int) -> list[str | Text]:
     default = stats.median(search.entry.default_ns) if search.entry.default_ns else 0.0
-    state = search.doing or MARKS.get(search.entry.decision, "") or ("exhausted" if search.entry.exhausted else "")
+    decision = search.entry.decision
+    state = search.doing or decision or ("exhausted" if search.entry.exhausted else "")
     name = search.task.name
     return [
         name if len(name) <= name_width else "…" + name[1 - name_width :],  # names differ at their end
@@ -100,5 +101,5 @@ def _row(progress: Progress, search: TaskSearch, name_width: int) -> list[str]:
         words.seconds(default / 1e9) if default else "",
         words.seconds(search.best_ns / 1e9) if search.best_ns else "",
         f"{default / search.best_ns:.1f}x" if default and search.best_ns else "",
-        state,
+        Text(state, "" if search.doing else COLOURS.get(decision, "")),
     ]
