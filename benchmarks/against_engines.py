@@ -1,4 +1,4 @@
-"""TuneBench beside llama.cpp, from an empty database: the ratios that the README quotes.
+"""TuneBench beside llama.cpp, from an empty database: the ratios of docs/results.md.
 
     python benchmarks/against_engines.py --work-dir tunebench-work/against --threads 2
 

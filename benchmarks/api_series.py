@@ -1,4 +1,4 @@
-"""What the README says of GPU APIs beside CUDA, measured: python benchmarks/api_series.py --work-dir WORK
+"""GPU APIs beside CUDA, as in docs/results.md: python benchmarks/api_series.py --work-dir WORK
 
 Tunes llama-7b on each target from what its database holds, benches all targets interleaved in one run, and prints what
 each has of CUDA's speed and what its tuned kernels gain over DLight's. CUDA itself must have been tuned before.

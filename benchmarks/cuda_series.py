@@ -1,4 +1,4 @@
-"""What the README says of a GPU, measured: python benchmarks/cuda_series.py --work-dir tunebench-work/cuda
+"""A GPU through CUDA, as in docs/results.md: python benchmarks/cuda_series.py --work-dir tunebench-work/cuda
 
 Each step tunes from what the database holds and benches beside PyTorch in float16; `--step` picks some. At the end it
 prints the ratios: over PyTorch in the same run, and of decode at depth and in batches to one sequence at depth 0.

@@ -18,7 +18,7 @@ TOKENS = 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-m", "--model", default="llama-7b")
     parser.add_argument("-q", "--scheme", default="q4f16_1")
     parser.add_argument("--context", type=int, default=2048)

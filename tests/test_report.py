@@ -184,8 +184,23 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 def test_every_file_is_written(report: Report) -> None:
     assert {path.name for path in report.out.iterdir()} == {"report.md", "report.html", "summary.csv", "charts"}
-    names = {path.name for path in (report.out / "charts").iterdir()}
-    assert names == {f"{name}.{ending}" for name in charts.load() for ending in ("svg", "png")}
+    assert {path.name for path in (report.out / "charts").iterdir()} == {f"{name}.svg" for name in charts.load()}
+
+
+def test_the_markdown_and_the_page_show_every_chart(report: Report) -> None:
+    page = (report.out / "report.html").read_text()
+    linked = re.findall(r"!\[.+\]\((.+)\)", (report.out / "report.md").read_text())
+    assert sorted(linked) == sorted(f"charts/{name}.svg" for name in charts.load())
+    assert all((report.out / link).is_file() for link in linked)
+    assert page.count("<svg ") == len(linked)
+
+
+def test_charts_are_text_and_the_same_for_the_same_rows(report: Report, tmp_path: Path) -> None:
+    rows = report.out.parent / "results.jsonl"
+    write_report([rows], tmp_path)
+    for path in (report.out / "charts").iterdir():
+        assert path.read_bytes() == (tmp_path / "charts" / path.name).read_bytes()
+    assert ">tg128</text>" in (tmp_path / "charts/throughput.svg").read_text()
 
 
 def test_summary_compares_tuned_with_default(report: Report) -> None:

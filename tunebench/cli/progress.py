@@ -11,12 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from tunebench import stats
+from tunebench.report import words
 from tunebench.tuning.search import TaskSearch
 from tunebench.tuning.tuner import Progress
 
 ROWS = 16
 LINE_EVERY_S = 15.0
-MARKS = {"promoted": "[green]promoted[/]", "kept default": "kept default", "inconclusive": "[yellow]inconclusive[/]"}
+COLUMNS = ("task", "tokens", "share", "trials", "default", "best", "gain", "state")
+BESIDE_NAME = 60  # letters of all columns but the task's
+COLOURS = {"promoted": "green", "inconclusive": "yellow"}
 
 
 class TuneView:
@@ -38,14 +41,18 @@ class TuneView:
 
     def __call__(self, progress: Progress) -> None:
         if self._live:
-            self._live.update(Group(self._headline(progress), _table(progress)))
+            self._live.update(self.frame(progress))
         elif time.monotonic() - self._last_line_s > LINE_EVERY_S:
             self._last_line_s = time.monotonic()
             self._console.print(self._headline(progress))
 
+    def frame(self, progress: Progress) -> Group:
+        """What the terminal shows of a run's progress."""
+        return Group(self._headline(progress), _table(progress, max(12, self._console.width - BESIDE_NAME)))
+
     def _headline(self, progress: Progress) -> Text:
         left = max(0.0, progress.limit_s - progress.elapsed_s)
-        words = [
+        parts = [
             f"{self._title}: {_STAGES[progress.stage]}",
             f"{progress.trials} trials, {progress.valid} valid",
             f"{_clock(progress.elapsed_s)} gone, {_clock(left)} left at most",
@@ -54,11 +61,11 @@ class TuneView:
             now, first = progress.curve[-1], progress.curve[0]
             for phase in ("decode", "prefill"):
                 if first[f"{phase}_ns"]:
-                    words.append(f"{phase} kernels {first[f'{phase}_ns'] / max(now[f'{phase}_ns'], 1):.1f}x")
+                    parts.append(f"{phase} kernels {first[f'{phase}_ns'] / max(now[f'{phase}_ns'], 1):.1f}x")
         doing = next((search for search in progress.searches if search.doing), None)
         if doing:
-            words.append(f"now {doing.task.name}")
-        return Text(" | ".join(words), style="bold")
+            parts.append(f"now {doing.task.name}")
+        return Text(" | ".join(parts), style="bold")
 
 
 _STAGES = {"default": "timing default schedules", "search": "searching", "decision": "measuring winners again"}
@@ -68,32 +75,31 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def _table(progress: Progress) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name, justify in (("task", "left"), ("chunks", "left"), ("share", "right"), ("trials", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for name in ("default", "best", "speed-up"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
+def _table(progress: Progress, name_width: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("task", "tokens", "state") else "right", no_wrap=True)
     searches = sorted(progress.searches, key=lambda s: -progress.share.get(s.task.key, 0.0))
     for search in searches[:ROWS]:
-        table.add_row(*_row(progress, search), style="bold" if search.doing else "")
+        table.add_row(*_row(progress, search, name_width), style="bold" if search.doing else "")
     if len(searches) > ROWS:
         rest = sum(progress.share.get(s.task.key, 0.0) for s in searches[ROWS:])
         table.add_row(f"{len(searches) - ROWS} more", "", f"{rest:.1%}")
     return table
 
 
-def _row(progress: Progress, search: TaskSearch) -> list[str]:
+def _row(progress: Progress, search: TaskSearch, name_width: int) -> list[str | Text]:
     default = stats.median(search.entry.default_ns) if search.entry.default_ns else 0.0
-    state = search.doing or MARKS.get(search.entry.decision, "") or ("exhausted" if search.entry.exhausted else "")
+    decision = search.entry.decision
+    state = search.doing or decision or ("exhausted" if search.entry.exhausted else "")
+    name = search.task.name
     return [
-        search.task.name,
-        ", ".join("decode" if chunk == 1 else f"prefill {chunk}" for chunk in search.task.calls),
+        name if len(name) <= name_width else "…" + name[1 - name_width :],  # names differ at their end
+        ", ".join(map(str, search.task.calls)),
         f"{progress.share.get(search.task.key, 0.0):.1%}",
         str(search.trials),
-        f"{default / 1e3:,.1f} us" if default else "",
-        f"{search.best_ns / 1e3:,.1f} us" if search.best_ns else "",
+        words.seconds(default / 1e9) if default else "",
+        words.seconds(search.best_ns / 1e9) if search.best_ns else "",
         f"{default / search.best_ns:.1f}x" if default and search.best_ns else "",
-        state,
+        Text(state, "" if search.doing else COLOURS.get(decision, "")),
     ]

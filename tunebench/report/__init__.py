@@ -56,7 +56,7 @@ def summary_table(report: Report) -> rich.table.Table:
     shown = rich.table.Table(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(table.columns):
         in_rate = any(row[index].endswith(RATE) for row in table.rows)
-        shown.add_column(f"{column},{RATE}" if in_rate else column, overflow="fold")
+        shown.add_column(f"{column},{RATE}" if in_rate else column, overflow="fold", no_wrap=index < 2)
     for row in table.rows:
         first, *rest = row  # the first says where, in brackets
         shown.add_row(*map(rich.markup.escape, [first, *map(_short, rest)]))

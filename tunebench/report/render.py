@@ -35,7 +35,7 @@ PAGE = """<!doctype html>
   :root {{ --ink: #e4e8ec; --quiet: #9aa4af; --page: #14181c; --card: #1d2329; --line: #313a43; --mark: #56b4e9; }}
 }}
 * {{ box-sizing: border-box; }}
-body {{ margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 72rem; background: var(--page); color: var(--ink);
+body {{ margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 76rem; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }}
 h1 {{ font-size: 1.7rem; margin: 0 0 .25rem; }}
 h2 {{ font-size: 1.2rem; margin: 2.6rem 0 .5rem; }}
@@ -48,9 +48,9 @@ p {{ margin: .4rem 0; max-width: 68ch; }}
 table {{ border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; vertical-align: top; padding: .4rem .9rem .4rem 0; border-bottom: 1px solid var(--line); }}
 th {{ font-weight: 600; color: var(--quiet); white-space: nowrap; }}
-td {{ min-width: 4.5rem; }}
 td.short {{ white-space: nowrap; }}
-td.long {{ min-width: 16rem; }}
+td.middle {{ min-width: 8.5rem; }}
+td.long {{ min-width: 12rem; }}
 summary {{ cursor: pointer; color: var(--mark); margin: .4rem 0; }}
 figure {{ margin: 1.6rem 0; overflow-x: auto; }}
 figure svg {{ display: block; width: 100%; min-width: 40rem; height: auto; color: var(--ink); }}
@@ -65,11 +65,10 @@ figure svg {{ display: block; width: 100%; min-width: 40rem; height: auto; color
 
 
 def save_charts(drawn: Drawn, folder: Path) -> None:
-    """Write each figure as `<name>.svg` and `<name>.png`."""
+    """Write each figure as `<name>.svg`; the same rows make the same file."""
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         for chart, figure in drawn:
-            figure.savefig(folder / f"{chart.name}.png", dpi=160)
             figure.savefig(folder / f"{chart.name}.svg", metadata={"Date": None})
 
 

@@ -27,7 +27,8 @@ WIDTH = 9.0  # inches
 LANE = 0.25  # inches a bar takes
 LEGEND_WIDTH = 110  # letters in a line of the legend
 STYLE: Any = {
-    "font.family": "DejaVu Sans",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],  # laid out with the first; the second is as wide
     "font.size": 9.0,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -38,7 +39,7 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "xtick.color": MUTED,
     "ytick.color": INK,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",  # text stays text: small, sharp, and can be searched and copied
     "svg.hashsalt": "tunebench",
 }
 

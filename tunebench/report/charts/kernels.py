@@ -109,7 +109,7 @@ def _dot(axes: Axes, height: int, kernel: Kernel) -> tuple[float, float]:
 
 def _name(kernel: Kernel) -> str:
     name = kernel.task if len(kernel.task) <= 44 else f"{kernel.task[:26]}…{kernel.task[-17:]}"
-    return f"{name}  m={kernel.chunk}" if kernel.phase == "prefill" else name
+    return f"{name}, chunk {kernel.chunk}" if kernel.phase == "prefill" else name
 
 
 CHARTS = (Chart("kernels", TITLE, draw),)
