@@ -16,7 +16,7 @@ from tunebench.tuning.tuner import Progress
 
 ROWS = 16
 LINE_EVERY_S = 15.0
-MARKS = {"promoted": "[green]promoted[/]", "kept default": "kept default", "inconclusive": "[yellow]inconclusive[/]"}
+COLOURS = {"promoted": "green", "inconclusive": "yellow"}
 
 
 class TuneView:
@@ -84,9 +84,10 @@ def _table(progress: Progress) -> Table:
     return table
 
 
-def _row(progress: Progress, search: TaskSearch) -> list[str]:
+def _row(progress: Progress, search: TaskSearch) -> list[str | Text]:
     default = stats.median(search.entry.default_ns) if search.entry.default_ns else 0.0
-    state = search.doing or MARKS.get(search.entry.decision, "") or ("exhausted" if search.entry.exhausted else "")
+    decision = search.entry.decision
+    state = search.doing or decision or ("exhausted" if search.entry.exhausted else "")
     return [
         search.task.name,
         ", ".join("decode" if chunk == 1 else f"prefill {chunk}" for chunk in search.task.calls),
@@ -95,5 +96,5 @@ def _row(progress: Progress, search: TaskSearch) -> list[str]:
         f"{default / 1e3:,.1f} us" if default else "",
         f"{search.best_ns / 1e3:,.1f} us" if search.best_ns else "",
         f"{default / search.best_ns:.1f}x" if default and search.best_ns else "",
-        state,
+        Text(state, "" if search.doing else COLOURS.get(decision, "")),
     ]

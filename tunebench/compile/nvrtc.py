@@ -22,6 +22,7 @@ import tvm_ffi
 from tvm.target import Target
 
 from tunebench.errors import TuneBenchError
+from tunebench.installation import install_hint
 from tunebench.kernels import templates
 from tunebench.runtime.cuda import checked
 
@@ -126,9 +127,7 @@ def _nvrtc() -> Any:
 
         checked(nvrtc.nvrtcVersion())
     except (ImportError, RuntimeError) as error:
-        raise TuneBenchError(
-            f"CUDA kernels need NVRTC ({error}).", "Install it: pip install 'tunebench[cuda]'."
-        ) from None
+        raise TuneBenchError(f"CUDA kernels need NVRTC ({error}).", install_hint("cuda")) from None
     return nvrtc
 
 
@@ -145,5 +144,5 @@ def _includes() -> list[Path]:
     roots.append(Path("/usr/local/cuda"))
     found = [path for root in roots for path in (root / "include", root / "include" / "cccl") if path.is_dir()]
     if not any((path / "cuda_fp16.h").exists() for path in found):
-        raise TuneBenchError("CUDA's headers were not found.", "Install them: pip install 'tunebench[cuda]'.")
+        raise TuneBenchError("CUDA's headers were not found.", install_hint("cuda"))
     return found
