@@ -121,6 +121,12 @@ def compile_cuda(code: str) -> bytes:
     return bytes(cubin)
 
 
+def check_installed() -> None:
+    """Raise a TuneBenchError where NVRTC or CUDA's headers are missing."""
+    _nvrtc()
+    _includes()
+
+
 def _nvrtc() -> Any:
     try:
         from cuda.bindings import nvrtc

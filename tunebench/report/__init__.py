@@ -54,9 +54,7 @@ def summary_table(report: Report) -> rich.table.Table:
     """The summary (or, without one, the cases that have no figure) for the terminal."""
     found = {table.name: table for table in report.tables}
     table = found.get("summary") or found.get("engines") or found.get("left_out") or report.tables[0]
-    shown = rich.table.Table(
-        title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False
-    )
+    shown = rich.table.Table(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(table.columns):
         in_rate = any(row[index].endswith(RATE) for row in table.rows)
         shown.add_column(f"{column},{RATE}" if in_rate else column, overflow="fold")

@@ -235,12 +235,17 @@ def find_package() -> Path | None:
     return next((place / PACKAGE for place in places if (place / PACKAGE / "package.json").exists()), None)
 
 
-def open_device() -> ApiDevice:
-    """Dawn in a process of its own."""
+def find() -> tuple[str, Path]:
+    """Node.js and Dawn's package; TuneBenchError where one is missing."""
     node, package = find_node(), find_package()
     if node is None or package is None:
         raise TuneBenchError(f"dawn needs {'Node.js' if node is None else 'the npm package webgpu'}.", INSTALL)
-    return DawnDevice(node, package)
+    return node, package
+
+
+def open_device() -> ApiDevice:
+    """Dawn in a process of its own."""
+    return DawnDevice(*find())
 
 
 APIS = (Api("dawn", "wgsl", "Dawn, Chrome's WebGPU, on Node.js", (), open_device),)
