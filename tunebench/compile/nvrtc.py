@@ -145,7 +145,7 @@ def _includes() -> list[Path]:
     wheels = importlib.util.find_spec("nvidia")
     folders = wheels.submodule_search_locations if wheels else None
     roots = [path for folder in folders or () for path in Path(folder).glob("*")]
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(RuntimeError, OSError):  # where there is no nvcc, or no `which`
         roots.append(Path(find_cuda_path()))
     roots.append(Path("/usr/local/cuda"))
     found = [path for root in roots for path in (root / "include", root / "include" / "cccl") if path.is_dir()]
