@@ -132,11 +132,13 @@ def compile_command(
     from dataclasses import replace
 
     from tunebench.compile import check as compile_check
-    from tunebench.compile import passes, tasks
+    from tunebench.compile import nvrtc, passes, tasks
     from tunebench.devices import targets
     from tunebench.model import workload as workloads
 
     preset = targets.to_compile(target)
+    if preset.kind == "cuda":
+        nvrtc.check_installed()
     session_target = passes.tvm_target(preset, 1)
     failed = 0
     kind = "cpu" if preset.device == "cpu" else "gpu"

@@ -27,13 +27,9 @@ class Built:
 
 
 def build_all(tasks: list[Task], target: tvm.target.Target) -> Iterator[Built]:
-    """Each kernel with its default schedule, then with each template that serves it, its first decisions taken.
-
-    TuneBenchError where what compiles for the target is not installed.
-    """
+    """Each kernel with its default schedule, then with each template that serves it, its first decisions taken."""
     with tempfile.TemporaryDirectory(prefix="tunebench-") as folder:
         if target.kind.name == "cuda":
-            nvrtc.check_installed()
             nvrtc.install(Path(folder))
         for task in tasks:
             for how, build in _ways(task, target).items():
