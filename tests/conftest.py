@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -14,9 +14,11 @@ import tvm
 from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 
+from tunebench import installation
 from tunebench.compile import passes, tasks
 from tunebench.compile.tasks import Task
 from tunebench.devices.targets import presets
+from tunebench.errors import TuneBenchError
 from tunebench.model import quantization
 from tunebench.model import workload as workloads
 from tunebench.model.workload import Model
@@ -24,6 +26,8 @@ from tunebench.runners.base import Failed, MeasureInput, Outcome
 from tunebench.spec import Workload
 from tunebench.tuning import search
 from tunebench.tuning.database import Entry
+
+Opened = TypeVar("Opened")
 
 CHUNKS = (16, 32)
 CONTEXT = 128
@@ -44,6 +48,14 @@ LLAMA: dict[str, Any] = {
     "tie_word_embeddings": False,
     "hidden_act": "silu",
 }
+
+
+def need(open_it: Callable[..., Opened], *given: object) -> Opened:
+    """What is opened; the test is skipped, with the words that a user would read, where there is no such thing."""
+    try:
+        return open_it(*given)
+    except TuneBenchError as error:
+        pytest.skip(str(error))
 
 
 def write_config(folder: Path, **changes: object) -> Path:
@@ -104,6 +116,15 @@ def why(outcome: Outcome | None) -> str:
 def relative_error(found: np.ndarray, reference: np.ndarray) -> float:
     """Largest difference, as a part of the largest reference value."""
     return float(np.abs(found - reference).max() / np.abs(reference).max())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_packed_databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests begin without databases, also on a device that TuneBench comes with one for."""
+    empty = tmp_path_factory.mktemp("packed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(installation, "tuning_logs", lambda: empty)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,28 @@ def test_everything_in_the_provenance_is_locked() -> None:
     assert set(LOCKED) == {item.name for item in fields(Provenance)}
 
 
+def test_what_is_packed_is_the_start(
+    model: tuple[tvm.IRModule, list[Task], Records], made: Provenance, tmp_path: Path
+) -> None:
+    records, packed = model[2], tmp_path / "packed"
+    before = written(packed, made, records)
+    before.entries["17"] = Entry("some_kernel", [3], [1], "promoted")
+    before.save_entries()
+    kept = {path: path.read_bytes() for path in packed.rglob("*") if path.is_file()}
+    database = Database(tmp_path / "db", made, packed)
+    assert (set(database.promoted()), database.entries) == (set(records), before.entries)
+    assert not database.folder.exists()
+    database.open_search()
+    database.promote({})
+    database.entries.clear()
+    database.save_entries()
+    again = Database(tmp_path / "db", made, packed)
+    assert (again.source, again.promoted(), again.entries) == (again.folder, {}, {})
+    assert {path: path.read_bytes() for path in packed.rglob("*") if path.is_file()} == kept
+    other = Database(tmp_path / "other", replace(made, tvm="something else"), packed)
+    assert (other.source, other.promoted(), other.entries) == (other.folder, {}, {})
+
+
 def test_the_folder_tells_target_device_and_threads(made: Provenance) -> None:
     names = {folder_name("llvm", replace(made, threads=n)) for n in (1, 2)}
     assert len(names) == 2

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tvm
+from conftest import need
 from test_gpu_api import MATRIX_GPU, OPERATIONS, PRODUCTS, compare_tokens, draws, plain, time_right_and_wrong
 
 from tunebench.errors import TuneBenchError
-from tunebench.runtime import apis
 from tunebench.runtime.apis import Call, dawn
 from tunebench.runtime.apis.dawn import DawnDevice
 from tunebench.runtime.plan import Shader
@@ -29,18 +30,10 @@ DOUBLE = Shader(
 )
 
 
-def installed() -> tuple[str, Path]:
-    """Node.js and Dawn's package."""
-    node, package = dawn.find_node(), dawn.find_package()
-    if node is None or package is None:
-        pytest.skip("there is no Dawn here")
-    return node, package
-
-
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DawnDevice]:
     """SwiftShader's, also for processes that are started meanwhile."""
-    installed()
+    need(dawn.find)
     library = Path("/usr/lib/chromium/libvk_swiftshader.so")
     if not library.exists():
         pytest.skip("there is no SwiftShader here")
@@ -50,7 +43,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DawnDevice]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VK_DRIVER_FILES", str(icd))
         patch.setenv("VK_ICD_FILENAMES", str(icd))
-        opened = apis.open_device("dawn")
+        opened = dawn.open_device()
         assert isinstance(opened, DawnDevice)
         yield opened
 
@@ -62,7 +55,7 @@ def target(device: DawnDevice) -> tvm.target.Target:
 
 
 def test_dawn_takes_what_templates_write() -> None:
-    device = DawnDevice(*installed(), ("backend=null", dawn.OPTIONS[0]))
+    device = DawnDevice(*need(dawn.find), ("backend=null", dawn.OPTIONS[0]))
     compiled = 0
     merged = {**OPERATIONS["one row"], "residual": 0, "norm": 1e-5, "gate": 1}
     for op in (*PRODUCTS.values(), *OPERATIONS.values(), merged):
@@ -110,14 +103,14 @@ def test_wrong_source_says_where_and_harms_nothing(device: DawnDevice) -> None:
 
 
 def test_a_launch_that_fails_is_told_by_the_next_question() -> None:
-    device = DawnDevice(*installed(), ("backend=null",))
+    device = DawnDevice(*need(dawn.find), ("backend=null",))
     device.tell("run", 12345)
     with pytest.raises(RuntimeError):
         device.wait()
 
 
 def test_a_process_that_has_ended_is_an_error() -> None:
-    device = DawnDevice(*installed(), ("backend=null",))
+    device = DawnDevice(*need(dawn.find), ("backend=null",))
     device.process.kill()
     with pytest.raises(RuntimeError, match="ended"):
         device.wait()
@@ -138,3 +131,8 @@ def test_without_dawn_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(dawn, "find_package", lambda: None)
     with pytest.raises(TuneBenchError, match="npm install webgpu"):
         dawn.open_device()
+
+
+def test_a_process_that_ends_at_once_is_one_line() -> None:
+    with pytest.raises(TuneBenchError, match="Dawn's process does not start"):
+        dawn._start([sys.executable, "-c", "pass"])

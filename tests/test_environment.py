@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunebench import environment
+from tunebench import environment, installation
 
 MIB = 1 << 20
 
@@ -151,13 +151,18 @@ def test_gpus_parse_what_nvidia_smi_prints(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_installed_package_reports_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "site-packages" / "tunebench" / "environment.py"))
+    (tmp_path / ".git").mkdir()  # of somebody else's repository, into which it was installed
+    (tmp_path / "tunebench" / "workloads").mkdir(parents=True)
+    monkeypatch.setattr(installation, "PACKAGE", tmp_path / "tunebench")
+    monkeypatch.setattr(environment, "_output", lambda *command: "c0ffee")
     assert environment.git_state() is None
+    (tmp_path / "tunebench" / "workloads").rmdir()
+    assert environment.git_state() == {"commit": "c0ffee", "modified": True}
 
 
 _PEAKS = """
 import json
-from tunebench import environment
+from tunebench import environment, installation
 
 def touch():
     bytearray(b"1") * (64 << 20)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from conftest import cpu_target, load_model, lower, write_config
+from conftest import cpu_target, load_model, lower, need, write_config
 
 from tunebench.compile import passes, source, tasks
 from tunebench.compile.build import compile_model, compile_plan
@@ -102,10 +102,7 @@ shared memory that are there at once."""
 @pytest.fixture(scope="module", params=["webgpu", "opencl"])
 def device(request: pytest.FixtureRequest) -> ApiDevice:
     """The first device of an API."""
-    try:
-        return apis.open_device(request.param)
-    except TuneBenchError as error:
-        pytest.skip(str(error))
+    return need(apis.open_device, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +184,7 @@ def test_a_template_computes_what_the_plain_kernel_does(
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> ApiDevice:
     """OpenCL on a device that is not NVIDIA's, with NVIDIA's product emulated."""
-    try:
-        device = apis.open_device("opencl")
-    except TuneBenchError as error:
-        pytest.skip(str(error))
+    device = need(apis.open_device, "opencl")
     write = shader_dialect._opencl
 
     def opencl(*given: Any) -> str:
@@ -203,9 +197,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> ApiDevice:
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_tiles_of_halves_compute_what_the_plain_kernel_does(name: str) -> None:
-    if (why := absent("webgpu")) is not None:
-        pytest.skip(why)
-    device = apis.open_device("webgpu")
+    device = need(apis.open_device, "webgpu")
     made = draws(PRODUCTS[name], templates.gpu_of(tvm.target.Target(device.target())), 3)
     assert made
     check(device, plain(PRODUCTS[name]), made)
@@ -265,8 +257,7 @@ def without_matrices(source: str) -> str:
 @pytest.mark.parametrize("k", [64, 128, 256])
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_subgroup_matrices_get_their_operands_in_order(name: str, k: int) -> None:
-    if (why := absent("webgpu")) is not None:
-        pytest.skip(why)
+    device = need(apis.open_device, "webgpu")
     op = {**PRODUCTS[name], "n": 64, "k": k}
     ((template, _),) = ((t, c) for t, c in templates.serving(op, MATRIX_GPU).items() if t.name == "text-matrix")
     assert template.text
@@ -277,7 +268,7 @@ def test_subgroup_matrices_get_their_operands_in_order(name: str, k: int) -> Non
         ((key, shader),) = program.shaders.items()
         changed = dataclasses.replace(shader, source=without_matrices(shader.source))
         made.append(dataclasses.replace(program, shaders={key: changed}))
-    check(apis.open_device("webgpu"), plain(op), made)
+    check(device, plain(op), made)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -413,8 +404,7 @@ def test_tune_and_bench_on_several_targets(name: str, tmp_path: Path) -> None:
     from tunebench.cli import app
     from tunebench.results import Result
 
-    if (why := absent(name)) is not None:
-        pytest.skip(why)
+    need(opening.open_device, targets.find(name))
     config = write_config(tmp_path, head_dim=32, hidden_size=128)
     common = ["-m", str(config), "--prompt", "16", "--context", "64", "--work-dir", str(tmp_path / "work")]
     limits = ["--trials", "2", "--time-limit", "25s", "--phase", "decode", "--no-bench"]
@@ -434,19 +424,8 @@ def test_tune_and_bench_on_several_targets(name: str, tmp_path: Path) -> None:
     assert len({row.run_id for row in benched}) == 1
 
 
-def absent(name: str) -> str | None:
-    """Why a target cannot be measured here."""
-    try:
-        opening.open_device(targets.find(name))
-    except TuneBenchError as error:
-        return str(error)
-    return None
-
-
 def test_kernels_that_add_up_over_lanes_compile_on_webgpu() -> None:
-    if (why := absent("webgpu")) is not None:
-        pytest.skip(why)
-    device = apis.open_device("webgpu")
+    device = need(apis.open_device, "webgpu")
     lanes = Gpu("webgpu", 0, 256, 16 << 10, frozenset({"lanes32"}))
     template, _ = next(iter(templates.serving(OPERATIONS["one row"], lanes).items()))
     assert template.text

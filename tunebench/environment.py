@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from tunebench import __version__
+from tunebench import __version__, installation
 from tunebench.errors import TuneBenchError
 from tunebench.spec import Count
 
@@ -295,8 +295,8 @@ def _version(*distributions: str) -> str | None:
 
 def git_state() -> dict[str, Any] | None:
     """The commit of the checkout that TuneBench runs from, and whether tracked files differ from it."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():  # an installed package may lie inside somebody else's repository
+    root = installation.checkout()
+    if root is None or not (root / ".git").exists():  # either may lie inside somebody else's repository
         return None
     commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
     changes = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunebench.cli import export, inputs, options
+from tunebench.cli.inputs import console
 from tunebench.errors import TuneBenchError
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-console = Console()
-
 DEMO_BUDGET_S = 8.0  # of each arm of each test
 
 Models = Annotated[list[str], typer.Option("--model", "-m", help="A model of `list models`, or a path to a config.")]
@@ -98,6 +97,7 @@ def tune_command(
     allowed = Options(trials, limit_s, seed=seed, depth=depth, phases=phases)
     tests = options.tests(str(max(options.numbers(prompt, "--prompt"))), "32", "0", context)
     lowered = [_lower(session, workload) for workload in inputs.loads(model, scheme, batch, prompt, context)]
+    inputs.say_packed(session)
     changed = []  # models with at least one tuned kernel
     try:
         for each in lowered:
@@ -132,16 +132,18 @@ def compile_command(
     from dataclasses import replace
 
     from tunebench.compile import check as compile_check
-    from tunebench.compile import passes, tasks
+    from tunebench.compile import nvrtc, passes, tasks
     from tunebench.devices import targets
     from tunebench.model import workload as workloads
 
     preset = targets.to_compile(target)
+    if preset.kind == "cuda":
+        nvrtc.check_installed()
     session_target = passes.tvm_target(preset, 1)
     failed = 0
     kind = "cpu" if preset.device == "cpu" else "gpu"
     for workload in inputs.loads(model, scheme, batch, prompt, context):
-        with console.status(f"building {workload.model} {workload.scheme.name}"):
+        with inputs.status(f"building {workload.model} {workload.scheme.name}"):
             found = workloads.load_model(replace(workload, device_kind=kind))
             mod = passes.prefix(workloads.build_module(found), session_target)
             built = list(compile_check.build_all(tasks.extract(mod, found), session_target))
@@ -202,6 +204,8 @@ def bench_command(
     plan = replace(plan, engines=tuple(dict.fromkeys(engine)))
     plan = replace(plan, protocol=replace(plan.protocol, samples=reps, least_samples=min(reps, 5)))
     loads = inputs.loads(model, scheme, batch, prompt, context)
+    for session in sessions if "tuned" in schedule else []:
+        inputs.say_packed(session)
     _bench_all([[_lower(session, workload) for session in sessions] for workload in loads], plan)
 
 
@@ -221,7 +225,7 @@ def report_command(
         console.print(finding, soft_wrap=True)
     console.print(summary_table(report))
     for warning in report.warnings:
-        console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+        inputs.warn(warning)
     console.print(f"Written: {report.out / 'report.html'}, report.md, summary.csv, charts/", soft_wrap=True)
 
 
@@ -259,7 +263,7 @@ def list_command(
     columns, rows = registry.pick(LISTINGS, what, "list")()
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -324,7 +328,7 @@ def demo_command(
 def _lower(session: Session, workload: Workload) -> Lowered:
     from tunebench.tuning.session import lower
 
-    with console.status(f"building {workload.model} {workload.scheme.name}"):
+    with inputs.status(f"building {workload.model} {workload.scheme.name}"):
         return lower(session, workload)
 
 
@@ -336,10 +340,10 @@ def _bench_all(models: list[list[Lowered]], plan: Plan) -> None:
     for lowered in models:
         workload = lowered[0].model.workload
         title = f"{workload.model} {workload.scheme.name}"
-        with console.status(title) as status:
+        with inputs.status(title) as status:
 
             def say(words: str, status: Status = status, title: str = title) -> None:
-                status.update(f"{title}: {words}")
+                status.update(Text(f"{title}: {words}"))
 
             for row in run_bench(lowered, plan, say):
                 statuses.append(row.status)
@@ -347,7 +351,7 @@ def _bench_all(models: list[list[Lowered]], plan: Plan) -> None:
                 where = f"{row.target} browser" if row.engine == "browser" else row.target
                 arm = f"{where} {arm}" if len(lowered) > 1 else arm
                 label = f"{row.model} {row.scheme} {row.test} {arm}"
-                console.print(f"{label:44s} {_figure(row)}", soft_wrap=True, highlight=False, markup=False)
+                console.print(f"{label:44s} {_figure(row)}", soft_wrap=True, highlight=False)
     path = models[0][0].session.results_path
     console.print(f"Rows are in {path}; `tunebench report` shows them.", soft_wrap=True)
     if "failed" in statuses:

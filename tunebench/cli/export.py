@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from tunebench.cli import inputs
+from tunebench.cli.inputs import console
 from tunebench.errors import TuneBenchError
 
 if TYPE_CHECKING:
     from tunebench.tuning.session import Lowered
-
-console = Console()
 
 
 def export_command(
@@ -51,7 +50,7 @@ def export_command(
     lengths = tuple(sorted({options.SMALLEST_CHUNK, *options.numbers(prompt, "--prompt")}))
     preset = targets.find("webgpu" if browser else target)
     session = Session(opening.open_device(preset, engine="browser" if browser else ""), work_dir, work_dir)
-    with console.status(f"compiling {model} {scheme}"):
+    with inputs.status(f"compiling {model} {scheme}"):
         lowered = lower(session, Workload(model, chosen, batch, lengths, context))
         records = _records(lowered) if schedule == "tuned" else {}
         plan = session.device.compile(lowered.mod, lowered.model, records, work_dir).plan
@@ -59,7 +58,7 @@ def export_command(
         raise TuneBenchError(f"target {target} makes no plan.", "Choose webgpu or opencl.")
     arrays = read(lowered.model, weights) if weights else workloads.random_weights(lowered.model, seed)
     turns = [("rope_cos_sin", workloads.rope_cos_sin(lowered.model))]
-    with console.status(f"writing {folder}"):
+    with inputs.status(f"writing {folder}"):
         browser_export.export_plan(plan, (each for part in (turns, arrays) for each in part), folder)
     console.print(f"Written: {folder}. `tunebench browse {folder}` runs it in a web browser.", soft_wrap=True)
 
@@ -88,6 +87,7 @@ def browse_command(
 
 def _records(lowered: Lowered) -> dict[str, object]:
     """The promoted ones; TuneBenchError where no kernel of the model has one."""
+    inputs.say_packed(lowered.session)
     database = lowered.session.database()
     records = database.promoted()
     if not any(task.key in records for task in lowered.tasks):

@@ -12,10 +12,12 @@ from tunebench.cli import options
 from tunebench.errors import TuneBenchError
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from tunebench.spec import Workload
     from tunebench.tuning.session import Session
 
-console = Console()
+console = Console(markup=False)  # what is printed may hold brackets
 
 
 def check_engines(names: list[str]) -> None:
@@ -39,7 +41,7 @@ def open_session(
     from tunebench.devices import opening, targets
     from tunebench.tuning.session import Session
 
-    device = opening.choose_device(targets.find(target), threads, *rpc, _warn)
+    device = opening.choose_device(targets.find(target), threads, *rpc, warn)
     return Session(device, work_dir, work_dir / "reports" / name / "results.jsonl")
 
 
@@ -61,8 +63,21 @@ def open_sessions(names: list[str], engines: list[str], threads: int, work_dir: 
     return found
 
 
-def _warn(words: str) -> None:
+def warn(words: str) -> None:
+    """Print a warning."""
     console.print(Text("warning: ", "yellow").append(words, "default"), soft_wrap=True)
+
+
+def status(words: str) -> Status:
+    """What is being done, while it goes on; for a `with`."""
+    return console.status(Text(words))
+
+
+def say_packed(session: Session) -> None:
+    """Say it where a session's tuned kernels are those that TuneBench comes with."""
+    database = session.database()
+    if database.source != database.folder:
+        console.print(f"Tuned kernels: those that come with TuneBench, in {database.source}", soft_wrap=True)
 
 
 def make_folder(folder: Path) -> None:

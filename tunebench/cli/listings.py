@@ -1,8 +1,8 @@
 """What `tunebench list` shows: (column names, rows of words). Needs no TVM."""
 
 import json
-from pathlib import Path
 
+from tunebench import installation
 from tunebench.devices import support, targets
 from tunebench.engines import baselines
 from tunebench.engines.base import OWN
@@ -16,7 +16,7 @@ Listing = tuple[list[str], list[list[str]]]
 def models() -> Listing:
     """The workloads that come with TuneBench."""
     rows = []
-    for path in sorted((Path(__file__).parent.parent.parent / "workloads").glob("*.json")):
+    for path in sorted(installation.workloads().glob("*.json")):
         data = json.loads(path.read_text())
         heads = f"{data['num_attention_heads']}/{data['num_key_value_heads']}"
         shape = [data["num_hidden_layers"], data["hidden_size"], data["intermediate_size"], heads, data["vocab_size"]]

@@ -23,6 +23,7 @@ import tvm_ffi
 from tvm.target import Target
 
 from tunebench.errors import TuneBenchError
+from tunebench.installation import install_hint
 from tunebench.kernels import templates
 from tunebench.runtime.cuda import checked
 
@@ -134,15 +135,19 @@ def compile_cuda(code: str) -> bytes:
     return bytes(cubin)
 
 
+def check_installed() -> None:
+    """Raise a TuneBenchError where NVRTC or CUDA's headers are missing."""
+    _nvrtc()
+    _includes()
+
+
 def _nvrtc() -> Any:
     try:
         from cuda.bindings import nvrtc
 
         checked(nvrtc.nvrtcVersion())
     except (ImportError, RuntimeError) as error:
-        raise TuneBenchError(
-            f"CUDA kernels need NVRTC ({error}).", "Install it: pip install 'tunebench[cuda]'."
-        ) from None
+        raise TuneBenchError(f"CUDA kernels need NVRTC ({error}).", install_hint("cuda")) from None
     return nvrtc
 
 
@@ -154,10 +159,10 @@ def _includes() -> list[Path]:
     wheels = importlib.util.find_spec("nvidia")
     folders = wheels.submodule_search_locations if wheels else None
     roots = [path for folder in folders or () for path in Path(folder).glob("*")]
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(RuntimeError, OSError):  # where there is no nvcc, or no `which`
         roots.append(Path(find_cuda_path()))
     roots.append(Path("/usr/local/cuda"))
     found = [path for root in roots for path in (root / "include", root / "include" / "cccl") if path.is_dir()]
     if not any((path / "cuda_fp16.h").exists() for path in found):
-        raise TuneBenchError("CUDA's headers were not found.", "Install them: pip install 'tunebench[cuda]'.")
+        raise TuneBenchError("CUDA's headers were not found.", install_hint("cuda"))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,13 +16,13 @@ from tunebench.devices.metal import MetalDevice
 from tunebench.devices.rpc import RpcDevice
 from tunebench.devices.targets import find
 from tunebench.engines.browser import engine as browser_engine
-from tunebench.errors import TuneBenchError
+from tunebench.errors import TuneBenchError, remembered
 from tunebench.spec import TargetPreset
 
 RUNNERS = ("local", "cuda", "webgpu", "dawn", "opencl", "rpc")
 
 
-@functools.cache
+@remembered
 def open_device(preset: TargetPreset, threads: int = 0, engine: str = "") -> Device:
     """The device of a preset; TuneBenchError where a package, a driver or a device is missing."""
     if engine == browser_engine.NAME:

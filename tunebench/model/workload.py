@@ -14,7 +14,7 @@ import tvm
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, spec
 
-from tunebench import registry
+from tunebench import installation, registry
 from tunebench.dtypes import numpy_dtype
 from tunebench.errors import TuneBenchError
 from tunebench.kernels import cpu as cpu_kernels
@@ -24,8 +24,6 @@ from tunebench.model import architectures, quantization
 from tunebench.model.architectures import Matrix, ModelConfig
 from tunebench.model.quantization import Array, Arrays
 from tunebench.spec import Scheme, Workload
-
-WORKLOADS = Path(__file__).parent.parent.parent / "workloads"
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Model:
 
 def names() -> list[str]:
     """The models that come with TuneBench."""
-    return sorted(path.stem for path in WORKLOADS.glob("*.json"))
+    return sorted(path.stem for path in installation.workloads().glob("*.json"))
 
 
 def load_model(workload: Workload) -> Model:
@@ -106,7 +104,7 @@ def load_model(workload: Workload) -> Model:
     if path.suffix != ".json":
         if workload.model not in names():
             raise registry.unknown(workload.model, names(), "model")
-        path = WORKLOADS / f"{workload.model}.json"
+        path = installation.workloads() / f"{workload.model}.json"
     data = _read_json(path)
     config = ModelConfig.from_dict(data, str(path.name))
     architecture = registry.pick(architectures.architectures(), str(data.get("model_type")), "model_type")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import rich.table
+from rich.text import Text
 
 from tunebench import results
 from tunebench.errors import TuneBenchError
@@ -59,7 +60,7 @@ def summary_table(report: Report) -> rich.table.Table:
         shown.add_column(f"{column},{RATE}" if in_rate else column, overflow="fold", no_wrap=index < 2)
     for row in table.rows:
         first, *rest = row  # the first says where, in brackets
-        shown.add_row(*map(rich.markup.escape, [first, *map(_short, rest)]))
+        shown.add_row(*map(Text, [first, *map(_short, rest)]))
     return shown
 
 

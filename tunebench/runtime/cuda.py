@@ -12,6 +12,7 @@ import tvm_ffi
 from tvm.runtime import Tensor, device
 
 from tunebench.errors import TuneBenchError
+from tunebench.installation import install_hint
 from tunebench.spec import Count
 
 DEVICE = device("cuda", 0)
@@ -21,9 +22,7 @@ def _runtime() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError:
-        raise TuneBenchError(
-            "the CUDA target needs cuda-bindings.", "Install it: pip install 'tunebench[cuda]'."
-        ) from None
+        raise TuneBenchError("the CUDA target needs cuda-bindings.", install_hint("cuda")) from None
     return runtime
 
 

@@ -1,5 +1,6 @@
 """MetaSchedule's XGBoost cost model: made, kept on disk, and asked how well it ranked."""
 
+import shutil
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -56,7 +57,7 @@ def load(path: Path, of_decisions: bool = False) -> ms.cost_model.XGBModel:
     """The model kept at `path`, or a new one, which sees a candidate's loops or, for templates, its decisions."""
     extractor = DecisionFeatures() if of_decisions else "per-store-feature"
     model = ms.cost_model.XGBModel(extractor=extractor, num_warmup_samples=WARMUP_SAMPLES, verbose_eval=10**9)
-    if path.exists():
+    if path.exists() and _can_pack():
         with _quiet():
             model.load(str(path))
     return model
@@ -64,12 +65,17 @@ def load(path: Path, of_decisions: bool = False) -> ms.cost_model.XGBModel:
 
 def save(model: ms.cost_model.XGBModel, path: Path) -> None:
     """Keep the model with the samples it learned from, whole or not at all; nothing where it has learned nothing."""
-    if model.booster is None:
+    if model.booster is None or not _can_pack():
         return
     fresh = path.with_name(f"new-{path.name}")
     with _quiet():
         model.save(str(fresh))
     fresh.replace(path)
+
+
+def _can_pack() -> bool:
+    """Whether there is the program with which MetaSchedule packs a model; a later run learns anew without."""
+    return shutil.which("tar") is not None
 
 
 def scores(

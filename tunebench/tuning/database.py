@@ -67,19 +67,23 @@ def folder_name(target_name: str, made: Provenance) -> str:
 
 
 class Database:
-    """One folder's database."""
+    """One folder's database. Until there is that folder, `packed` is read, if it was made for the very same."""
 
-    def __init__(self, folder: Path, made: Provenance) -> None:
+    def __init__(self, folder: Path, made: Provenance, packed: Path | None = None) -> None:
         self.folder = folder
+        self.source = packed if packed and _is_for(packed, made) and not folder.exists() else folder
         self.made = made
         self.search_folder = folder / "search"
         self.cost_model_path = self.search_folder / "cost_model.tar"
         _verify(folder, made)
-        self.entries = _read_entries(folder / "verdicts.json")
+        self.entries = _read_entries(self.source / "verdicts.json")
 
     def open_search(self) -> ms.database.JSONDatabase:
-        """The trials, for appending; makes the folder."""
+        """The trials, for appending; makes the folder, from what is packed where there is such."""
         try:
+            if self.source != self.folder:
+                shutil.copytree(self.source, self.folder)
+                self.source = self.folder
             self.search_folder.mkdir(parents=True, exist_ok=True)
             _write(self.folder / "provenance.json", asdict(self.made))
         except OSError as error:
@@ -93,9 +97,9 @@ class Database:
 
     def promoted(self) -> dict[str, ms.database.TuningRecord]:
         """The winning records by task key."""
-        if not all((self.folder / name).exists() for name in FILES):
+        if not all((self.source / name).exists() for name in FILES):
             return {}
-        return {task_key(record.workload.mod): record for record in _open(self.folder).get_all_tuning_records()}
+        return {task_key(record.workload.mod): record for record in _open(self.source).get_all_tuning_records()}
 
     def promote(self, winners: dict[str, ms.database.TuningRecord]) -> None:
         """Make the promoted records exactly `winners`."""
@@ -132,6 +136,14 @@ def _read_entries(path: Path) -> dict[str, Entry]:
     if not path.exists():
         return {}
     return {key: Entry(**data) for key, data in json.loads(path.read_text()).items()}
+
+
+def _is_for(folder: Path, made: Provenance) -> bool:
+    try:
+        _verify(folder, made)
+    except TuneBenchError:
+        return False
+    return folder.exists()
 
 
 def _verify(folder: Path, made: Provenance) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tvm
 
-from tunebench import environment
+from tunebench import environment, installation
 from tunebench.compile import passes
 from tunebench.compile.tasks import Task, extract
 from tunebench.devices.base import Device
@@ -45,9 +45,13 @@ class Session:
         return {**environment.describe(), **self.device.facts()}
 
     def database(self) -> Database:
-        """The tuning database of this target and device; TuneBenchError where it was made for another."""
+        """The tuning database of this target and device: of the work folder, or else the one that TuneBench comes with.
+
+        TuneBenchError where the work folder's was made for another.
+        """
         made = provenance(self.target, self.device.name, self.threads)
-        return Database(self.work_dir / "tuning_logs" / folder_name(self.device.target_name, made), made)
+        name = folder_name(self.device.target_name, made)
+        return Database(self.work_dir / "tuning_logs" / name, made, installation.tuning_logs() / name)
 
 
 @dataclass(frozen=True)

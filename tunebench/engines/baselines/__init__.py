@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tunebench import registry
 from tunebench.engines.base import Engine, Weights
 from tunebench.errors import TuneBenchError
+from tunebench.installation import install_hint
 
 if TYPE_CHECKING:
     from tunebench.model.workload import Model
@@ -39,6 +40,4 @@ def check_installed(peer: Peer) -> None:
     """Raise a TuneBenchError where a package is missing."""
     missing = [name for name in peer.packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise TuneBenchError(
-            f"engine {peer.name} needs {' and '.join(missing)}.", "Install it: pip install 'tunebench[peers]'."
-        )
+        raise TuneBenchError(f"engine {peer.name} needs {' and '.join(missing)}.", install_hint("peers"))

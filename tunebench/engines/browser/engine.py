@@ -22,6 +22,7 @@ from tunebench.engines.browser.export import WEIGHTS, Arrays, write_plan, write_
 from tunebench.engines.browser.server import PageServer
 from tunebench.engines.chunked import ChunkedEngine
 from tunebench.errors import TuneBenchError
+from tunebench.installation import install_hint
 from tunebench.runtime import webgpu_common
 from tunebench.runtime.plan import Plan
 
@@ -106,8 +107,8 @@ class Chromium:
             try:
                 with PageServer() as server, _open(browser, server) as page:
                     return browser, call(page, "facts")
-            except TuneBenchError as error:
-                reason = error.message
+            except (Error, TuneBenchError) as error:
+                reason = str(error).strip().splitlines()[0]
                 browser.close()
         raise TuneBenchError(f"{executable} does not run WebGPU ({reason}).", "Update it, or install Chromium.")
 
@@ -122,7 +123,7 @@ def _hardware_flags() -> list[tuple[str, ...]]:
 def _executable() -> str:
     """The browser to start; a TuneBenchError says what is missing."""
     if importlib.util.find_spec("playwright") is None:
-        raise TuneBenchError("the engine browser needs playwright.", "Install it: pip install 'tunebench[browser]'.")
+        raise TuneBenchError("the engine browser needs playwright.", install_hint("browser"))
     found = find_executables()
     if not found:
         raise TuneBenchError(

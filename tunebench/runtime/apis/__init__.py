@@ -5,7 +5,6 @@ A module lists its `APIS`. Its packages are imported only when a device is opene
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from tunebench import registry
-from tunebench.errors import TuneBenchError
+from tunebench.errors import TuneBenchError, remembered
+from tunebench.installation import install_hint
 from tunebench.runtime.plan import Shader, Triple
 
 Buffer = Any
@@ -101,11 +101,14 @@ def apis() -> dict[str, Api]:
     return registry.load(__name__, "APIS", Api)
 
 
-@functools.cache
+@remembered
 def open_device(name: str) -> ApiDevice:
     """The first device of an API, opened once; TuneBenchError where a package, a driver or a device is missing."""
     api = registry.pick(apis(), name, "API")
     missing = [package for package in api.packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise TuneBenchError(f"{name} needs {' and '.join(missing)}.", f"Install it: pip install 'tunebench[{name}]'.")
-    return api.open()
+        raise TuneBenchError(f"{name} needs {' and '.join(missing)}.", install_hint(name))
+    try:
+        return api.open()
+    except ImportError as error:
+        raise TuneBenchError(f"{name} cannot be loaded ({error}).", install_hint(name)) from None

@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -180,22 +181,30 @@ def _start(command: Sequence[str]) -> tuple[socket.socket, subprocess.Popen[byte
     """Run the script, which ends with the connection to it. It is not spoken to on its output, where Dawn complains."""
     token = secrets.token_hex(16)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(PATIENCE_S)
+        server.settimeout(0.5)
         port = server.getsockname()[1]
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(
             [*command, str(port), token], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
         )
-        try:
-            connection, _ = server.accept()
+        connection = _accept(server, process)
+        if connection:
             connection.settimeout(None)
             if connection.recv(len(token), socket.MSG_WAITALL).decode() == token:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return connection, process
-        except TimeoutError:
-            pass
     process.kill()
+    process.wait()
     raise TuneBenchError("Dawn's process does not start.", "Try: node -e 'import(\"webgpu\")'")
+
+
+def _accept(server: socket.socket, process: subprocess.Popen[bytes]) -> socket.socket | None:
+    """The process's connection; None where it ends without one, or takes longer than `PATIENCE_S`."""
+    until_s = time.monotonic() + PATIENCE_S
+    while process.poll() is None and time.monotonic() < until_s:
+        with contextlib.suppress(TimeoutError):
+            return server.accept()[0]
+    return None
 
 
 def _end(connection: socket.socket, process: subprocess.Popen[bytes]) -> None:
@@ -226,12 +235,17 @@ def find_package() -> Path | None:
     return next((place / PACKAGE for place in places if (place / PACKAGE / "package.json").exists()), None)
 
 
-def open_device() -> ApiDevice:
-    """Dawn in a process of its own."""
+def find() -> tuple[str, Path]:
+    """Node.js and Dawn's package; TuneBenchError where one is missing."""
     node, package = find_node(), find_package()
     if node is None or package is None:
         raise TuneBenchError(f"dawn needs {'Node.js' if node is None else 'the npm package webgpu'}.", INSTALL)
-    return DawnDevice(node, package)
+    return node, package
+
+
+def open_device() -> ApiDevice:
+    """Dawn in a process of its own."""
+    return DawnDevice(*find())
 
 
 APIS = (Api("dawn", "wgsl", "Dawn, Chrome's WebGPU, on Node.js", (), open_device),)

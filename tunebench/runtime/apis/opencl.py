@@ -14,6 +14,7 @@ from tunebench.runtime.apis import Api, ApiDevice, Buffer, Call
 from tunebench.runtime.plan import Shader
 
 PATTERNS = tuple(2**i for i in range(8))  # bytes that a fill takes along, and so need not outlive the call
+INSTALL = "Install a driver, e.g. PoCL for CPUs: pocl-opencl-icd."
 OPTIONS = ["-cl-std=CL1.2", "-w", "-cl-mad-enable", "-cl-fast-relaxed-math"]
 
 
@@ -145,8 +146,11 @@ def open_device() -> ApiDevice:
     except cl.Error:
         devices = []
     if not devices:
-        raise TuneBenchError("no OpenCL device.", "Install a driver, e.g. PoCL for CPUs: pocl-opencl-icd.")
-    return OpenClDevice(max(devices, key=lambda device: device.type == cl.device_type.GPU))
+        raise TuneBenchError("no OpenCL device.", INSTALL)
+    try:
+        return OpenClDevice(max(devices, key=lambda device: device.type == cl.device_type.GPU))
+    except cl.Error as error:
+        raise TuneBenchError(f"the OpenCL device does not open ({error}).", INSTALL) from None
 
 
 APIS = (Api("opencl", "opencl", "OpenCL C 1.2 on any vendor's driver", ("pyopencl",), open_device),)

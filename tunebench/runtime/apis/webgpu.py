@@ -22,6 +22,7 @@ LANES = """\
 @compute @workgroup_size(%d, 1, 1)
 fn main(@builtin(subgroup_size) size : u32) { lanes[0] = size; }
 """
+INSTALL = "Install a Vulkan driver, e.g. Mesa's: mesa-vulkan-drivers."
 STAGED = 1 << 20  # bytes of a write that are not left waiting for the next launch
 
 
@@ -200,19 +201,27 @@ class _Timer:
         return int(end - start)
 
 
-def open_device() -> ApiDevice:
-    """The adapter that promises most."""
-    import wgpu
+@functools.cache
+def _choose_backends() -> None:
+    """Once: wgpu has one instance in a process, and refuses to be told again."""
     from wgpu.backends.wgpu_native import extras
 
     extras.set_instance_extras(backends=BACKENDS)
+
+
+def open_device() -> ApiDevice:
+    """The adapter that promises most."""
+    import wgpu
+
+    _choose_backends()
     try:
         adapter = wgpu.gpu.request_adapter_sync(power_preference="high-performance")
-    except RuntimeError as error:
-        raise TuneBenchError(
-            f"no WebGPU adapter ({error}).", "Install a Vulkan driver, e.g. Mesa's: mesa-vulkan-drivers."
-        ) from None
-    return WebGpuDevice(adapter)
+    except RuntimeError:
+        raise TuneBenchError("no WebGPU adapter.", INSTALL) from None
+    try:
+        return WebGpuDevice(adapter)
+    except (RuntimeError, wgpu.GPUError) as error:
+        raise TuneBenchError(f"the WebGPU adapter does not open ({error}).", INSTALL) from None
 
 
 APIS = (Api("webgpu", "wgsl", "wgpu-native: Vulkan, Metal or Direct3D 12", ("wgpu",), open_device),)

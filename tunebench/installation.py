@@ -1,0 +1,31 @@
+"""How TuneBench was installed: where the models and databases lie that come with it, and how to add an extra.
+
+In a checkout they are top-level folders; a wheel holds them inside the package.
+"""
+
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def checkout() -> Path | None:
+    """The checkout that TuneBench runs from; None where it came as a wheel."""
+    return None if (PACKAGE / "workloads").is_dir() else PACKAGE.parent
+
+
+def workloads() -> Path:
+    """The models that come with TuneBench, one JSON file each."""
+    return (checkout() or PACKAGE) / "workloads"
+
+
+def tuning_logs() -> Path:
+    """The databases measured on known devices, one folder each. They are read, never written."""
+    return (checkout() or PACKAGE) / "tuning_logs"
+
+
+def install_hint(extra: str) -> str:
+    """How to install an optional part of TuneBench, e.g. `webgpu`, into the Python that runs it."""
+    root = checkout()
+    what = f"-e '{root}[{extra}]'" if root else f"'tunebench[{extra}]'"
+    return f"Install it: {sys.executable} -m pip install {what}"
