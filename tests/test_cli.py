@@ -127,10 +127,10 @@ def test_too_little_memory(
 def test_help_imports_nothing_slow(arguments: list[str]) -> None:
     script = f"""
 import sys
-from tunebench import cli
+from tunebench.cli import app
 sys.argv = ["tunebench", *{arguments!r}]
 try:
-    cli.main()
+    app.main()
 except SystemExit as error:
     assert not error.code
 print("slow:", sorted({{"tvm", "pandas", "numpy", "matplotlib", "torch"}} & set(sys.modules)))

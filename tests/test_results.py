@@ -4,6 +4,7 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,6 +65,19 @@ def test_any_row_comes_back(
     results.append(path, row)
     results.append(path, row)
     assert results.read(path) == ([row, row], [])
+
+
+class Word(str):
+    """A string of somebody else's, as TVM's names are."""
+
+
+def test_what_is_not_quite_a_string_or_a_number_is_written_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    results.append(path, replace(ROW, device=Word("cpu"), probe={Word("read_bytes_per_s"): np.float64(5e10)}))
+    assert results.read(path) == ([ROW], [])
+    with pytest.raises(TypeError, match="no form in JSON"):
+        results.append(path, replace(ROW, environment={"cpu": object()}))
+    assert results.read(path) == ([ROW], [])
 
 
 def test_a_torn_last_line_is_left_out_and_appending_goes_on(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from tunebench import stored
 from tunebench.errors import TuneBenchError
 from tunebench.spec import Amount, Count, Kernel, Schedule, Size
 
@@ -101,7 +102,8 @@ def now() -> str:
 def append(path: Path, row: Result | TuneResult) -> None:
     """Write one row at the end of `path`, after a newline if the last line was torn."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = msgspec.json.encode({**msgspec.to_builtins(row), **_for_llama_bench(row)})
+    tag = {"kind": row.__struct_config__.tag}
+    line = stored.encode({**msgspec.structs.asdict(row), **tag, **_for_llama_bench(row)})
     with path.open("a+b") as file:
         end = file.seek(0, 2)
         if end:

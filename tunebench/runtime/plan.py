@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tunebench import stored
 from tunebench.errors import TuneBenchError
 from tunebench.spec import Amount, Size
 
@@ -122,7 +123,7 @@ def write(plan: Plan, folder: Path) -> None:
     for name, shader in plan.shaders.items():
         (folder / places[name]).write_text(shader.source)
     shaders = {name: replace(shader, source=places[name]) for name, shader in plan.shaders.items()}
-    (folder / "plan.json").write_bytes(msgspec.json.encode(replace(plan, shaders=shaders)))
+    (folder / "plan.json").write_bytes(stored.encode(replace(plan, shaders=shaders)))
 
 
 def read(folder: Path) -> Plan:

@@ -20,7 +20,7 @@ import tvm
 from msgspec import Struct
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import environment
+from tunebench import environment, stored
 from tunebench.compile.tasks import task_key
 from tunebench.errors import TuneBenchError
 from tunebench.spec import Amount, Decision, Schedule
@@ -125,7 +125,7 @@ def _open(folder: Path) -> ms.database.JSONDatabase:
 
 def _write(path: Path, data: Any) -> None:
     fresh = path.with_name(f"new-{path.name}")
-    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(data), indent=1) + b"\n")
+    fresh.write_bytes(msgspec.json.format(stored.encode(data), indent=1) + b"\n")
     fresh.replace(path)
 
 
