@@ -121,6 +121,7 @@ def test_unknown_fields_are_ignored(tmp_path: Path) -> None:
         ("n_gen", -1, "Expected `int` >= 0 - at `$.n_gen`"),
         ("n_gen", "4", "Expected `int`, got `str` - at `$.n_gen`"),
         ("samples_ns", [1.5], "$.samples_ns[0]"),
+        ("samples_ns", [7, 0], "$.samples_ns[1]"),
         ("kernels", [{"task": "t"}], "Object missing required field `phase` - at `$.kernels[0]`"),
         ("memory", {"peak": {"bytes": -1, "counter": ""}}, "$.memory[...].bytes"),
     ],

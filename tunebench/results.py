@@ -46,8 +46,8 @@ class Result(Struct, frozen=True, tag_field="kind", tag="case"):
     reason: str = ""  # why it is not ok
     run_id: str = ""  # rows of one run were interleaved on one machine and may be compared
     test_time: str = ""  # ISO 8601, start of the case, UTC
-    samples_ns: list[Amount] = []
-    warmup_ns: list[Amount] = []
+    samples_ns: list[Size] = []
+    warmup_ns: list[Size] = []
     model_type: str = ""  # as llama-bench: a description
     model_size: Amount = 0  # bytes of weights
     model_n_params: Amount = 0

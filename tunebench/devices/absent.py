@@ -26,7 +26,7 @@ class AbsentDevice:
     threads, cold_bytes = 0, CACHE_BYTES
 
     def __init__(self, preset: TargetPreset) -> None:
-        self.target_name, self.engine = preset.name, EngineName(preset.api or "tvm")
+        self.target_name, self.engine = preset.name, EngineName(preset.api or EngineName.TVM)
         self.absent = preset.blocked or preset.absent or f"no device for {preset.name} on this machine"
         self.name = "none"
         self.kind = "cpu" if preset.device == "cpu" else "gpu"

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from tunebench.errors import TuneBenchError
 from tunebench.results import Result
-from tunebench.spec import Amount, EngineName, Test
+from tunebench.spec import Amount, EngineName, Size, Test
 
 
 class _Row(Struct):
@@ -17,7 +17,7 @@ class _Row(Struct):
 
     n_prompt: Amount
     n_gen: Amount
-    samples_ns: list[Amount]
+    samples_ns: list[Size]
     n_threads: Amount
     n_depth: Amount = 0
     model_type: str = ""  # e.g. `llama 7B Q4_0`

@@ -96,7 +96,7 @@ class Plan(Struct, frozen=True):
     def __post_init__(self) -> None:
         for step in self.steps.values():
             for launch in step.launches:
-                if launch.shader not in self.shaders or max(launch.buffers, default=0) >= len(self.buffers):
+                if launch.shader not in self.shaders or max(launch.buffers, default=-1) >= len(self.buffers):
                     raise ValueError(f"a launch of {launch.shader} has no such shader, or no such buffer")
 
     @property
