@@ -17,6 +17,7 @@ from pathlib import Path
 from tunebench import environment, results, stats
 from tunebench.report import metrics
 from tunebench.results import Result, TuneResult
+from tunebench.spec import EngineName
 
 MODELS = ("tinyllama-1.1b", "llama-7b")
 TESTS = ("-p", "128,512", "-n", "64")
@@ -68,7 +69,7 @@ def _print(path: Path) -> None:
                 row.scheme,
                 row.test,
             )
-            if same and other.engine != "tvm":
+            if same and other.engine != EngineName.TVM:
                 found = stats.ratio_interval(other.samples_ns, row.samples_ns)
                 print(
                     f"{row.model:16s} {row.scheme:10s} {row.test:6s} {other.engine:10s} {found.ratio:6.2f}  "

@@ -18,6 +18,7 @@ from tunebench import results, stats
 from tunebench.cli import app
 from tunebench.report import metrics
 from tunebench.results import Result, TuneResult
+from tunebench.spec import EngineName
 
 PEER = ("--engine", "tvm", "--engine", "torch")
 TUNED = ("--schedule", "tuned")
@@ -106,7 +107,7 @@ def _print(report: str, cases: list[Result]) -> None:
         words = [f"{rate:.0f} tok/s, {share:.1%} of the probe"]
         for other in cases:
             same = all(getattr(other, name) == getattr(row, name) for name in ("run_id", "model", "scheme", "test"))
-            if same and other.engine != "tvm":
+            if same and other.engine != EngineName.TVM:
                 found = stats.ratio_interval(other.samples_ns, row.samples_ns)
                 words.append(f"{found.ratio:.2f}x {other.engine} ({found.low:.2f} to {found.high:.2f})")
         for other in tuned:

@@ -7,7 +7,6 @@ import http.client
 import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import tvm
 from conftest import cpu_target, load_model, lower, need, relative_error
+from msgspec.structs import replace
 from safetensors import safe_open
 
 from tunebench.cli import app
@@ -279,7 +279,7 @@ def test_the_command_exports(
     assert "Make one: tunebench export" in capsys.readouterr().err
     assert run([*given, "-q", SCHEME], monkeypatch) == 0
     browser_export.check(tmp_path / "out")
-    assert plans.read(tmp_path / "out").facts["scheme"] == SCHEME
+    assert plans.read(tmp_path / "out").facts.scheme == SCHEME
 
 
 @pytest.fixture

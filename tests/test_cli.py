@@ -264,3 +264,15 @@ def test_other_files_are_not_imported(
     assert run(["import", tmp_path / "other.json", "--work-dir", tmp_path], monkeypatch) == 2
     assert "llama-bench" in capsys.readouterr().err
     assert not (tmp_path / "reports").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_gen", "64"), ("n_threads", -1), ("samples_ns", [0])])
+def test_a_row_of_llama_bench_that_does_not_fit_is_named(
+    name: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bench.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (LLAMA_BENCH, {**LLAMA_BENCH, name: value})))
+    assert run(["import", path, "--work-dir", tmp_path], monkeypatch) == 2
+    printed = capsys.readouterr().err
+    assert f"{path}, row 2 is none of llama-bench's" in printed
+    assert f"$.{name}" in printed

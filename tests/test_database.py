@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import tvm
 from conftest import draw_records, load_model, lower
+from msgspec.structs import replace
 from tvm.s_tir import meta_schedule as ms
 
 from tunebench.compile.build import compile_model
 from tunebench.compile.tasks import Task
 from tunebench.devices.targets import cpu_device
 from tunebench.errors import TuneBenchError
-from tunebench.tuning.database import FILES, LOCKED, Database, Entry, Provenance, folder_name, provenance
+from tunebench.tuning.database import FILES, Database, Entry, Provenance, folder_name, provenance
 from tunebench.tuning.search import Trials, record_key
 
 Records = dict[str, ms.database.TuningRecord]
+LOGS = Path(__file__).parent.parent / "tuning_logs"
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def test_a_torn_last_line_is_cut(
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
-@pytest.mark.parametrize("name", LOCKED)
+@pytest.mark.parametrize("name", Provenance.__struct_fields__)
 def test_another_provenance_is_refused_by_name(name: str, made: Provenance, tmp_path: Path) -> None:
     Database(tmp_path / "db", made).open_search()
     other = replace(made, **{name: 7 if name == "threads" else "something else"})
@@ -107,10 +109,6 @@ def test_another_provenance_is_refused_by_name(name: str, made: Provenance, tmp_
         Database(tmp_path / "db", other)
     assert "--work-dir" in caught.value.hint
     Database(tmp_path / "db", made)
-
-
-def test_everything_in_the_provenance_is_locked() -> None:
-    assert set(LOCKED) == {item.name for item in fields(Provenance)}
 
 
 def test_what_is_packed_is_the_start(
@@ -144,9 +142,39 @@ def test_the_folder_tells_target_device_and_threads(made: Provenance) -> None:
 def test_verdicts_are_kept(made: Provenance, tmp_path: Path) -> None:
     database = Database(tmp_path / "db", made)
     database.open_search()
-    database.entries["17"] = Entry("some_kernel", [3, 4], [1, 2], "promoted", "1.8 times faster", "key", True)
+    database.entries["17"] = Entry("some_kernel", [3, 4], [1, 2], {"tuned": [1, 2]}, "promoted", "faster", "key", 70)
     database.save_entries()
     assert Database(tmp_path / "db", made).entries == database.entries
+
+
+@pytest.mark.parametrize("folder", sorted(LOGS.iterdir()), ids=lambda folder: folder.name)
+def test_committed_databases_are_read(folder: Path) -> None:
+    made = msgspec.json.decode((folder / "provenance.json").read_bytes(), type=Provenance)
+    database = Database(folder, made)
+    assert {"promoted"} < {entry.decision for entry in database.entries.values()}
+    assert all(entry.default_ns for entry in database.entries.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("provenance.json", '{"target": "llvm"}', "missing required field `device`"),
+        ("provenance.json", "", "truncated"),
+        (
+            "verdicts.json",
+            '{"17": {"name": "k", "decision": "won"}}',
+            r"'won' - at `\$\[\.\.\.\]\.decision`",
+        ),
+        ("verdicts.json", '{"17": {"name": "k", "tuned_ns": [-1]}}', r"`\$\[\.\.\.\]\.tuned_ns\[0\]`"),
+        ("verdicts.json", '{"17": {"name": "k", "newer": 1}}', "unknown field `newer`"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named(name: str, text: str, words: str, made: Provenance, tmp_path: Path) -> None:
+    Database(tmp_path, made).open_search()
+    (tmp_path / name).write_text(text)
+    with pytest.raises(TuneBenchError, match=words) as caught:
+        Database(tmp_path, made)
+    assert str(tmp_path / name) in caught.value.message
 
 
 def test_a_folder_that_cannot_be_written_is_named(made: Provenance, tmp_path: Path) -> None:

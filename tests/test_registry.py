@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from tunebench import registry
+from tunebench.devices.targets import presets
+from tunebench.engines.base import OWN
+from tunebench.engines.baselines import peers
 from tunebench.errors import TuneBenchError
-from tunebench.spec import Scheme
+from tunebench.spec import EngineName, Scheme
 
 HEAD = "from tunebench.spec import Scheme\n"
 Folder = Callable[..., str]
@@ -84,3 +87,9 @@ def test_pick_guesses_nothing_when_nothing_is_near() -> None:
     with pytest.raises(TuneBenchError) as caught:
         registry.pick({"demo": 1}, "zzz", "model")
     assert caught.value.hint == "Choose from: demo."
+
+
+def test_every_name_of_an_engine_is_one() -> None:
+    assert set(EngineName) <= {*OWN, *peers()}
+    assert {preset.api for preset in presets().values() if preset.api} <= set(OWN)
+    assert [f"{name} {name!s}" for name in OWN] == [f"{name.value} {name.value}" for name in OWN]

@@ -5,11 +5,11 @@ import random
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from matplotlib.text import Text
+from msgspec.structs import replace
 from rich.console import Console
 
 from tunebench import results, spec

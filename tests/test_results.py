@@ -2,19 +2,20 @@
 
 import json
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tunebench import results
 from tunebench.errors import TuneBenchError
 from tunebench.results import Result, TuneResult
 from tunebench.spec import Count, Kernel
 
-KERNEL = Kernel("matmul", "decode", 1, 22, 0.5, "tuned", "faster", [20, 21], [10, 11])
+KERNEL = Kernel("matmul", "decode", 1, 22, 0.5, "tuned", "faster", "promoted", [20, 21], [10, 11], {"tuned": [10, 11]})
 ROW = Result(
     model="tinyllama-1.1b",
     scheme="q4f16_1",
@@ -66,6 +67,19 @@ def test_any_row_comes_back(
     assert results.read(path) == ([row, row], [])
 
 
+class Word(str):
+    """A string of somebody else's, as TVM's names are."""
+
+
+def test_what_is_not_quite_a_string_or_a_number_is_written_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    results.append(path, replace(ROW, device=Word("cpu"), probe={Word("read_bytes_per_s"): np.float64(5e10)}))
+    assert results.read(path) == ([ROW], [])
+    with pytest.raises(TypeError, match="no form in JSON"):
+        results.append(path, replace(ROW, environment={"cpu": object()}))
+    assert results.read(path) == ([ROW], [])
+
+
 def test_a_torn_last_line_is_left_out_and_appending_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     results.append(path, ROW)
@@ -97,6 +111,51 @@ def test_unknown_fields_are_ignored(tmp_path: Path) -> None:
     data = lines(path)[0] | {"n_batch": 2048, "build_commit": "abc"}
     path.write_text(json.dumps(data) + "\n\n")
     assert results.read(path) == ([ROW], [])
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("status", "lost", "Invalid enum value 'lost' - at `$.status`"),
+        ("kind", "trace", "Invalid value 'trace' - at `$.kind`"),
+        ("n_gen", -1, "Expected `int` >= 0 - at `$.n_gen`"),
+        ("n_gen", "4", "Expected `int`, got `str` - at `$.n_gen`"),
+        ("samples_ns", [1.5], "$.samples_ns[0]"),
+        ("samples_ns", [7, 0], "$.samples_ns[1]"),
+        ("kernels", [{"task": "t"}], "Object missing required field `phase` - at `$.kernels[0]`"),
+        ("memory", {"peak": {"bytes": -1, "counter": ""}}, "$.memory[...].bytes"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(place: str, value: object, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    results.append(path, ROW)
+    results.append(path, TUNE)
+    first, second = lines(path)
+    path.write_text(json.dumps({**first, place: value}) + "\n" + json.dumps(second) + "\n")
+    rows, warnings = results.read(path)
+    assert rows == [TUNE]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"{path}:1: ")
+    assert words in warnings[0]
+
+
+def test_committed_rows_are_read() -> None:
+    paths = sorted((Path(__file__).parent.parent / "reports").glob("*/results.jsonl"))
+    found = {path.parent.name: results.read(path) for path in paths}
+    assert all(rows and not warnings for rows, warnings in found.values())
+    kernels = [kernel for rows, _ in found.values() for row in rows for kernel in row.kernels]
+    assert {kernel.decision for kernel in kernels} == {"promoted", "kept default", "inconclusive", ""}
+    assert {kernel.chunk for kernel in kernels} >= {1, 16, 128, 512}
+
+
+def test_a_chunk_was_a_bucket_in_schema_1(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    old = replace(TUNE, schema_version=1, model='"bucket": 1')
+    results.append(path, old)
+    text = path.read_text()
+    path.write_text(text.replace('"chunk":1', '"bucket": 1'))
+    assert path.read_text() != text
+    assert results.read(path) == ([old], [])
 
 
 @pytest.mark.parametrize("line", ["[]", "1", "null", "{}", '{"schema_version": 1, "kind": "case"}', "\x00"])

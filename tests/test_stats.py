@@ -123,9 +123,9 @@ def kernel(decision: str, gain: float) -> Kernel:
 
 @pytest.mark.parametrize("decision", ["promoted", "kept default", "inconclusive"])
 def test_a_stored_kernel_keeps_the_decision_of_the_tuner(decision: str) -> None:
-    decision = stats.kernel_decision(kernel(decision, 1.5))
-    assert (decision.decision, decision.reason) == (decision, "why")
-    assert decision.interval.ratio == pytest.approx(1.5, rel=0.01)
+    decided = stats.kernel_decision(kernel(decision, 1.5))
+    assert (decided.decision, decided.reason) == (decision, "why")
+    assert decided.interval.ratio == pytest.approx(1.5, rel=0.01)
 
 
 def test_a_kernel_never_judged_keeps_its_default() -> None:

@@ -46,7 +46,7 @@ def pick(entries: Mapping[str, Value], name: str, what: str) -> Value:
 
 def unknown(name: str, choices: Iterable[str], what: str) -> TuneBenchError:
     """The error for a name that is none of `choices`."""
-    ordered = sorted(choices)
+    ordered = sorted(map(str, choices))
     near = difflib.get_close_matches(name, ordered, n=1)
     guess = f"Did you mean {near[0]!r}? " if near else ""
     return TuneBenchError(f"unknown {what} {name!r}.", f"{guess}Choose from: {', '.join(ordered)}.")

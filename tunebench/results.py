@@ -11,83 +11,87 @@ Schema history
 """
 
 import datetime
-import json
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal
 
+import msgspec
+from msgspec import Meta, Struct
+
+from tunebench import stored
 from tunebench.errors import TuneBenchError
-from tunebench.spec import Count, Kernel
+from tunebench.spec import Amount, Count, Kernel, Schedule, Size
 
 SCHEMA_VERSION = 2
-Row = TypeVar("Row")
+Status = Literal["ok", "failed", "not_run"]
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(Struct, frozen=True, tag_field="kind", tag="case"):
     """One benched case. Times in nanoseconds of one whole test, memory in bytes, rates in base units."""
 
     model: str
     scheme: str
-    schedule: str  # default or tuned
-    engine: str
+    schedule: Schedule
+    engine: str  # an EngineName, or what another program's rows say
     target: str
     device: str
     test: str
-    n_prompt: int
-    n_gen: int
-    n_depth: int
-    batch: int
-    n_threads: int
-    status: str  # ok, failed, not_run
+    n_prompt: Amount
+    n_gen: Amount
+    n_depth: Amount
+    batch: Size
+    n_threads: Amount
+    status: Status
     reason: str = ""  # why it is not ok
     run_id: str = ""  # rows of one run were interleaved on one machine and may be compared
     test_time: str = ""  # ISO 8601, start of the case, UTC
-    samples_ns: list[int] = field(default_factory=list)
-    warmup_ns: list[int] = field(default_factory=list)
+    samples_ns: list[Size] = []
+    warmup_ns: list[Size] = []
     model_type: str = ""  # as llama-bench: a description
-    model_size: int = 0  # bytes of weights
-    model_n_params: int = 0
+    model_size: Amount = 0  # bytes of weights
+    model_n_params: Amount = 0
     type_k: str = ""  # as llama-bench: the cache's type, f16, bf16 or f32
     type_v: str = ""
-    chunks: list[int] = field(default_factory=list)  # lengths that prompts were cut into
-    flops_per_token: int = 0  # multiply-adds count as two, matrix products only
-    bytes_per_token: int = 0  # weights + KV cache read for one decoded token at the test's mean depth, one step
-    multiplies: str = "float32"  # what matrix products multiply: float32, or int8
-    memory: dict[str, Count] = field(default_factory=dict)  # weights, kv_cache, planned, peak
-    coverage: float | None = None  # share of the phase's time under tuned kernels
-    kernels: list[Kernel] = field(default_factory=list)
-    probe: dict[str, float] = field(default_factory=dict)  # read_bytes_per_s, flops_per_s, int8_ops_per_s, of this run
+    chunks: list[Size] = []  # lengths that prompts were cut into
+    flops_per_token: Amount = 0  # multiply-adds count as two, matrix products only
+    bytes_per_token: Amount = 0  # weights + KV cache read for one decoded token at the test's mean depth, one step
+    multiplies: str = "float32"  # what matrix products multiply: float32, float16, bfloat16 or int8
+    memory: dict[str, Count] = {}  # weights, kv_cache, planned, peak
+    coverage: Annotated[float, Meta(ge=0)] | None = None  # share of the phase's time under tuned kernels
+    kernels: list[Kernel] = []
+    probe: dict[str, float] = {}  # read_bytes_per_s, flops_per_s, int8_ops_per_s, of this run
     noise: float | None = None  # largest effect, as a ratio - 1, that an A/A comparison in this run still allows
-    environment: dict[str, Any] = field(default_factory=dict)
-    kind: str = "case"
+    environment: dict[str, Any] = {}
     schema_version: int = SCHEMA_VERSION
 
 
-@dataclass(frozen=True)
-class TuneResult:
+class TuneResult(Struct, frozen=True, tag_field="kind", tag="tune"):
     """What one tuning run did: its cost, its course and its decisions."""
 
     model: str
     scheme: str
     target: str
     device: str
-    batch: int
-    n_threads: int
+    batch: Size
+    n_threads: Amount
     run_id: str = ""
     test_time: str = ""
-    trials: int = 0  # measured in this run
-    valid_trials: int = 0  # of those, built, correct and timed
-    cost_s: dict[str, float] = field(default_factory=dict)  # search, build, run, model, verify, total, queue if any
-    curve: list[dict[str, float]] = field(default_factory=list)  # wall_s, trials, prefill_ns, decode_ns (estimates)
-    kernels: list[Kernel] = field(default_factory=list)
+    trials: Amount = 0  # measured in this run
+    valid_trials: Amount = 0  # of those, built, correct and timed
+    cost_s: dict[str, float] = {}  # search, build, run, model, verify, total, queue if any
+    curve: list[dict[str, float]] = []  # wall_s, trials, prefill_ns, decode_ns (estimates)
+    kernels: list[Kernel] = []
     noise: float | None = None  # as a Result's, of the kernels
-    ranking: dict[str, float] = field(default_factory=dict)  # rank correlation of the cost model's scores, by task
-    environment: dict[str, Any] = field(default_factory=dict)
-    kind: str = "tune"
+    ranking: dict[str, float] = {}  # rank correlation of the cost model's scores, by task
+    environment: dict[str, Any] = {}
     schema_version: int = SCHEMA_VERSION
+
+
+class _Version(Struct):
+    """What is read of a row before anything else."""
+
+    schema_version: Size
 
 
 def now() -> str:
@@ -98,14 +102,15 @@ def now() -> str:
 def append(path: Path, row: Result | TuneResult) -> None:
     """Write one row at the end of `path`, after a newline if the last line was torn."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({**asdict(row), **_for_llama_bench(row)})
+    tag = {"kind": row.__struct_config__.tag}
+    line = stored.encode({**msgspec.structs.asdict(row), **tag, **_for_llama_bench(row)})
     with path.open("a+b") as file:
         end = file.seek(0, 2)
         if end:
             file.seek(end - 1)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-        file.write(line.encode() + b"\n")
+        file.write(line + b"\n")
 
 
 def read(path: Path) -> tuple[list[Result | TuneResult], list[str]]:
@@ -114,34 +119,24 @@ def read(path: Path) -> tuple[list[Result | TuneResult], list[str]]:
         raise TuneBenchError(f"no results at {path}.", "Run `tunebench bench` first, or name a results.jsonl.")
     rows: list[Result | TuneResult] = []
     warnings: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            rows.append(_parse(json.loads(line)))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            rows.append(_decode(line))
+        except ValueError as error:
             warnings.append(f"{path}:{number}: left out, not a result row ({error})")
     return rows, warnings
 
 
-def _parse(data: dict[str, Any]) -> Result | TuneResult:
-    if "schema_version" not in data:
-        raise ValueError("it has no schema_version")
-    if data["schema_version"] > SCHEMA_VERSION:
-        raise ValueError(f"schema {data['schema_version']} is newer than {SCHEMA_VERSION}: upgrade TuneBench")
-    values = dict(data)
-    kernels = data.get("kernels", [])
-    if data["schema_version"] < 2:
-        kernels = [{**kernel, "chunk": kernel["bucket"]} for kernel in kernels]
-    values["kernels"] = [_make(Kernel, kernel) for kernel in kernels]
-    values["memory"] = {key: _make(Count, count) for key, count in data.get("memory", {}).items()}
-    return _make(TuneResult, values) if data.get("kind") == "tune" else _make(Result, values)
-
-
-def _make(kind: type[Row], data: dict[str, Any]) -> Row:
-    """An instance from the fields it knows; what a newer writer added is left out."""
-    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{key: value for key, value in data.items() if key in known})
+def _decode(line: bytes) -> Result | TuneResult:
+    """A row; a ValueError says what does not fit. Fields that only a newer writer knows are left out."""
+    version = msgspec.json.decode(line, type=_Version).schema_version
+    if version > SCHEMA_VERSION:
+        raise ValueError(f"schema {version} is newer than {SCHEMA_VERSION}: upgrade TuneBench")
+    if version == 1:
+        line = line.replace(b'"bucket":', b'"chunk":')  # only keys: in a string its quotes are escaped
+    return msgspec.json.decode(line, type=Result | TuneResult)
 
 
 def tokens_per_s(row: Result) -> list[float]:

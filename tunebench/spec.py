@@ -1,12 +1,37 @@
-"""The frozen values that every layer shares. Standard library only."""
+"""The frozen values that every layer shares. Those that files hold are Structs, whose types are checked when read."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, ClassVar, Literal
 
+from msgspec import Meta, Struct
+
+Phase = Literal["prefill", "decode"]
+Schedule = Literal["default", "tuned", "library"]
+"""Where a kernel comes from; `library` also where an engine brings all of its own."""
+Decision = Literal["promoted", "kept default", "inconclusive"]
+Amount = Annotated[int, Meta(ge=0)]
+"""Of bytes, tokens, nanoseconds: whole and not negative."""
+Size = Annotated[int, Meta(ge=1)]
+"""What there is at least one of."""
 Layout = Literal["NK", "KN", "N16"]
 """How a weight of N outputs and K inputs is stored: N-major [N, K], K-major [K, N], or [N / 16, K, 16]."""
 Activations = Literal["float", "int8"]
 """What a matrix product multiplies weights with: activations as they are, or quantized, a scale a group."""
+
+
+class EngineName(str, Enum):
+    """The engines that TuneBench knows, as command lines and rows say them."""
+
+    TVM = "tvm"
+    WEBGPU = "webgpu"
+    DAWN = "dawn"
+    OPENCL = "opencl"
+    BROWSER = "browser"
+    LLAMA_CPP = "llama_cpp"
+    TORCH = "torch"
+
+    __str__ = str.__str__  # Python 3.10 to 3.13 would each format a member in another way
 
 
 @dataclass(frozen=True)
@@ -64,7 +89,7 @@ class Test:
         return self.n_prompt + self.n_gen
 
     @property
-    def phase(self) -> str:
+    def phase(self) -> Phase | Literal["both"]:
         """`prefill`, `decode`, or `both`."""
         if self.n_prompt and self.n_gen:
             return "both"
@@ -92,26 +117,24 @@ class Workload:
         return tuple(sorted({1, *self.chunks}))
 
 
-@dataclass(frozen=True)
-class Count:
+class Count(Struct, frozen=True):
     """An amount of memory and the counter it came from; `bytes` is None where there is no counter."""
 
-    bytes: int | None
+    bytes: Amount | None
     counter: str
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(Struct, frozen=True):
     """One kernel of a phase: how much of the phase it takes, and which schedule it has and why."""
 
     task: str
-    phase: str  # prefill or decode
-    chunk: int  # tokens of the chunk it works on
-    calls: int  # per chunk
-    share: float  # of the phase's time under the schedules in use, 0..1
-    schedule: str  # default, tuned or library
+    phase: Phase
+    chunk: Size  # tokens of the chunk it works on
+    calls: Size  # per chunk
+    share: Annotated[float, Meta(ge=0, le=1)]  # of the phase's time under the schedules in use
+    schedule: Schedule
     reason: str  # the decision in words
-    decision: str = ""  # promoted, kept default, inconclusive; empty where there is no decision yet
-    default_ns: list[int] = field(default_factory=list)  # fresh samples, cold caches
-    tuned_ns: list[int] = field(default_factory=list)
-    by_source: dict[str, list[int]] = field(default_factory=dict)  # the fastest of tuned and library, where both ran
+    decision: Decision | Literal[""] = ""  # empty where there is no decision yet
+    default_ns: list[Amount] = []  # fresh samples, cold caches
+    tuned_ns: list[Amount] = []
+    by_source: dict[Schedule, list[Amount]] = {}  # the fastest of tuned and library, where both ran

@@ -6,14 +6,11 @@ Samples are times in nanoseconds; every function accepts any number of them, non
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, nan
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tunebench.spec import Kernel
-
-Decision = Literal["promoted", "kept default", "inconclusive"]
+from tunebench.spec import Decision, Kernel
 
 CONFIDENCE = 0.95
 RESAMPLES = 4000
@@ -104,8 +101,8 @@ def decide(default_ns: Sequence[float], tuned_ns: Sequence[float], noise: float 
 
 def kernel_decision(kernel: Kernel) -> Decided:
     """The decision on a stored kernel as the tuner took it, with the interval from its samples."""
-    decision = kernel.decision if kernel.decision in ("promoted", "inconclusive") else "kept default"
-    return Decided(decision, kernel.reason, ratio_interval(kernel.default_ns, kernel.tuned_ns))  # type: ignore[arg-type]
+    interval = ratio_interval(kernel.default_ns, kernel.tuned_ns)
+    return Decided(kernel.decision or "kept default", kernel.reason, interval)
 
 
 def noise_floor(aa_first: Sequence[float], aa_second: Sequence[float]) -> float | None:

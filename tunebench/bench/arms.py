@@ -10,15 +10,13 @@ import numpy as np
 
 from tunebench import environment
 from tunebench.compile.build import Compiled
-from tunebench.devices.base import OWN_ENGINE
 from tunebench.engines.base import Engine
 from tunebench.engines.baselines import Peer, peers
-from tunebench.engines.browser.engine import NAME as BROWSER
 from tunebench.errors import TuneBenchError
 from tunebench.model import weights
 from tunebench.model import workload as workloads
 from tunebench.model.workload import Model
-from tunebench.spec import Test
+from tunebench.spec import EngineName, Schedule, Test
 from tunebench.timing import Protocol
 from tunebench.tuning.database import Database
 from tunebench.tuning.session import SCRATCH_BYTES, Lowered, model_name
@@ -32,8 +30,8 @@ class Plan:
     """What to measure of one model. Times in seconds."""
 
     tests: tuple[Test, ...]
-    schedules: tuple[str, ...] = ("default", "tuned")  # of TuneBench's own engines
-    engines: tuple[str, ...] = (OWN_ENGINE,)
+    schedules: tuple[Schedule, ...] = ("default", "tuned")  # of TuneBench's own engines
+    engines: tuple[str, ...] = (EngineName.TVM,)
     protocol: Protocol = PROTOCOL
     sample_limit_s: float = 300.0  # a test whose one sample would take longer is not run
     weights: Path | None = None
@@ -46,7 +44,7 @@ class Arm:
 
     lowered: Lowered
     engine: str
-    schedule: str  # default, tuned; library for an engine that brings its own kernels
+    schedule: Schedule  # default, tuned; library for an engine that brings its own kernels
     loaded: Engine | None = None
     compiled: Compiled | None = None
     reason: str = ""
@@ -68,7 +66,7 @@ def load_arms(lowered: Sequence[Lowered], plan: Plan, say: Say) -> dict[str, Arm
 def label(lowered: Lowered) -> str:
     """A target's name, and how it is run where that is not by its own engine."""
     device = lowered.session.device
-    return f"{device.target_name} {device.engine}" if device.engine == BROWSER else device.target_name
+    return f"{device.target_name} {device.engine}" if device.engine == EngineName.BROWSER else device.target_name
 
 
 def _own(lowered: Lowered, plan: Plan, say: Say) -> dict[str, Arm]:
@@ -78,14 +76,14 @@ def _own(lowered: Lowered, plan: Plan, say: Say) -> dict[str, Arm]:
     database = session.database()
     records = database.promoted()
     tuned = any(task.key in records for task in lowered.tasks)
-    missing = {"tuned"} & set(plan.schedules) if not tuned and not device.absent else set()
-    if missing and device.engine != BROWSER:
+    missing = [] if tuned or device.absent else [each for each in plan.schedules if each == "tuned"]
+    if missing and device.engine != EngineName.BROWSER:
         raise TuneBenchError(
             f"nothing tuned for {model_name(model.workload)} in {database.folder}.",
             "Run `tunebench tune` first, or bench with --schedule default.",
         )
     say(f"compile for {name}")
-    compiled = {
+    compiled: dict[str, Compiled] = {
         each: device.compile(lowered.mod, model, records if each == "tuned" else {}, session.work_dir)
         for each in plan.schedules
         if each not in missing
@@ -94,13 +92,13 @@ def _own(lowered: Lowered, plan: Plan, say: Say) -> dict[str, Arm]:
         return {each: Arm(lowered, device.engine, each, reason=device.absent) for each in plan.schedules}
     say(f"load weights for {name}")
     loaded = device.engines(model, compiled, _weights(model, plan))
-    arms = {
-        each: Arm(lowered, device.engine, each, loaded[each], compiled[each], database=database) for each in compiled
+    arms: dict[str, Arm] = {
+        each: Arm(lowered, device.engine, each, loaded[each], compiled[each], database=database)
+        for each in plan.schedules
+        if each in compiled
     }
-    return {
-        **arms,
-        **{each: Arm(lowered, BROWSER, each, reason="kernels are not tuned in a browser") for each in missing},
-    }
+    untuned = "kernels are not tuned in a browser"
+    return arms | {each: Arm(lowered, device.engine, each, reason=untuned) for each in missing}
 
 
 def _peer(lowered: Lowered, peer: Peer, plan: Plan, say: Say) -> Arm:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace
 
 from tunebench import environment, results, stats
 from tunebench.bench.arms import Arm, Plan, label, load_arms
@@ -73,9 +73,8 @@ def _row(
     top: Count,
 ) -> Result:
     """All of an arm's row but its samples."""
-    row, model, target = _base_row(arm.lowered, test), arm.lowered.model, label(arm.lowered)
-    row = replace(row, engine=arm.engine, schedule=arm.schedule, noise=noise)
-    row = replace(row, memory={**_memory(model, arm), "peak": top})
+    row, model, target = _base_row(arm, test), arm.lowered.model, label(arm.lowered)
+    row = replace(row, noise=noise, memory={**_memory(model, arm), "peak": top})
     if target in probes:
         own = {name: measured[f"{target} {name}"] for name in probes[target].arms}
         row = replace(row, probe=probes[target].rates(own))
@@ -84,7 +83,7 @@ def _row(
         row = replace(row, bytes_per_token=row.bytes_per_token + round(read))
     if arm.compiled and arm.database:
         covered = _coverage(arm.lowered, arm.database, arm.compiled, test)
-        row = replace(row, **covered)  # type: ignore[arg-type]
+        row = replace(row, **covered)
     return row
 
 
@@ -165,14 +164,15 @@ def _coverage(lowered: Lowered, database: Database, compiled: Compiled, test: Te
     return {"kernels": rows, "coverage": share}
 
 
-def _base_row(lowered: Lowered, test: Test) -> Result:
+def _base_row(arm: Arm, test: Test) -> Result:
+    lowered = arm.lowered
     session, model, workload = lowered.session, lowered.model, lowered.model.workload
     mean_depth = test.n_depth + test.n_prompt + test.n_gen / 2
     return Result(
         model=model_name(workload),
         scheme=workload.scheme.name,
-        schedule="",
-        engine="",
+        schedule=arm.schedule,
+        engine=arm.engine,
         target=session.device.target_name,
         device=session.device.name,
         test=test.name,
@@ -217,5 +217,5 @@ def _memory(model: Model, arm: Arm) -> dict[str, Count]:
 
 def _peak(peak: environment.PeakRss, probe_bytes: int) -> Count:
     most = peak.read()
-    rest = None if most.bytes is None else most.bytes - probe_bytes
+    rest = None if most.bytes is None else max(0, most.bytes - probe_bytes)
     return Count(rest, f"{most.counter}, less the probe's {probe_bytes >> 20} MiB")

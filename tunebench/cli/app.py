@@ -186,11 +186,7 @@ def bench_command(
     name: Name = "local",
 ) -> None:
     """Measure prefill, decode and memory, every schedule interleaved; each row is kept as soon as it exists."""
-    from tunebench import registry
-
-    for each in schedule:
-        if each not in ("default", "tuned"):
-            raise registry.unknown(each, ("default", "tuned"), "schedule")
+    schedules = options.schedules(schedule)
     inputs.check_engines(engine)
     tests = options.tests(n_prompt, n_gen, n_depth, context)
     limit_s = options.seconds(sample_limit)
@@ -200,7 +196,7 @@ def bench_command(
 
     from tunebench.bench.arms import Plan
 
-    plan = Plan(tests, tuple(dict.fromkeys(schedule)), sample_limit_s=limit_s, weights=weights, seed=seed)
+    plan = Plan(tests, schedules, sample_limit_s=limit_s, weights=weights, seed=seed)
     plan = replace(plan, engines=tuple(dict.fromkeys(engine)))
     plan = replace(plan, protocol=replace(plan.protocol, samples=reps, least_samples=min(reps, 5)))
     loads = inputs.loads(model, scheme, batch, prompt, context)
@@ -335,6 +331,7 @@ def _lower(session: Session, workload: Workload) -> Lowered:
 def _bench_all(models: list[list[Lowered]], plan: Plan) -> None:
     """Bench each model, on one target or several."""
     from tunebench.bench.runner import run_bench
+    from tunebench.spec import EngineName
 
     statuses = []
     for lowered in models:
@@ -348,7 +345,7 @@ def _bench_all(models: list[list[Lowered]], plan: Plan) -> None:
             for row in run_bench(lowered, plan, say):
                 statuses.append(row.status)
                 arm = row.engine if row.schedule == "library" else row.schedule
-                where = f"{row.target} browser" if row.engine == "browser" else row.target
+                where = f"{row.target} browser" if row.engine == EngineName.BROWSER else row.target
                 arm = f"{where} {arm}" if len(lowered) > 1 else arm
                 label = f"{row.model} {row.scheme} {row.test} {arm}"
                 console.print(f"{label:44s} {_figure(row)}", soft_wrap=True, highlight=False)

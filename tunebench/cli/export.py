@@ -38,7 +38,7 @@ def export_command(
     from tunebench.model import quantization
     from tunebench.model import workload as workloads
     from tunebench.model.weights import read
-    from tunebench.spec import Workload
+    from tunebench.spec import EngineName, Workload
     from tunebench.tuning.session import Session, lower
 
     for value, known, kind in ((form, ("plan",), "format"), (schedule, ("default", "tuned"), "schedule")):
@@ -49,7 +49,7 @@ def export_command(
     chosen = registry.pick(quantization.schemes(), scheme, "scheme")
     lengths = tuple(sorted({options.SMALLEST_CHUNK, *options.numbers(prompt, "--prompt")}))
     preset = targets.find("webgpu" if browser else target)
-    session = Session(opening.open_device(preset, engine="browser" if browser else ""), work_dir, work_dir)
+    session = Session(opening.open_device(preset, engine=EngineName.BROWSER if browser else None), work_dir, work_dir)
     with inputs.status(f"compiling {model} {scheme}"):
         lowered = lower(session, Workload(model, chosen, batch, lengths, context))
         records = _records(lowered) if schedule == "tuned" else {}

@@ -48,16 +48,17 @@ def open_session(
 def open_sessions(names: list[str], engines: list[str], threads: int, work_dir: Path, name: str) -> list[Session]:
     """A session for each target, and one more for a target that is to run in a browser."""
     from tunebench.devices import opening, targets
+    from tunebench.spec import EngineName
     from tunebench.tuning.session import Session
 
     found = []
     for each in dict.fromkeys(names):
-        if any(engine != "browser" for engine in engines):
+        if any(engine != EngineName.BROWSER for engine in engines):
             found.append(open_session(each, threads, work_dir, name))
         preset = targets.find(each)
-        if "browser" in engines and preset.api == "webgpu":
+        if EngineName.BROWSER in engines and preset.api == "webgpu":
             path = work_dir / "reports" / name / "results.jsonl"
-            found.append(Session(opening.open_device(preset, engine="browser"), work_dir, path))
+            found.append(Session(opening.open_device(preset, engine=EngineName.BROWSER), work_dir, path))
     if not found:
         raise TuneBenchError("engine browser runs target webgpu.", "Add --target webgpu.")
     return found

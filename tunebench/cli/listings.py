@@ -8,6 +8,7 @@ from tunebench.engines import baselines
 from tunebench.engines.base import OWN
 from tunebench.model import quantization
 from tunebench.report import charts, metrics
+from tunebench.spec import EngineName
 from tunebench.tuning import spaces
 
 Listing = tuple[list[str], list[list[str]]]
@@ -56,7 +57,7 @@ def spaces_() -> Listing:
 def engines_() -> Listing:
     """The engines that `bench` measures."""
     rows = [[peer.name, peer.summary, ", ".join(peer.packages)] for peer in baselines.peers().values()]
-    own = [[name, words, "playwright" if name == "browser" else ""] for name, words in OWN.items()]
+    own = [[name, words, "playwright" if name is EngineName.BROWSER else ""] for name, words in OWN.items()]
     return ["engine", "what", "packages"], [*own, *rows]
 
 

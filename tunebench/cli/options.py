@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from tunebench import registry
 from tunebench.errors import TuneBenchError
-from tunebench.spec import Test
+from tunebench.spec import Phase, Schedule, Test
 
 SMALLEST_CHUNK = 16  # of those that prompts are cut into: there is always one of so many tokens
 
@@ -34,12 +35,18 @@ def numbers(text: str, option: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def phases(text: str) -> tuple[str, ...]:
+def phases(text: str) -> tuple[Phase, ...]:
     """The phases that decode, prefill or both names."""
-    both = ("decode", "prefill")
+    both: tuple[Phase, ...] = ("decode", "prefill")
     if text not in (*both, "both"):
         raise TuneBenchError(f"there is no phase {text!r}.", "Write decode, prefill or both.")
-    return both if text == "both" else (text,)
+    return tuple(phase for phase in both if text in (phase, "both"))
+
+
+def schedules(names: list[str]) -> tuple[Schedule, ...]:
+    """The schedules that TuneBench's own engines run under, each once."""
+    known: dict[str, Schedule] = {"default": "default", "tuned": "tuned"}
+    return tuple(dict.fromkeys(registry.pick(known, name, "schedule") for name in names))
 
 
 def seconds(text: str) -> float:

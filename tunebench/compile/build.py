@@ -16,6 +16,7 @@ from tunebench.compile.tasks import replay, task_key
 from tunebench.kernels import templates
 from tunebench.model.workload import Model
 from tunebench.runtime.plan import Plan
+from tunebench.spec import Schedule
 
 Records = Mapping[str, ms.database.TuningRecord]
 
@@ -24,7 +25,7 @@ Records = Mapping[str, ms.database.TuningRecord]
 class Compiled:
     """A compiled model and which of its kernels are tuned."""
 
-    tuned: Mapping[str, str]  # task key -> where its kernel comes from, tuned or library
+    tuned: Mapping[str, Schedule]  # task key -> where its kernel comes from, tuned or library
     planned_bytes: int  # storage that TVM's planner sets aside beside weights and cache
     executable: relax.VMExecutable | None = None
     plan: Plan | None = None
@@ -51,10 +52,10 @@ def compile_plan(mod: tvm.IRModule, model: Model, target: tvm.target.Target, rec
 
 def _scheduled(
     mod: tvm.IRModule, target: tvm.target.Target, records: Records
-) -> tuple[dict[str, tvm.IRModule], dict[str, str]]:
+) -> tuple[dict[str, tvm.IRModule], dict[str, Schedule]]:
     """Every kernel by name, under its record or by default; and where tuned ones come from, by key."""
     kernels: dict[str, tvm.IRModule] = {}
-    tuned: dict[str, str] = {}
+    tuned: dict[str, Schedule] = {}
     for gv, func in mod.functions_items():
         if not isinstance(func, tvm.tirx.PrimFunc):
             continue

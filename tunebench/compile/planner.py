@@ -15,7 +15,7 @@ from tunebench.compile.source import LANGUAGES, program
 from tunebench.dtypes import numpy_dtype
 from tunebench.kernels.templates import gpu_of
 from tunebench.model.workload import Model, function_name, rope_cos_sin
-from tunebench.runtime.plan import Buffer, Kind, Launch, Plan, Program, Shader, Step
+from tunebench.runtime.plan import Buffer, Facts, Kind, Launch, Plan, Program, Shader, Step
 
 PASSES = (
     relax.transform.RewriteDataflowReshape,
@@ -40,15 +40,9 @@ def plan_model(mod: tvm.IRModule, model: Model, target: tvm.target.Target, kerne
         m: builder.step(lowered[function_name(m)], [pool.input(workload.batch, m), *shared])
         for m in workload.chunk_sizes
     }
-    config = model.config
-    facts = {
-        "model": workload.model,
-        "scheme": workload.scheme.name,
-        "batch": workload.batch,
-        "context": workload.context,
-        "chunks": list(workload.chunks),
-        "vocab_size": config.vocab_size,
-    }
+    facts = Facts(
+        workload.model, workload.scheme.name, workload.batch, workload.context, workload.chunks, model.config.vocab_size
+    )
     return Plan(LANGUAGES[target.kind.name], facts, tuple(pool.buffers), builder.shaders, steps)
 
 

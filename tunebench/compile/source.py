@@ -20,9 +20,9 @@ from tunebench.compile import fp16_storage, passes
 from tunebench.dtypes import numpy_dtype
 from tunebench.kernels import templates
 from tunebench.kernels.gpu import operation
-from tunebench.runtime.plan import Launch, Program, Shader, Triple
+from tunebench.runtime.plan import Language, Launch, Program, Shader, Triple
 
-LANGUAGES = {"webgpu": "wgsl", "opencl": "opencl", "metal": "metal"}
+LANGUAGES: Mapping[str, Language] = {"webgpu": "wgsl", "opencl": "opencl", "metal": "metal"}
 """By TVM's target kind, the language of its kernels."""
 LAUNCH = tvm.ir.Op.get("tirx.call_ffi_kernel")
 FUNCTION = "// Function: "

@@ -14,6 +14,7 @@ from tvm.s_tir import meta_schedule as ms
 from tunebench.compile import passes
 from tunebench.kernels import int8_dot
 from tunebench.model.workload import Model, function_name
+from tunebench.spec import Phase
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _called(func: relax.Function) -> list[tvm.ir.GlobalVar]:
     return found
 
 
-def phase(chunk: int) -> str:
+def phase(chunk: int) -> Phase:
     """The phase that a chunk size belongs to."""
     return "decode" if chunk == 1 else "prefill"
 

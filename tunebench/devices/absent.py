@@ -11,13 +11,13 @@ import tvm
 from tunebench.compile import passes
 from tunebench.compile.build import Compiled, compile_plan
 from tunebench.compile.source import LANGUAGES
-from tunebench.devices.base import CACHE_BYTES, OWN_ENGINE, AnyProbe, Arrays, Records
+from tunebench.devices.base import CACHE_BYTES, AnyProbe, Arrays, Records
 from tunebench.engines.base import Engine
 from tunebench.errors import TuneBenchError
 from tunebench.model.workload import Model
 from tunebench.runners.base import Runner
 from tunebench.runtime.cuda import DeviceMemory
-from tunebench.spec import TargetPreset
+from tunebench.spec import EngineName, TargetPreset
 
 
 class AbsentDevice:
@@ -26,7 +26,7 @@ class AbsentDevice:
     threads, cold_bytes = 0, CACHE_BYTES
 
     def __init__(self, preset: TargetPreset) -> None:
-        self.target_name, self.engine = preset.name, preset.api or OWN_ENGINE
+        self.target_name, self.engine = preset.name, EngineName(preset.api or EngineName.TVM)
         self.absent = preset.blocked or preset.absent or f"no device for {preset.name} on this machine"
         self.name = "none"
         self.kind = "cpu" if preset.device == "cpu" else "gpu"

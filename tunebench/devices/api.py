@@ -22,7 +22,7 @@ from tunebench.runners.gpu import GpuRunner
 from tunebench.runners.shader import ShaderPrimitives
 from tunebench.runtime import apis
 from tunebench.runtime.cuda import DeviceMemory
-from tunebench.spec import TargetPreset
+from tunebench.spec import EngineName, TargetPreset
 
 
 class ShaderDevice:
@@ -31,7 +31,7 @@ class ShaderDevice:
     kind, threads, absent = "gpu", 0, ""
 
     def __init__(self, preset: TargetPreset) -> None:
-        self.target_name, self.engine = preset.name, preset.api
+        self.target_name, self.engine = preset.name, EngineName(preset.api)
         self._device = apis.open_device(preset.api)
         wanted, api = SYSTEMS.get(preset.name), str(self._device.facts["api"])
         if wanted and not api.endswith(wanted):
@@ -65,7 +65,7 @@ class ShaderDevice:
         plans = {name: each.plan for name, each in compiled.items() if each.plan}
         arrays = ((name, array) for each in (weights, [("rope_cos_sin", rope_cos_sin(model))]) for name, array in each)
         memory = Memory(self._device, next(iter(plans.values())), arrays)
-        return {name: PlanEngine(self.engine, plan, memory) for name, plan in plans.items()}
+        return {name: PlanEngine(plan, memory) for name, plan in plans.items()}
 
     def probe(self) -> AnyProbe:
         """A copy."""

@@ -18,9 +18,9 @@ from tunebench.engines.base import Engine
 from tunebench.model.workload import Model
 from tunebench.runners.base import Runner
 from tunebench.runtime.cuda import DeviceMemory
+from tunebench.spec import EngineName
 from tunebench.timing import Samples
 
-OWN_ENGINE = "tvm"  # on TVM's virtual machine
 MOST_WORKERS = 8  # that hold memory: on a CPU inputs of twice the last-level cache, of an API a device
 CACHE_BYTES = 64 << 20  # of a GPU that does not say: as much as the largest have
 
@@ -48,7 +48,7 @@ class Device(Protocol):
     target_name: str  # as the user says it
     target: tvm.target.Target
     name: str  # by its maker
-    engine: str  # the name of its own engine
+    engine: EngineName  # its own
     kind: str  # cpu or gpu: which of the two ways to write kernels
     threads: int  # of a CPU; 0 on a GPU
     absent: str  # why it can be compiled for, but not run here; empty where it can

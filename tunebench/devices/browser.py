@@ -16,13 +16,13 @@ from tunebench.errors import TuneBenchError
 from tunebench.model.workload import Model, rope_cos_sin
 from tunebench.runners.base import Runner
 from tunebench.runtime.cuda import DeviceMemory
-from tunebench.spec import TargetPreset
+from tunebench.spec import EngineName, TargetPreset
 
 
 class BrowserDevice:
     """The WebGPU of this machine's web browser, which runs plans in a page."""
 
-    engine, kind, threads, absent, cold_bytes = browser_engine.NAME, "gpu", 0, "", CACHE_BYTES
+    engine, kind, threads, absent, cold_bytes = EngineName.BROWSER, "gpu", 0, "", CACHE_BYTES
 
     def __init__(self, preset: TargetPreset) -> None:
         self.target_name = preset.name

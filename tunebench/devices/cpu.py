@@ -20,13 +20,13 @@ from tunebench.model.workload import Model
 from tunebench.runners.base import Runner
 from tunebench.runners.local import LocalRunner
 from tunebench.runtime.cuda import DeviceMemory
-from tunebench.spec import TargetPreset
+from tunebench.spec import EngineName, TargetPreset
 
 
 class CpuDevice:
     """This machine's CPU."""
 
-    engine, kind, absent = "tvm", "cpu", ""
+    engine, kind, absent = EngineName.TVM, "cpu", ""
 
     def __init__(self, preset: TargetPreset, threads: int) -> None:
         self.target_name = preset.name

@@ -24,13 +24,13 @@ from tunebench.runners.gpu import GpuRunner
 from tunebench.runtime import cublas
 from tunebench.runtime import cuda as cuda_runtime
 from tunebench.runtime.cuda import DeviceMemory
-from tunebench.spec import TargetPreset
+from tunebench.spec import EngineName, TargetPreset
 
 
 class CudaDevice:
     """This machine's first NVIDIA GPU, through CUDA."""
 
-    engine, kind, threads, absent = "tvm", "gpu", 0, ""
+    engine, kind, threads, absent = EngineName.TVM, "gpu", 0, ""
 
     def __init__(self, preset: TargetPreset) -> None:
         cublas.register()  # which kernels may call

@@ -10,7 +10,7 @@ import tvm
 
 from tunebench.compile import passes
 from tunebench.compile.build import Compiled, compile_model
-from tunebench.devices.base import CACHE_BYTES, OWN_ENGINE, AnyProbe, Arrays, NoProbe, Records
+from tunebench.devices.base import CACHE_BYTES, AnyProbe, Arrays, NoProbe, Records
 from tunebench.engines.base import Engine
 from tunebench.engines.tvm import TvmEngine, load
 from tunebench.errors import TuneBenchError
@@ -18,13 +18,13 @@ from tunebench.model.workload import Model
 from tunebench.runners.base import Runner
 from tunebench.runners.local import LocalRunner
 from tunebench.runtime.cuda import DeviceMemory
-from tunebench.spec import TargetPreset
+from tunebench.spec import EngineName, TargetPreset
 
 
 class MetalDevice:
     """The first GPU of an API that TVM's own runtime has, as Metal on macOS."""
 
-    engine, kind, threads, absent, cold_bytes = OWN_ENGINE, "gpu", 0, "", 2 * CACHE_BYTES
+    engine, kind, threads, absent, cold_bytes = EngineName.TVM, "gpu", 0, "", 2 * CACHE_BYTES
 
     def __init__(self, preset: TargetPreset) -> None:
         self.target_name = preset.name

@@ -15,17 +15,16 @@ from tunebench.devices.cuda import CudaDevice
 from tunebench.devices.metal import MetalDevice
 from tunebench.devices.rpc import RpcDevice
 from tunebench.devices.targets import find
-from tunebench.engines.browser import engine as browser_engine
 from tunebench.errors import TuneBenchError, remembered
-from tunebench.spec import TargetPreset
+from tunebench.spec import EngineName, TargetPreset
 
 RUNNERS = ("local", "cuda", "webgpu", "dawn", "opencl", "rpc")
 
 
 @remembered
-def open_device(preset: TargetPreset, threads: int = 0, engine: str = "") -> Device:
+def open_device(preset: TargetPreset, threads: int = 0, engine: EngineName | None = None) -> Device:
     """The device of a preset; TuneBenchError where a package, a driver or a device is missing."""
-    if engine == browser_engine.NAME:
+    if engine == EngineName.BROWSER:
         return BrowserDevice(preset)
     if not preset.runs_here:
         return AbsentDevice(preset)

@@ -19,7 +19,7 @@ from tunebench.errors import TuneBenchError
 from tunebench.runners.base import Runner
 from tunebench.runners.rpc import runner as rpc_runner
 from tunebench.runners.rpc.device import Facts
-from tunebench.spec import TargetPreset
+from tunebench.spec import EngineName, TargetPreset
 
 HINT = "Bench where the device is, with the database that this machine made."
 
@@ -27,7 +27,7 @@ HINT = "Bench where the device is, with the database that this machine made."
 class RpcDevice:
     """CPUs reached over RPC. `say` gets a line for what happens to them."""
 
-    engine, kind = "tvm", "cpu"
+    engine, kind = EngineName.TVM, "cpu"
 
     def __init__(
         self, preset: TargetPreset, tracker: str, key: str, threads: int, linker: str, say: Callable[[str], None]

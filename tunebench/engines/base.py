@@ -7,12 +7,15 @@ from typing import Protocol
 
 import numpy as np
 
+from tunebench.spec import EngineName
+
 OWN = {
-    "tvm": "TuneBench's own on the target, default or tuned; webgpu, dawn and opencl are its names on those targets",
-    "webgpu": "a plan through wgpu-native, on target webgpu",
-    "dawn": "a plan through Dawn on Node.js, on target dawn",
-    "opencl": "a plan through pyopencl, on target opencl",
-    "browser": "a plan in a web browser, on target webgpu",
+    EngineName.TVM: "TuneBench's own on the target, default or tuned; "
+    "webgpu, dawn and opencl are its names on those targets",
+    EngineName.WEBGPU: "a plan through wgpu-native, on target webgpu",
+    EngineName.DAWN: "a plan through Dawn on Node.js, on target dawn",
+    EngineName.OPENCL: "a plan through pyopencl, on target opencl",
+    EngineName.BROWSER: "a plan in a web browser, on target webgpu",
 }
 """TuneBench's own engines by name; any of the first four stands for the one that a target has."""
 Weights = Iterable[tuple[str, np.ndarray]]
@@ -21,8 +24,6 @@ Weights = Iterable[tuple[str, np.ndarray]]
 
 class Engine(Protocol):
     """A loaded model. Calls may return before the device is done."""
-
-    name: str
 
     @property
     def weight_bytes(self) -> int:

@@ -39,10 +39,10 @@ class Memory:
 class PlanEngine(ChunkedEngine):
     """One plan over memory that may be shared. Every step's launches are prepared once and replayed."""
 
-    def __init__(self, name: str, plan: Plan, memory: Memory) -> None:
+    def __init__(self, plan: Plan, memory: Memory) -> None:
         facts = plan.facts
-        super().__init__(facts["batch"], facts["context"], facts["chunks"])
-        self.name, self.plan = name, plan
+        super().__init__(facts.batch, facts.context, facts.chunks)
+        self.plan = plan
         self._device = device = memory.device
         self._buffers = [memory.buffers.get(each.name) or device.allocate(each.bytes) for each in plan.buffers]
         self._kernels = {name: device.compile(shader) for name, shader in plan.shaders.items()}
@@ -64,7 +64,7 @@ class PlanEngine(ChunkedEngine):
         """Float32 logits [b, vocab] of the last call."""
         if self._logits is None:
             raise ValueError("nothing has been processed yet")
-        shape = self._batch, int(self.plan.facts["vocab_size"])
+        shape = self._batch, self.plan.facts.vocab_size
         return self._device.read(self._logits, 4 * shape[0] * shape[1]).view(np.float32).reshape(shape)
 
     def _step(self, tokens: np.ndarray, position: int, last_token: int) -> None:

@@ -61,8 +61,6 @@ def _random_caches(caches: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]
 class TvmEngine(ChunkedEngine):
     """One executable over loaded weights."""
 
-    name = "tvm"
-
     def __init__(
         self, model: Model, executable: relax.VMExecutable, loaded: Loaded, device: tvm.runtime.Device
     ) -> None:

@@ -16,6 +16,7 @@ import pandas as pd
 from tunebench import stats
 from tunebench.report import metrics
 from tunebench.results import Result
+from tunebench.spec import EngineName
 from tunebench.stats import Decided
 
 CASE = ("model", "scheme", "schedule", "engine", "target", "device", "test", "batch", "n_threads")
@@ -66,7 +67,7 @@ def _varying(rows: Sequence[Result]) -> list[str]:
 
 
 def _target(row: Result) -> str:
-    return f"{row.target} in a browser" if row.engine == "browser" else row.target
+    return f"{row.target} in a browser" if row.engine == EngineName.BROWSER else row.target
 
 
 def _line(row: Result, reference: Result | None, several: list[str]) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def _reference_key(row: Result) -> tuple[Any, ...]:
 
 def _tuned_key(row: Result) -> tuple[Any, ...]:
     """Our tuned case beside a row of another engine. Other rows have none."""
-    ours = {"engine": "tvm", "schedule": "tuned"}
+    ours = {"engine": EngineName.TVM, "schedule": "tuned"}
     return tuple(ours.get(name, getattr(row, name)) for name in CASE) if row.schedule == PEER else ()
 
 

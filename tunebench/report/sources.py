@@ -11,9 +11,9 @@ from tunebench.report import words
 from tunebench.report.frame import short_name
 from tunebench.report.tables import Table
 from tunebench.results import Result
-from tunebench.spec import Kernel
+from tunebench.spec import Kernel, Schedule
 
-ALONE = ("default", "tuned", "library")
+ALONE: tuple[Schedule, ...] = ("default", "tuned", "library")
 
 
 def table(latest: Sequence[Result]) -> Table:

@@ -11,7 +11,7 @@ from tunebench.report import metrics, words
 from tunebench.report.charts import digits, records
 from tunebench.report.frame import COUNTERS, PEER, short_name
 from tunebench.results import Result, TuneResult
-from tunebench.spec import Kernel
+from tunebench.spec import EngineName, Kernel
 
 MISSES = 4  # kernels named in a line of the coverage table
 
@@ -114,11 +114,11 @@ def targets(rows: list[dict[str, Any]]) -> Table:
 
 
 def _on(row: dict[str, Any]) -> str:
-    return f"{row['engine']}, {row['device']}" if row["engine"] == "browser" else str(row["device"])
+    return f"{row['engine']}, {row['device']}" if row["engine"] == EngineName.BROWSER else str(row["device"])
 
 
 def _across(row: dict[str, Any]) -> str:
-    if row["target"] == row["first_target"] and row["engine"] != "browser":
+    if row["target"] == row["first_target"] and row["engine"] != EngineName.BROWSER:
         return "reference"
     return f"{words.ratio(row['across'], row['across_low'], row['across_high'])} of {row['first_target']}"
 

@@ -148,7 +148,7 @@ class DeviceMemory:
         now = used_bytes()
         if now is None or self._before is None:
             return Count(None, "NVML is not installed")
-        return Count(now - self._before, "NVML, beyond the CUDA context, the probe and cuBLAS itself")
+        return Count(max(0, now - self._before), "NVML, beyond the CUDA context, the probe and cuBLAS itself")
 
 
 def used_bytes() -> int | None:

@@ -6,24 +6,29 @@ so every launch size is a number; the position in the cache is read from a buffe
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tunebench import stored
 from tunebench.errors import TuneBenchError
+from tunebench.spec import Amount, Size
 
 FORMAT, VERSION = "tunebench-plan", 2
-SUFFIXES = {"wgsl": "wgsl", "opencl": "cl", "metal": "metal"}
+Language = Literal["wgsl", "opencl", "metal"]
+SUFFIXES: Mapping[Language, str] = {"wgsl": "wgsl", "opencl": "cl", "metal": "metal"}
 """Of source files, by language."""
 
-Triple = tuple[int, int, int]
+Triple = tuple[Size, Size, Size]
 Kind = Literal["weight", "cache", "constant", "input", "scratch", "output"]
 
 
-@dataclass(frozen=True)
-class Shader:
+class Shader(Struct, frozen=True):
     """One device kernel as source text."""
 
     entry: str  # the function's name in the source
@@ -32,12 +37,11 @@ class Shader:
     writes: tuple[bool, ...]  # by argument
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(Struct, frozen=True):
     """One launch of a shader over buffers, which are meant by their place in a list."""
 
     shader: str
-    buffers: tuple[int, ...]
+    buffers: tuple[Amount, ...]
     blocks: Triple
 
 
@@ -50,34 +54,50 @@ class Program:
     scratch_bytes: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Buffer:
+class Buffer(Struct, frozen=True):
     """Device memory of a plan."""
 
     name: str
-    bytes: int
+    bytes: Amount
     kind: Kind
-    shape: tuple[int, ...] = ()
+    shape: tuple[Amount, ...] = ()
     dtype: str = ""
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(Struct, frozen=True):
     """What runs a chunk of one length."""
 
     launches: tuple[Launch, ...]
-    logits: int  # the buffer that they end in, float32 [batch, vocab]
+    logits: Amount  # the buffer that they end in, float32 [batch, vocab]
 
 
-@dataclass(frozen=True)
-class Plan:
+class Facts(Struct, frozen=True):
+    """What a plan's model is."""
+
+    model: str
+    scheme: str
+    batch: Size
+    context: Size
+    chunks: tuple[Size, ...]
+    vocab_size: Size
+
+
+class Plan(Struct, frozen=True):
     """A model for one GPU API."""
 
-    language: str
-    facts: Mapping[str, Any]  # of the model: batch, context, chunks, vocab_size, scheme ...
+    language: Language
+    facts: Facts
     buffers: tuple[Buffer, ...]
     shaders: Mapping[str, Shader]
     steps: Mapping[int, Step]  # by chunk size
+    format: str = FORMAT
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        for step in self.steps.values():
+            for launch in step.launches:
+                if launch.shader not in self.shaders or max(launch.buffers, default=-1) >= len(self.buffers):
+                    raise ValueError(f"a launch of {launch.shader} has no such shader, or no such buffer")
 
     @property
     def scratch_bytes(self) -> int:
@@ -89,53 +109,38 @@ class Plan:
         return next(i for i, buffer in enumerate(self.buffers) if buffer.name == name)
 
 
+class _Format(Struct):
+    """What is read of a plan before anything else."""
+
+    format: str = "something else"
+    version: int = 0
+
+
 def write(plan: Plan, folder: Path) -> None:
-    """Write `plan.json` and the sources."""
-    sources = folder / "shaders"
-    sources.mkdir(parents=True, exist_ok=True)
-    shaders = {}
+    """Write `plan.json` and the sources, which the file names by their places."""
+    (folder / "shaders").mkdir(parents=True, exist_ok=True)
+    places = {name: f"shaders/{name}.{SUFFIXES[plan.language]}" for name in plan.shaders}
     for name, shader in plan.shaders.items():
-        path = sources / f"{name}.{SUFFIXES[plan.language]}"
-        path.write_text(shader.source)
-        shaders[name] = {**asdict(shader), "source": f"shaders/{path.name}"}
-    data = {
-        "format": FORMAT,
-        "version": VERSION,
-        "language": plan.language,
-        "facts": dict(plan.facts),
-        "buffers": [asdict(buffer) for buffer in plan.buffers],
-        "shaders": shaders,
-        "steps": {str(length): asdict(step) for length, step in plan.steps.items()},
-    }
-    (folder / "plan.json").write_text(json.dumps(data))
+        (folder / places[name]).write_text(shader.source)
+    shaders = {name: replace(shader, source=places[name]) for name, shader in plan.shaders.items()}
+    (folder / "plan.json").write_bytes(stored.encode(replace(plan, shaders=shaders)))
 
 
 def read(folder: Path) -> Plan:
     """The plan in a folder; a TuneBenchError where there is none, or one of another version."""
     try:
-        data = json.loads((folder / "plan.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise TuneBenchError(f"no plan in {folder} ({error}).", "Make one: tunebench export --format plan.") from None
-    if data.get("format") != FORMAT or data.get("version") != VERSION:
+        data = (folder / "plan.json").read_bytes()
+        found = msgspec.json.decode(data, type=_Format)
+        if (found.format, found.version) != (FORMAT, VERSION):
+            raise TuneBenchError(
+                f"{folder} holds version {found.version} of {found.format}, not {VERSION} of {FORMAT}.",
+                "Export it again with this TuneBench.",
+            )
+        plan = msgspec.json.decode(data, type=Plan)
+        sources = {name: (folder / shader.source).read_text() for name, shader in plan.shaders.items()}
+    except (OSError, ValueError) as error:
         raise TuneBenchError(
-            f"{folder} holds version {data.get('version')} of {data.get('format')}, not {VERSION} of {FORMAT}.",
-            "Export it again with this TuneBench.",
-        )
-    shaders = {
-        name: Shader(
-            each["entry"], (folder / each["source"]).read_text(), _triple(each["threads"]), tuple(each["writes"])
-        )
-        for name, each in data["shaders"].items()
-    }
-    steps = {int(length): Step(_launches(each["launches"]), each["logits"]) for length, each in data["steps"].items()}
-    buffers = tuple(Buffer(**{**each, "shape": tuple(each["shape"])}) for each in data["buffers"])
-    return Plan(data["language"], data["facts"], buffers, shaders, steps)
-
-
-def _launches(data: Iterable[Mapping[str, Any]]) -> tuple[Launch, ...]:
-    return tuple(Launch(each["shader"], tuple(each["buffers"]), _triple(each["blocks"])) for each in data)
-
-
-def _triple(values: Iterable[int]) -> Triple:
-    x, y, z = values
-    return x, y, z
+            f"no plan in {folder} (plan.json: {error}).", "Make one: tunebench export --format plan."
+        ) from None
+    shaders = {name: replace(shader, source=sources[name]) for name, shader in plan.shaders.items()}
+    return replace(plan, shaders=shaders)

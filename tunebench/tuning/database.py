@@ -12,52 +12,53 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
+import msgspec
 import tvm
+from msgspec import Struct
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import environment
+from tunebench import environment, stored
 from tunebench.compile.tasks import task_key
 from tunebench.errors import TuneBenchError
+from tunebench.spec import Amount, Decision, Schedule
 
 FILES = ("database_workload.json", "database_tuning_record.json")
-LOCKED = ("target", "device", "tvm", "protocol", "threads")
 PROTOCOL = "1: cold caches, interleaved, outputs compared with the default's, fresh samples for the verdict"
+"""As committed databases say it."""
+Stored = TypeVar("Stored")
 
 
-@dataclass(frozen=True)
-class Provenance:
+class Provenance(Struct, frozen=True, forbid_unknown_fields=True):
     """What a database was made for and with. A database of another kind is refused."""
 
     target: str
     device: str
-    threads: int
+    threads: Amount
     tvm: str
-    protocol: str = PROTOCOL
+    protocol: str
 
 
-@dataclass
-class Entry:
-    """What is known of one task."""
+class Entry(Struct, forbid_unknown_fields=True):
+    """What is known of one task. A field of a newer writer is refused, as writing the file again would lose it."""
 
     name: str
-    default_ns: list[int] = field(default_factory=list)
-    tuned_ns: list[int] = field(default_factory=list)
-    by_source: dict[str, list[int]] = field(default_factory=dict)  # the fastest of each, beside `tuned_ns`
-    decision: str = ""  # promoted, kept default, inconclusive; empty: not judged yet
+    default_ns: list[Amount] = []
+    tuned_ns: list[Amount] = []
+    by_source: dict[Schedule, list[Amount]] = {}  # the fastest of each, beside `tuned_ns`
+    decision: Decision | Literal[""] = ""  # empty: not judged yet
     reason: str = ""
     trial: str = ""  # key of the record that was judged
-    depth: int = 256  # positions in the cache where it is measured, if it reads one
+    depth: Amount = 256  # positions in the cache where it is measured, if it reads one
     exhausted: str = ""  # revision of the spaces in which no candidate is left
 
 
 def provenance(target: tvm.target.Target, device: str, threads: int) -> Provenance:
     """For this device and this TVM."""
     model = next((str(target.attrs[name]) for name in ("mcpu", "arch") if name in target.attrs), "")
-    return Provenance(f"{target.kind.name} {model}".strip(), device, threads, tvm.__version__)
+    return Provenance(f"{target.kind.name} {model}".strip(), device, threads, tvm.__version__, PROTOCOL)
 
 
 def folder_name(target_name: str, made: Provenance) -> str:
@@ -76,7 +77,7 @@ class Database:
         self.search_folder = folder / "search"
         self.cost_model_path = self.search_folder / "cost_model.tar"
         _verify(folder, made)
-        self.entries = _read_entries(self.source / "verdicts.json")
+        self.entries = _read(self.source / "verdicts.json", dict[str, Entry]) or {}
 
     def open_search(self) -> ms.database.JSONDatabase:
         """The trials, for appending; makes the folder, from what is packed where there is such."""
@@ -85,7 +86,7 @@ class Database:
                 shutil.copytree(self.source, self.folder)
                 self.source = self.folder
             self.search_folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / "provenance.json", asdict(self.made))
+            _write(self.folder / "provenance.json", self.made)
         except OSError as error:
             raise TuneBenchError(
                 f"cannot write to {self.folder} ({error.strerror}).", "Name a folder with --work-dir."
@@ -119,7 +120,7 @@ class Database:
 
     def save_entries(self) -> None:
         """Keep the decisions, whole or not at all."""
-        _write(self.folder / "verdicts.json", {key: asdict(entry) for key, entry in sorted(self.entries.items())})
+        _write(self.folder / "verdicts.json", dict(sorted(self.entries.items())))
 
 
 def _open(folder: Path) -> ms.database.JSONDatabase:
@@ -128,14 +129,18 @@ def _open(folder: Path) -> ms.database.JSONDatabase:
 
 def _write(path: Path, data: Any) -> None:
     fresh = path.with_name(f"new-{path.name}")
-    fresh.write_text(json.dumps(data, indent=1) + "\n")
+    fresh.write_bytes(msgspec.json.format(stored.encode(data), indent=1) + b"\n")
     fresh.replace(path)
 
 
-def _read_entries(path: Path) -> dict[str, Entry]:
-    if not path.exists():
-        return {}
-    return {key: Entry(**data) for key, data in json.loads(path.read_text()).items()}
+def _read(path: Path, kind: type[Stored]) -> Stored | None:
+    """What a file holds, None where there is none; a TuneBenchError names the field that does not fit."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind) if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise TuneBenchError(
+            f"cannot read {path} ({error}).", "Name another --work-dir, or move that folder away and tune again."
+        ) from None
 
 
 def _is_for(folder: Path, made: Provenance) -> bool:
@@ -147,13 +152,10 @@ def _is_for(folder: Path, made: Provenance) -> bool:
 
 
 def _verify(folder: Path, made: Provenance) -> None:
-    path = folder / "provenance.json"
-    if not path.exists():
-        return
-    found = json.loads(path.read_text())
-    wrong = [name for name in LOCKED if found.get(name) != asdict(made)[name]]
-    if wrong:
-        differences = ", ".join(f"{name} {found.get(name)!r} (here {asdict(made)[name]!r})" for name in wrong)
+    found = _read(folder / "provenance.json", Provenance) or made
+    pairs = [(name, getattr(found, name), getattr(made, name)) for name in Provenance.__struct_fields__]
+    if found != made:
+        differences = ", ".join(f"{name} {there!r} (here {here!r})" for name, there, here in pairs if there != here)
         raise TuneBenchError(
             f"the database in {folder} was made with another {differences}.",
             "Its records would not hold here: name another --work-dir, or move that folder away and tune again.",

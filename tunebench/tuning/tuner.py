@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from typing import Protocol as Interface
 
 import tvm
+from msgspec.structs import replace
 from tvm.s_tir import meta_schedule as ms
 
 from tunebench import stats
@@ -21,7 +22,7 @@ from tunebench.compile import passes
 from tunebench.compile.tasks import Task, chunk_ns, phase, replay, shares
 from tunebench.kernels import templates
 from tunebench.runners.base import Candidate, Failed, Runner, Timed
-from tunebench.spec import Kernel
+from tunebench.spec import Kernel, Schedule
 from tunebench.timing import Protocol
 from tunebench.tuning import cost_model
 from tunebench.tuning.database import Database, Entry
@@ -106,12 +107,12 @@ def tune(
     return run.progress
 
 
-def sources(records: Mapping[str, ms.database.TuningRecord]) -> dict[str, str]:
+def sources(records: Mapping[str, ms.database.TuningRecord]) -> dict[str, Schedule]:
     """Where each promoted kernel comes from: `tuned` or `library`."""
     return {key: templates.source(record.trace) for key, record in records.items()}
 
 
-def kernels(tasks: list[Task], entries: Mapping[str, Entry], tuned: Mapping[str, str]) -> list[Kernel]:
+def kernels(tasks: list[Task], entries: Mapping[str, Entry], tuned: Mapping[str, Schedule]) -> list[Kernel]:
     """Each kernel of each chunk with its share of the time under the schedules in use, and its decision."""
 
     def time_ns(task: Task) -> float:
@@ -285,7 +286,7 @@ class _Run:
             if won and not winner and entry.decision != "kept default":
                 search.entry.trial = entry.trial  # nothing was shown against the winner so far
             else:
-                vars(search.entry).update(vars(entry))
+                search.entry = self.database.entries[key] = entry
                 winners.pop(key, None)
                 winners.update({key: winner} if winner else {})
                 self.database.promote(winners)
@@ -304,7 +305,7 @@ class _Run:
             return replace(entry, decision="kept default", reason=search.reason or unsearched), None
         replayed = [Candidate(str(i), replay(search.task.mod, record)) for i, record in enumerate(finalists)]
         ranked = self._ranked(search, replayed)
-        champions: dict[str, str] = {}  # source -> its fastest
+        champions: dict[Schedule, str] = {}  # source -> its fastest
         for name in ranked:
             champions.setdefault(templates.source(finalists[int(name)].trace), name)
         best, name = next(iter(champions.items()))

@@ -1,6 +1,6 @@
 """What can prefill and decode on a device: the interface, and the engines to compare with, one module each.
 
-A module lists its `PEERS`. TuneBench's own engine is `tunebench.tvm_engine`. No peer is imported before it is used.
+A module lists its `PEERS`. No peer is imported before it is used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Peer:
     """An engine to compare with."""
 
-    name: str
+    name: str  # an EngineName, or a new word of a peer that is added here
     summary: str
     packages: tuple[str, ...]  # what it imports
     refuses: Callable[[Model], str]  # why it cannot run a model; empty if it can

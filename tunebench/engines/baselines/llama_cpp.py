@@ -20,7 +20,7 @@ from tunebench.engines.baselines import Peer
 from tunebench.errors import TuneBenchError
 from tunebench.model.architectures import ModelConfig
 from tunebench.model.quantization import Array, Arrays, group
-from tunebench.spec import Scheme
+from tunebench.spec import EngineName, Scheme
 
 if TYPE_CHECKING:
     from tunebench.model.workload import Model
@@ -180,8 +180,6 @@ def _blocks(scheme: Scheme, words: Array, scales: Array) -> Array:
 class LlamaCpp:
     """One model in llama.cpp, with llama.cpp's own settings but for the number of threads and the context."""
 
-    name = "llama_cpp"
-
     def __init__(self, path: Path, batch: int, context: int, threads: int) -> None:
         from llama_cpp import llama_cpp as api
 
@@ -272,7 +270,7 @@ def load(model: Model, weights: Weights, threads: int, folder: Path) -> Engine:
 
 PEERS = (
     Peer(
-        name="llama_cpp",
+        name=EngineName.LLAMA_CPP,
         summary="llama.cpp on the CPU, the same weights as GGUF: Q4_0, Q8_0 or floats",
         packages=("llama_cpp", "gguf"),
         refuses=refuses,

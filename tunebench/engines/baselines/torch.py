@@ -15,6 +15,7 @@ import numpy as np
 from tunebench.engines.base import Engine, Weights
 from tunebench.engines.baselines import Peer
 from tunebench.model.architectures import ModelConfig
+from tunebench.spec import EngineName
 
 if TYPE_CHECKING:
     from tunebench.model.workload import Model
@@ -48,8 +49,6 @@ class _Shape:
 
 class TorchEngine:
     """A llama in eager mode. Products and attention are PyTorch's own kernels, in the weights' type."""
-
-    name = "torch"
 
     def __init__(self, shape: _Shape, weights: dict[str, Any], threads: int) -> None:
         import torch
@@ -130,8 +129,6 @@ class TorchEngine:
 
 class CudaTorchEngine:
     """A llama in float16 on the GPU, a CUDA graph a chunk size and stretch of the cache."""
-
-    name = "torch"
 
     def __init__(self, shape: _Shape, weights: dict[str, Any]) -> None:
         import torch
@@ -287,7 +284,7 @@ def load(model: Model, weights: Weights, threads: int, folder: Path) -> Engine:
 
 PEERS = (
     Peer(
-        name="torch",
+        name=EngineName.TORCH,
         summary="PyTorch, eager operators over a static cache: float schemes on a CPU, CUDA graphs in float16 on a GPU",
         packages=("torch",),
         refuses=refuses,

@@ -47,7 +47,6 @@ FLAGS = ("--enable-unsafe-webgpu", "--headless=new", "--disable-gpu-watchdog")
 VULKAN = ("--enable-features=Vulkan", "--use-angle=vulkan", "--disable-vulkan-surface")
 """With which a GPU of Linux is used without a display; they may hang where there is none."""
 SOFTWARE = ("--use-webgpu-adapter=swiftshader",)
-NAME = "browser"
 
 
 def find_executables() -> list[str]:
@@ -227,13 +226,11 @@ class BrowserEngine(ChunkedEngine):
     another, for another plan of the same model, shares its weights and cache and needs no arrays.
     """
 
-    name = NAME
-
     def __init__(
         self, plan: Plan, arrays: Arrays = (), folder: Path | None = None, beside: BrowserEngine | None = None
     ) -> None:
         facts = plan.facts
-        super().__init__(facts["batch"], facts["context"], facts["chunks"])
+        super().__init__(facts.batch, facts.context, facts.chunks)
         self.plan = plan
         self._has_run = self._closed = False
         self._tab: _Tab = beside._tab if beside else _Tab(folder)

@@ -23,6 +23,7 @@ from tunebench import registry
 from tunebench.kernels import shader_dialect
 from tunebench.kernels.shader_dialect import Language
 from tunebench.runtime.plan import Launch, Program, Shader, Triple
+from tunebench.spec import Schedule
 
 TEMPLATE = "tunebench.template"
 DECISION = "tunebench.decision."
@@ -76,7 +77,7 @@ class Template:
     choices: Callable[[Operation, Gpu], Choices]  # empty where it cannot serve
     build: Callable[[Operation, Decisions], tvm.tirx.PrimFunc] | None = None  # a kernel for TVM to compile
     text: Callable[[Operation, Decisions, Gpu], Program] | None = None  # or its source, for a GPU API
-    source: str = "tuned"  # or library: somebody else's kernel
+    source: Schedule = "tuned"  # or library: somebody else's kernel
     takes: tuple[str, ...] = ()  # what `text` can do beside the operation, where that says so: norm, gate
 
 
@@ -120,7 +121,7 @@ def chosen(func: tvm.tirx.PrimFunc) -> tuple[Template, Decisions] | None:
     return registry.pick(templates(), str(notes[TEMPLATE]), "template"), decisions
 
 
-def source(trace: s_tir.schedule.Trace) -> str:
+def source(trace: s_tir.schedule.Trace) -> Schedule:
     """Where the kernel of a schedule's trace comes from: `library` or `tuned`."""
     notes = [inst.inputs[1] for inst in trace.insts if inst.kind.name == "Annotate" and inst.attrs[0] == TEMPLATE]
     return registry.pick(templates(), str(notes[-1]), "template").source if notes else "tuned"

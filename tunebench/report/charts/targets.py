@@ -19,6 +19,7 @@ from tunebench.report.charts import (
     records,
 )
 from tunebench.results import TuneResult
+from tunebench.spec import EngineName
 
 TITLE = "One model on every target, same run"
 LOG_SPAN = 10.0
@@ -52,7 +53,7 @@ def _bar(row: dict[str, Any]) -> Bar:
     first = row["target"] == row["first_target"]
     words = "reference" if first else f"{across:.2f}x" if across is not None else ""
     label = f"{digits(value)}  ({words})" if words else digits(value)
-    where = f"{row['target']}, {row['engine']}" if row["engine"] == "browser" else row["target"]
+    where = f"{row['target']}, {row['engine']}" if row["engine"] == EngineName.BROWSER else row["target"]
     return Bar(f"{where}\n{row['device'][:32]}", row["schedule"], value, value - spread, value + spread, label)
 
 
