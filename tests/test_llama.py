@@ -151,11 +151,11 @@ def dequantized(model: Model, reference: LlamaForCausalLM) -> LlamaForCausalLM:
     """The reference with the weights that the scheme holds."""
     state = reference.state_dict()
     for matrix in model.matrices.values():
-        scheme = stored_scheme(model.workload.scheme, matrix)
-        family = quantization.families()[scheme.family]
+        weight = stored_scheme(model.workload.scheme, matrix).weight
+        kind = quantization.kind_of(weight)
         for source in matrix.sources:
-            parts = family.quantize(scheme, state[source].numpy())
-            state[source] = torch.from_numpy(family.dequantize(scheme, parts))
+            parts = kind.quantize(weight, state[source].numpy())
+            state[source] = torch.from_numpy(kind.dequantize(weight, parts))
     if model.workload.scheme.dtype != "float32":
         dtype = getattr(torch, model.workload.scheme.dtype)
         state = {name: value.to(dtype).float() if "norm" in name else value for name, value in state.items()}

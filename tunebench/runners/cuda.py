@@ -15,6 +15,7 @@ import numpy as np
 import tvm
 
 from tunebench.compile import nvrtc
+from tunebench.dtypes import DTYPES
 from tunebench.kernels import templates
 from tunebench.kernels.templates import Param
 from tunebench.runners.base import Job, compiled, inputs, sets_of, too_far, written
@@ -161,7 +162,7 @@ def _differ(size: int, dtype: str) -> Kernel:
         [Param("a", (size,), dtype), Param("b", (size,), dtype), Param("found", (2, DIFFER_BLOCKS), "float32")],
         (DIFFER_BLOCKS,),
         DIFFER_THREADS,
-        f"tb::differ<{templates.C_TYPES[dtype]}, {size}, {DIFFER_THREADS}>",
+        f"tb::differ<{DTYPES[dtype].cuda}, {size}, {DIFFER_THREADS}>",
         ["a", "b", "found"],
     )
     kernel: Kernel = tvm.compile(tvm.IRModule({"main": func}), target=_here.target)["main"]
