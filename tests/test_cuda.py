@@ -27,7 +27,7 @@ from tunebench.kernels.operation import Append, Attention, Matmul, Operation, Rm
 from tunebench.kernels.templates import FLOAT16, INT4, INT8, Gpu, Param, Template
 from tunebench.kernels.tvmscript import quick_parsing
 from tunebench.model import workload as workloads
-from tunebench.tuning import database, spaces
+from tunebench.tuning import spaces
 
 pytest.importorskip("cuda.bindings.nvrtc")
 
@@ -296,7 +296,10 @@ def test_committed_records_make_kernels(folder: Path) -> None:
     assert len(records) > 20
     made = Counter()
     for record in records:
-        scheduled = database.replay(record.workload.mod, record)
+        func = record.workload.mod["main"]
+        if operation := gpu_kernels.operation(func):
+            assert operation.text() == str(func.attrs[gpu_kernels.OP])  # by which records are found
+        scheduled = tasks.replay(record.workload.mod, record)
         made[passes.realize(scheduled) is scheduled] += 1
     assert made[False] > made[True]  # most are templates
 

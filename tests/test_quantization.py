@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import ASYMMETRIC
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -17,6 +18,7 @@ from tunebench.model.quantization import integer
 from tunebench.spec import WeightFormat
 
 SCHEMES = quantization.schemes()
+FORMATS = {name: scheme.weight for name, scheme in {**SCHEMES, **ASYMMETRIC}.items()}
 GROUPED = sorted(name for name, scheme in SCHEMES.items() if scheme.weight.group)
 FLOAT16_STEP = 2.0**-11  # largest relative rounding of a normal float16
 FLOAT16_TINY = 2.0**-25  # and the largest absolute one of a subnormal
@@ -91,18 +93,34 @@ def test_the_bits_of_eight_bit_words() -> None:
     assert parts["q_weight"][0, 0] == (0 | 127 << 8 | 128 << 16 | 254 << 24)
 
 
-@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zero", ASYMMETRIC)
+@given(matrix=matrices())
+def test_what_is_not_symmetric_spans_a_groups_range(zero: str, bits: int, matrix: np.ndarray) -> None:
+    weight = replace(FORMATS[zero], bits=bits)
+    kind = quantization.kind_of(weight)
+    groups = matrix.reshape(matrix.shape[0], -1, 32)
+    low, high = groups.min(-1, keepdims=True), groups.max(-1, keepdims=True)
+    if zero == "zero_point":  # 0 is one of the integers
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
+    scale = (high - low) / (2**bits - 1)
+    rounding = 2**bits * (scale * FLOAT16_STEP + FLOAT16_TINY) + np.abs(low) * FLOAT16_STEP + FLOAT16_TINY
+    back = kind.dequantize(weight, kind.quantize(weight, matrix)).reshape(groups.shape)
+    assert (np.abs(back - groups) <= scale / 2 + rounding + 1e-5 * np.abs(groups).max(-1, keepdims=True)).all()
+
+
+@pytest.mark.parametrize("name", [*GROUPED, *ASYMMETRIC])
 def test_a_group_of_zeros_stays_zero(name: str) -> None:
-    weight = SCHEMES[name].weight
+    weight = FORMATS[name]
     kind = quantization.kind_of(weight)
     matrix = np.zeros((16, 64), np.float32)
     matrix[1, 32:] = 1
     np.testing.assert_allclose(kind.dequantize(weight, kind.quantize(weight, matrix)), matrix, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", sorted(SCHEMES))
+@pytest.mark.parametrize("name", FORMATS)
 def test_made_up_weights_are_as_declared(name: str) -> None:
-    weight = SCHEMES[name].weight
+    weight = FORMATS[name]
     kind = quantization.kind_of(weight)
     declared = {part: (shape, numpy_dtype(dtype)) for part, (shape, dtype) in kind.shapes(weight, 48, 256).items()}
     made = kind.random(weight, 48, 256, np.random.default_rng(0))
@@ -138,3 +156,8 @@ def test_tiles_hold_what_rows_hold(name: str, plain: str, matrix: np.ndarray) ->
     tiles, rows = kind.quantize(tiled, matrix), kind.quantize(plain_rows, matrix)
     np.testing.assert_array_equal(integer.by_row(tiled, tiles["q_scale"]), rows["q_scale"])
     np.testing.assert_array_equal(kind.dequantize(tiled, tiles), kind.dequantize(plain_rows, rows))
+
+
+@pytest.mark.parametrize(("name", "bits"), [("q0f16", 16), ("q4f16_1", 4.5), ("q4f32_1", 5), ("zero_point", 5)])
+def test_what_a_weight_takes_counts_what_its_group_has(name: str, bits: float) -> None:
+    assert quantization.stored_bits(FORMATS[name]) == bits
