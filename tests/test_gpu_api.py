@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from conftest import cpu_target, load_model, lower, write_config
+from conftest import ASYMMETRIC, cpu_target, load_model, lower, write_config
 from test_cuda import plain_kernel
 
 from tunebench.compile import passes, source, tasks
@@ -31,6 +31,7 @@ from tunebench.runners.gpu import GpuRunner
 from tunebench.runtime import apis, plan
 from tunebench.runtime.apis import ApiDevice, Call
 from tunebench.runtime.plan import Program
+from tunebench.spec import Scheme
 from tunebench.timing import Protocol
 
 MATMUL = Matmul(m=1, n=512, k=512, out="float16", residual=True, dtype="float16", weight=INT4)
@@ -290,12 +291,15 @@ def test_subgroup_matrices_are_only_for_devices_that_have_them() -> None:
     assert not templates.serving(PRODUCTS["many rows"], without)
 
 
-def tiny(tmp_path: Path, scheme: str, device: str) -> Model:
+def tiny(tmp_path: Path, scheme: str | Scheme, device: str) -> Model:
     return load_model(write_config(tmp_path, head_dim=32, hidden_size=128), scheme, device_kind=device)
 
 
-def test_default_kernels_are_right_as_source(device: ApiDevice, target: tvm.target.Target, tmp_path: Path) -> None:
-    model = tiny(tmp_path, "q4f16_1", "gpu")
+@pytest.mark.parametrize("scheme", ["q4f16_1", *ASYMMETRIC.values()], ids=["symmetric", *ASYMMETRIC])
+def test_default_kernels_are_right_as_source(
+    device: ApiDevice, target: tvm.target.Target, tmp_path: Path, scheme: str | Scheme
+) -> None:
+    model = tiny(tmp_path, scheme, "gpu")
     mod = passes.prefix(workloads.build_module(model), target)
     for task in tasks.extract(mod, model):
         check(device, task.mod, [source.program(passes.default_schedule(task.mod, target), target)], depth=20)

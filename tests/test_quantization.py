@@ -158,6 +158,11 @@ def test_tiles_hold_what_rows_hold(name: str, plain: str, matrix: np.ndarray) ->
     np.testing.assert_array_equal(kind.dequantize(tiled, tiles), kind.dequantize(plain_rows, rows))
 
 
+def test_floats_in_groups_are_not_taken_for_plain_ones() -> None:
+    with pytest.raises(ValueError, match="floats in groups"):
+        quantization.stored_bits(WeightFormat("float", 4, "float16", 32))
+
+
 @pytest.mark.parametrize(("name", "bits"), [("q0f16", 16), ("q4f16_1", 4.5), ("q4f32_1", 5), ("zero_point", 5)])
 def test_what_a_weight_takes_counts_what_its_group_has(name: str, bits: float) -> None:
     assert quantization.stored_bits(FORMATS[name]) == bits

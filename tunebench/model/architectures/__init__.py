@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
     from tunebench.spec import Workload
 
-Count = Annotated[int, msgspec.Meta(ge=1)]
+Extent = Annotated[int, msgspec.Meta(ge=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What every decoder has, in the names of Hugging Face's config.json: enough for its cache and its memory."""
 
-    hidden_size: Count
-    intermediate_size: Count
-    num_hidden_layers: Count
-    num_attention_heads: Count
-    vocab_size: Count
-    num_key_value_heads: Count = 0  # left out: as many as attention heads
-    head_dim: Count = 0  # left out: hidden_size / num_attention_heads
+    hidden_size: Extent
+    intermediate_size: Extent
+    num_hidden_layers: Extent
+    num_attention_heads: Extent
+    vocab_size: Extent
+    num_key_value_heads: Extent = 0  # left out: as many as attention heads
+    head_dim: Extent = 0  # left out: hidden_size / num_attention_heads
     rope_theta: Positive = 10000.0
-    max_position_embeddings: Count = 2048
+    max_position_embeddings: Extent = 2048
 
     def __post_init__(self) -> None:
         heads = self.num_attention_heads

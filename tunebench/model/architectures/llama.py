@@ -31,12 +31,12 @@ class LlamaConfig(ModelConfig, frozen=True, kw_only=True):
     def from_dict(data: Mapping[str, Any], source: str) -> LlamaConfig:
         """Read Hugging Face's config; a TuneBenchError names what is missing, makes no sense or is not supported."""
         rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
+        if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type", "default")) != "default":
             raise TuneBenchError(f"{source} asks for scaled rotary embedding, which is not supported.")
         if data.get("attention_bias") or data.get("mlp_bias") or data.get("hidden_act", "silu") != "silu":
             raise TuneBenchError(f"{source} asks for biases or another activation than silu: not supported.")
-        base = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
-        config = read_config(LlamaConfig, {**base, **data}, source)
+        theta = rope.get("rope_theta") if data.get("rope_theta") is None else data["rope_theta"]
+        config = read_config(LlamaConfig, {**data, "rope_theta": theta}, source)
         if config.num_attention_heads % config.num_key_value_heads:
             raise TuneBenchError(f"{source}: num_key_value_heads does not divide num_attention_heads.")
         return config

@@ -19,6 +19,8 @@ POOL = 1 << 22  # weights
 
 
 def _shapes(form: WeightFormat, n: int, k: int) -> Shapes:
+    if form.group:
+        raise ValueError(f"floats in groups have no form here: {form}")
     return {"weight": ((n, k), form.dtype)}
 
 
