@@ -60,11 +60,11 @@ def _stored(
         held[name] = dense[name].astype(model.param_shapes[name][1])
         back[name] = held[name].astype(np.float32)
     for name, matrix in model.matrices.items():
-        scheme = workloads.stored_scheme(model.workload.scheme, matrix)
-        family = quantization.families()[scheme.family]
-        parts = family.quantize(scheme, dense[f"{name}.weight"])
+        weight = workloads.stored_scheme(model.workload.scheme, matrix).weight
+        kind = quantization.kind_of(weight)
+        parts = kind.quantize(weight, dense[f"{name}.weight"])
         held |= {f"{name}.{suffix}": part for suffix, part in parts.items()}
-        back[f"{name}.weight"] = family.dequantize(scheme, parts)
+        back[f"{name}.weight"] = kind.dequantize(weight, parts)
     return held, back
 
 

@@ -23,7 +23,7 @@ from tunebench.model import quantization
 from tunebench.model import workload as workloads
 from tunebench.model.workload import Model
 from tunebench.runners.base import Failed, MeasureInput, Outcome
-from tunebench.spec import Workload
+from tunebench.spec import Scheme, WeightFormat, Workload
 from tunebench.tuning import search
 from tunebench.tuning.database import Entry
 
@@ -48,6 +48,11 @@ LLAMA: dict[str, Any] = {
     "tie_word_embeddings": False,
     "hidden_act": "silu",
 }
+ASYMMETRIC = {
+    zero: Scheme(f"q4f16_{zero}", WeightFormat("integer", 4, "float16", 32, zero), "float16")
+    for zero in ("zero_point", "minimum")
+}
+"""Schemes that no template reads, by what their groups have."""
 
 
 def need(open_it: Callable[..., Opened], *given: object) -> Opened:
@@ -65,10 +70,11 @@ def write_config(folder: Path, **changes: object) -> Path:
     return path
 
 
-def load_model(config: Path, scheme: str, batch: int = 1, **changes: Any) -> Model:
+def load_model(config: Path, scheme: str | Scheme, batch: int = 1, **changes: Any) -> Model:
     """The tiny model in a scheme."""
     shape = {"chunks": CHUNKS, "context": CONTEXT, **changes}
-    return workloads.load_model(Workload(str(config), quantization.schemes()[scheme], batch, **shape))
+    scheme = quantization.schemes()[scheme] if isinstance(scheme, str) else scheme
+    return workloads.load_model(Workload(str(config), scheme, batch, **shape))
 
 
 def cpu_target(name: str = "llvm") -> tvm.target.Target:

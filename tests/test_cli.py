@@ -73,11 +73,7 @@ def test_a_mistake_is_one_line(
         ("[]", "no model config"),
         ('{"hidden_size": 64}', "model_type"),
         ('{"model_type": "llama", "hidden_size": 64}', "num_hidden_layers"),
-        (
-            '{"model_type": "lama", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, '
-            '"num_attention_heads": 1, "vocab_size": 64}',
-            "Did you mean 'llama'",
-        ),
+        ('{"model_type": "lama"}', "Did you mean 'llama'"),
     ],
 )
 def test_json_that_is_no_model(

@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +23,29 @@ from tunebench.devices import targets
 from tunebench.errors import TuneBenchError
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
-from tunebench.kernels.templates import Gpu, Param, Template
+from tunebench.kernels.operation import Append, Attention, Matmul, Operation, RmsNorm, SiluMul
+from tunebench.kernels.templates import FLOAT16, INT4, INT8, Gpu, Param, Template
 from tunebench.kernels.tvmscript import quick_parsing
 from tunebench.model import workload as workloads
 from tunebench.tuning import spaces
 
 pytest.importorskip("cuda.bindings.nvrtc")
 
-MATMUL = {"op": "matmul", "out": "float16", "residual": 1, "bits": 4, "group": 32, "layout": "NK", "dtype": "float16"}
+MATMUL = Matmul(m=1, n=256, k=512, out="float16", residual=True, dtype="float16", weight=INT4)
 HEADS = {"heads": 8, "kv_heads": 2, "dim": 64, "context": 128, "dtype": "float16"}
-OPERATIONS: dict[str, dict[str, Any]] = {
-    "one row": {**MATMUL, "m": 1, "n": 256, "k": 512},
-    "one row in float": {**MATMUL, "m": 1, "n": 256, "k": 512, "bits": 16, "group": 0, "out": "float32", "residual": 0},
-    "one row of bytes": {**MATMUL, "m": 1, "n": 256, "k": 512, "bits": 8},
-    "uneven": {**MATMUL, "m": 1, "n": 256, "k": 1408},
-    "four rows": {**MATMUL, "m": 4, "n": 256, "k": 512},
-    "sixteen rows": {**MATMUL, "m": 16, "n": 256, "k": 512},
-    "many rows": {**MATMUL, "m": 128, "n": 256, "k": 512},
-    "many rows in float": {**MATMUL, "m": 64, "n": 256, "k": 1024, "out": "float32", "residual": 0},
-    "one token": {"op": "attention", "b": 2, "m": 1, **HEADS},
-    "a longer chunk": {"op": "attention", "b": 2, "m": 32, **HEADS},
-    "append": {"op": "append", "b": 2, "m": 3, **HEADS},
-    "norm": {"op": "rms_norm", "rows": 3, "width": 4096, "epsilon": 1e-5, "dtype": "float16"},
+OPERATIONS: dict[str, Operation] = {
+    "one row": MATMUL,
+    "one row in float": replace(MATMUL, weight=FLOAT16, out="float32", residual=False),
+    "one row of bytes": replace(MATMUL, weight=INT8),
+    "uneven": replace(MATMUL, k=1408),
+    "four rows": replace(MATMUL, m=4),
+    "sixteen rows": replace(MATMUL, m=16),
+    "many rows": replace(MATMUL, m=128),
+    "many rows in float": replace(MATMUL, m=64, k=1024, out="float32", residual=False),
+    "one token": Attention(b=2, m=1, **HEADS),
+    "a longer chunk": Attention(b=2, m=32, **HEADS),
+    "append": Append(b=2, m=3, **HEADS),
+    "norm": RmsNorm(rows=3, width=4096, epsilon=1e-5, dtype="float16"),
 }
 
 HOPPER = {"many rows", "many rows in float"}
@@ -67,7 +69,7 @@ def has_gpu() -> bool:
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="there is no GPU here")]
 
 
-def drawn(operation: dict[str, Any], arch: int, count: int = 4) -> list[tuple[Template, dict[str, int]]]:
+def drawn(operation: Operation, arch: int, count: int = 4) -> list[tuple[Template[Any], dict[str, int]]]:
     """Templates for an operation with decisions: first and last choices and some in between."""
     rng = random.Random(0)
     found = []
@@ -115,11 +117,10 @@ def test_templates_serve_only_what_they_can() -> None:
     assert not any(template.text for template in templates.serving(OPERATIONS["one row"], Gpu("cuda", 90)))
     assert not templates.serving(OPERATIONS["one row"], Gpu("metal", 0))
     assert not templates.serving(OPERATIONS["one row"], Gpu("cuda", 70))
-    assert not templates.serving({**OPERATIONS["one row"], "layout": "KN"}, Gpu("cuda", 90))
     assert "cuda-warpgroup" not in {t.name for t in templates.serving(OPERATIONS["sixteen rows"], Gpu("cuda", 90))}
     assert "cuda-warpgroup" not in {t.name for t in templates.serving(OPERATIONS["many rows"], Gpu("cuda", 100))}
     assert "cuda-row" not in {t.name for t in templates.serving(OPERATIONS["four rows"], Gpu("cuda", 90))}
-    assert not templates.serving({}, Gpu("cuda", 90))
+    assert not templates.serving(None, Gpu("cuda", 90))
 
 
 def test_only_hopper_gets_clusters_and_early_launches() -> None:
@@ -235,7 +236,7 @@ def test_every_kernel_has_a_space(found: list[tasks.Task]) -> None:
 
 
 def test_a_records_trace_makes_the_templates_kernel(found: list[tasks.Task]) -> None:
-    task = next(task for task in found if gpu_kernels.operation(task.mod["main"]).get("op") == "rms_norm")
+    task = next(task for task in found if isinstance(gpu_kernels.operation(task.mod["main"]), RmsNorm))
     sch = s_tir.Schedule(task.mod)
     kernel = spaces.Kernel((), 4, 0, operation=gpu_kernels.operation(task.mod["main"]), gpu=Gpu("cuda", 90))
     (drawn_sch,) = spaces.spaces()["gpu-template"].generate(sch, kernel)
@@ -264,7 +265,7 @@ def test_other_gpus_get_what_does_not_assume_cuda(kind: str, wide: workloads.Mod
         assert not serving or kind != "metal"
         sch = s_tir.Schedule(task.mod)
         kernel = spaces.Kernel(tuple(passes.block_names(sch)), 4, 0, operation=operation, gpu=described)
-        if operation.get("op") == "silu_mul":
+        if isinstance(operation, SiluMul):
             (scheduled,) = spaces.spaces()["gpu-rows"].generate(sch, kernel)
             threads = [choice for choice in _thread_choices(scheduled) if choice > 8]
             assert max(threads) <= described.threads
@@ -296,6 +297,9 @@ def test_committed_records_make_kernels(folder: Path) -> None:
     assert len(records) > 20
     made = Counter()
     for record in records:
+        func = record.workload.mod["main"]
+        if operation := gpu_kernels.operation(func):
+            assert operation.text() == str(func.attrs[gpu_kernels.OP])  # by which records are found
         scheduled = tasks.replay(record.workload.mod, record)
         made[passes.realize(scheduled) is scheduled] += 1
     assert made[False] > made[True]  # most are templates
@@ -320,14 +324,8 @@ class TestOnAGpu:
         from tunebench.timing import Protocol
 
         operation = OPERATIONS[name]
-        func = {
-            "matmul": lambda: _matmul(operation),
-            "attention": lambda: gpu_kernels.attention(*_shape(operation)),
-            "append": lambda: gpu_kernels.append(*_shape(operation)),
-            "rms_norm": lambda: gpu_kernels.rms_norm(3, 4096, 1e-5, "float16"),
-        }[operation["op"]]()
         target = passes.tvm_target(targets.find("cuda"), 0)
-        mod = passes.task_module(func)
+        mod = passes.task_module(plain_kernel(operation))
         given = MeasureInput(name, tvm.ir.save_json(passes.default_schedule(mod, target)), 40, 1)
         once = Protocol(warmups=0, samples=1, least_samples=1)
         ways = drawn(operation, templates.gpu_of(target).arch, 12)
@@ -390,30 +388,30 @@ class TestOnAGpu:
             assert np.abs(found - expected).max() < 0.03 * expected.std(), name
 
 
-def _shape(op: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(op[name] for name in ("b", "m", "heads", "kv_heads", "dim", "context", "dtype"))
+def plain_kernel(op: Operation) -> tvm.tirx.PrimFunc:
+    """An operation's kernel, as a model's export makes it."""
+    if isinstance(op, Matmul):
+        return _matmul(op)
+    made = {Attention: gpu_kernels.attention, Append: gpu_kernels.append, RmsNorm: gpu_kernels.rms_norm}[type(op)]
+    return made(*astuple(op))
 
 
-def _matmul(op: dict[str, Any]) -> tvm.tirx.PrimFunc:
-    """The plain kernel of a product, as a model's export makes it."""
+def _matmul(op: Matmul) -> tvm.tirx.PrimFunc:
     from tvm.relax.frontend import nn
     from tvm.relax.frontend.nn import spec
 
     from tunebench.model import quantization
 
-    m, n, k, bits = op["m"], op["n"], op["k"], op["bits"]
-    scheme = quantization.schemes()[{4: "q4f16_1", 8: "q8f16_1", 16: "q0f16"}[bits]]
-    family = quantization.families()[scheme.family]
-    shapes = family.shapes(scheme, n, k)
+    kind = quantization.kind_of(op.weight)
+    shapes = kind.shapes(op.weight, op.n, op.k)
 
     class Product(nn.Module):
         def forward(self, x: nn.Tensor, residual: nn.Tensor, parts: list[nn.Tensor]) -> nn.Tensor:
             held = dict(zip(shapes, parts, strict=True))
-            stored = {"bits": bits, "group": scheme.group_size, "layout": scheme.layout}
-            weights = lambda *given: family.weights(scheme, *given)  # noqa: E731
-            return gpu_kernels.matmul(x, held, weights, n, op["out"], residual if op["residual"] else None, **stored)
+            weights = lambda *given: kind.weights(op.weight, *given)  # noqa: E731
+            return gpu_kernels.matmul(x, held, weights, op.n, op.weight, op.out, residual if op.residual else None)
 
-    given = {"x": spec.Tensor([m, k], "float16"), "residual": spec.Tensor([m, n], "float16")}
+    given = {"x": spec.Tensor([op.m, op.k], op.dtype), "residual": spec.Tensor([op.m, op.n], op.dtype)}
     parts = [spec.Tensor(shape, dtype) for shape, dtype in shapes.values()]
     module = Product()
     mod, _ = module.export_tvm(spec={"forward": {**given, "parts": parts}})

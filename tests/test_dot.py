@@ -12,7 +12,7 @@ from tvm.target import codegen
 from tunebench import environment
 from tunebench.kernels import cpu as cpu_kernels
 from tunebench.kernels import int8_dot
-from tunebench.model.quantization import families, schemes
+from tunebench.model.quantization import kind_of, schemes
 from tunebench.tuning.spaces import Kernel, cpu_dot
 
 GROUP, TILES, GROUPS = 32, 3, 2
@@ -46,22 +46,22 @@ def product(rows: int, bits: int) -> tvm.tirx.PrimFunc:
     offset = te.placeholder((rows, GROUPS), "int32", name="offset")
     words = te.placeholder((TILES, K // per_word, 16), "uint32", name="words")
     scale = te.placeholder((TILES, GROUPS, 16), "float16", name="scale")
-    y = int8_dot.product(bits, GROUP, "float32")(x, x_scale, offset, words, scale)
+    y = int8_dot.product(schemes()[f"q{bits}i8f16_0"].weight, "float32")(x, x_scale, offset, words, scale)
     return te.create_prim_func([x, x_scale, offset, words, scale, y]).with_attr("tirx.noalias", True)
 
 
 def inputs(rows: int, bits: int, extreme: bool) -> tuple[list[np.ndarray], np.ndarray]:
     """Arguments, and the product in whole numbers."""
     rng = np.random.default_rng(bits)
-    scheme = schemes()[f"q{bits}i8f16_0"]
-    words = rng.integers(0, 2**32, families()["group"].shapes(scheme, N, K)["q_weight"][0], np.uint32)
+    weight = schemes()[f"q{bits}i8f16_0"].weight
+    words = rng.integers(0, 2**32, kind_of(weight).shapes(weight, N, K)["q_weight"][0], np.uint32)
     x = rng.integers(-127, 128, (rows, K), np.int8)
     if extreme:
         words[...] = 0xFFFFFFFF
         x = np.where(x < 0, -127, 127).astype(np.int8)
         x[0] = 127
     parts = {"q_weight": words, "q_scale": np.ones((TILES, GROUPS, 16), np.float16)}
-    weights = families()["group"].dequantize(scheme, parts)
+    weights = kind_of(weight).dequantize(weight, parts)
     zero = 2 ** (bits - 1) - 1
     offset = -zero * x.astype(np.int32).reshape(rows, GROUPS, GROUP).sum(-1)
     return [x, np.ones((rows, GROUPS), np.float32), offset.astype(np.int32), *parts.values()], x @ weights.T

@@ -17,7 +17,7 @@ from tunebench.engines.tvm import TvmEngine
 from tunebench.engines.tvm import load as load_tvm
 from tunebench.errors import TuneBenchError
 from tunebench.model import workload as workloads
-from tunebench.model.quantization import group
+from tunebench.model.quantization import integer
 from tunebench.model.workload import Model
 
 LOGITS = {"q0f32": 2e-3, "q0f16": 2e-2, "q0bf16": 5e-2, "q4f16_1": 5e-2, "q4i8f16_0": 3e-2, "q8i8f16_0": 3e-2}
@@ -72,11 +72,11 @@ def test_blocks_of_gguf_hold_the_weights_exactly() -> None:
     from tunebench.model import quantization
 
     for name, kind in (("q4f16_1", "Q4_0"), ("q8f16_1", "Q8_0"), ("q4i8f16_0", "Q4_0")):
-        scheme = quantization.schemes()[name]
-        parts = quantization.families()["group"].random(scheme, 32, 128, np.random.default_rng(2))
-        expected = quantization.families()["group"].dequantize(scheme, parts)
-        rows = {suffix: group.by_row(scheme, array) for suffix, array in parts.items()}
-        blocks = llama_cpp._blocks(scheme, rows["q_weight"], rows["q_scale"])
+        weight = quantization.schemes()[name].weight
+        parts = quantization.kind_of(weight).random(weight, 32, 128, np.random.default_rng(2))
+        expected = quantization.kind_of(weight).dequantize(weight, parts)
+        rows = {suffix: integer.by_row(weight, array) for suffix, array in parts.items()}
+        blocks = llama_cpp._blocks(weight, rows["q_weight"], rows["q_scale"])
         found = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[kind])
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,15 @@ import numpy as np
 import pytest
 import tvm
 from conftest import load_model, write_config
-from test_gpu_api import MATMUL, NVIDIA, device, emulated, engines, expected, plain, product, run, target
+from test_gpu_api import MATMUL, NVIDIA, device, emulated, engines, expected, plain, plain_kernel, run, target
 
 from tunebench.compile import passes
 from tunebench.compile.fusion import Fuser, Invoked
 from tunebench.compile.planner import plan_model
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
-from tunebench.kernels.templates import Gpu
+from tunebench.kernels.operation import Matmul, RmsNorm
+from tunebench.kernels.templates import FLOAT16, INT8, Gpu
 from tunebench.model import workload as workloads
 from tunebench.runners.bench import distance, random_inputs, too_far
 from tunebench.runtime.apis import ApiDevice
@@ -28,29 +30,29 @@ __all__ = ["device", "emulated", "target"]  # fixtures
 EPSILON = 1e-5
 CASES: dict[str, dict[str, Any]] = {
     "norm": {"norm": EPSILON},
-    "gate": {"gate": 1, "residual": 0},
-    "norm and gate": {"norm": EPSILON, "gate": 1, "residual": 0},
-    "norm of bytes": {"norm": EPSILON, "bits": 8, "out": "float32", "residual": 0},
-    "norm and gate of floats": {"norm": EPSILON, "gate": 1, "residual": 0, "bits": 16, "group": 0},
+    "gate": {"gate": True, "residual": False},
+    "norm and gate": {"norm": EPSILON, "gate": True, "residual": False},
+    "norm of bytes": {"norm": EPSILON, "weight": INT8, "out": "float32", "residual": False},
+    "norm and gate of floats": {"norm": EPSILON, "gate": True, "residual": False, "weight": FLOAT16},
 }
+NORM_ALONE = RmsNorm(rows=1, width=512, epsilon=EPSILON, dtype="float16")
 
 
 def check_merged(device: ApiDevice, gpu: Gpu, case: dict[str, Any], pairs: int) -> None:
     """A fused kernel against the plain kernels one after the other, for inputs as large as they come."""
-    op = {**MATMUL, "m": 1, "n": 512, "k": 512, **case}
-    alone = {key: value for key, value in op.items() if key not in ("norm", "gate")}
-    x, *rest = random_inputs(passes.task_module(product(alone)), 0, np.random.default_rng(0))
-    gain = np.linspace(0.5, 2.0, op["k"]).astype(np.float16)
-    x[0, 7] = 900.0 if "norm" in case else x[0, 7]
+    op = replace(MATMUL, **case)
+    alone = replace(op, norm=None, gate=False)
+    x, *rest = random_inputs(plain(alone), 0, np.random.default_rng(0))
+    gain = np.linspace(0.5, 2.0, op.k).astype(np.float16)
+    x[0, 7] = 900.0 if op.norm else x[0, 7]
     given, wanted = [x], x
-    if "norm" in op:
+    if op.norm:
         given.append(gain)
-        norm = plain({"op": "rms_norm", "rows": 1, "width": op["k"], "epsilon": EPSILON, "dtype": "float16"})
-        wanted = expected(norm, [x, gain, np.zeros_like(x)])[-1]
-    wanted = expected(passes.task_module(product(alone)), [wanted, *rest])[-1]
-    if "gate" in op:
-        gate = passes.task_module(gpu_kernels.silu_mul(1, op["n"] // 2, "float16"))
-        wanted = expected(gate, [wanted, np.zeros((1, op["n"] // 2), np.float16)])[-1]
+        wanted = expected(plain(NORM_ALONE), [x, gain, np.zeros_like(x)])[-1]
+    wanted = expected(plain(alone), [wanted, *rest])[-1]
+    if op.gate:
+        gate = passes.task_module(gpu_kernels.silu_mul(1, op.n // 2, "float16"))
+        wanted = expected(gate, [wanted, np.zeros((1, op.n // 2), np.float16)])[-1]
     given += [*rest[:-1], np.full_like(wanted, np.nan)]
     ((template, _),) = templates.serving(alone, gpu).items()
     assert template.text
@@ -78,7 +80,7 @@ def scheduled(mod: tvm.IRModule, gpu: Gpu, target: tvm.target.Target) -> dict[st
             kernel = passes.task_module(func)
             kernels[gv.name_hint] = passes.default_schedule(kernel, target)
             operation = gpu_kernels.operation(func)
-            if operation.get("op") == "matmul" and operation["m"] == 1:
+            if isinstance(operation, Matmul) and operation.m == 1:
                 asked = spaces.Kernel((), 4, 0, operation=operation, gpu=gpu)
                 space = spaces.spaces()["gpu-template"]
                 (kernels[gv.name_hint],) = (
@@ -117,13 +119,11 @@ def one(plan: Any) -> tuple[Launch, ...]:
 
 def fuser() -> Fuser:
     """Of a norm, a product of one row, a gate, and a product by default."""
-    op = {**MATMUL, "m": 1, "n": 512, "k": 512, "residual": 0}
+    op = replace(MATMUL, residual=False)
     target = tvm.target.Target({"kind": "opencl", "keys": ["opencl", "gpu", "ptx"], "max_num_threads": 256})
-    kernel = passes.task_module(product(op))
-    template = scheduled(tvm.IRModule({"product": product(op)}), NVIDIA, target)["product"]
-    norm = plain({"op": "rms_norm", "rows": 1, "width": 512, "epsilon": EPSILON, "dtype": "float16"})
+    template = scheduled(tvm.IRModule({"product": plain_kernel(op)}), NVIDIA, target)["product"]
     gate = passes.task_module(gpu_kernels.silu_mul(1, 256, "float16"))
-    return Fuser({"norm": norm, "product": template, "gate": gate, "default": kernel}, NVIDIA)
+    return Fuser({"norm": plain(NORM_ALONE), "product": template, "gate": gate, "default": plain(op)}, NVIDIA)
 
 
 NORM, PRODUCT, GATE = Invoked("norm", (0, 1, 2)), Invoked("product", (2, 3, 4, 5)), Invoked("gate", (5, 6))

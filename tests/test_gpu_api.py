@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import tvm
-from conftest import cpu_target, load_model, lower, need, write_config
+from conftest import ASYMMETRIC, cpu_target, load_model, lower, need, write_config
+from test_cuda import plain_kernel
 
 from tunebench.compile import passes, source, tasks
 from tunebench.compile.build import compile_model, compile_plan
@@ -21,9 +23,9 @@ from tunebench.devices import opening, targets
 from tunebench.engines.plan import Memory, PlanEngine
 from tunebench.engines.tvm import TvmEngine, load
 from tunebench.errors import TuneBenchError
-from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import shader_dialect, templates
-from tunebench.kernels.templates import Gpu
+from tunebench.kernels.operation import Append, Attention, Matmul, Operation, RmsNorm
+from tunebench.kernels.templates import FLOAT16, INT4, INT8, Gpu
 from tunebench.model import workload as workloads
 from tunebench.model.workload import Model, random_weights, rope_cos_sin
 from tunebench.runners.base import Candidate, MeasureInput, Timed, Trial, Wrong
@@ -33,25 +35,26 @@ from tunebench.runners.shader import ShaderPrimitives
 from tunebench.runtime import apis, plan
 from tunebench.runtime.apis import ApiDevice, Call
 from tunebench.runtime.plan import Program
+from tunebench.spec import Scheme
 from tunebench.timing import Protocol
 
-MATMUL = {"op": "matmul", "out": "float16", "residual": 1, "bits": 4, "group": 32, "layout": "NK", "dtype": "float16"}
+MATMUL = Matmul(m=1, n=512, k=512, out="float16", residual=True, dtype="float16", weight=INT4)
 HEADS = {"heads": 8, "kv_heads": 2, "dim": 64, "context": 128, "dtype": "float16"}
-OPERATIONS: dict[str, dict[str, Any]] = {
-    "one row": {**MATMUL, "m": 1, "n": 512, "k": 512},
-    "one row in float": {**MATMUL, "m": 1, "n": 512, "k": 512, "bits": 16, "group": 0, "out": "float32", "residual": 0},
-    "one row of bytes": {**MATMUL, "m": 1, "n": 512, "k": 512, "bits": 8},
-    "one uneven row": {**MATMUL, "m": 1, "n": 512, "k": 1376, "residual": 0},
-    "one token": {"op": "attention", "b": 2, "m": 1, **HEADS},
-    "one token of many heads": {"op": "attention", "b": 1, "m": 1, **HEADS, "kv_heads": 8},
-    "a chunk": {"op": "attention", "b": 2, "m": 16, **HEADS},
-    "append": {"op": "append", "b": 2, "m": 3, **HEADS},
-    "norm": {"op": "rms_norm", "rows": 3, "width": 1024, "epsilon": 1e-5, "dtype": "float16"},
+OPERATIONS: dict[str, Operation] = {
+    "one row": MATMUL,
+    "one row in float": replace(MATMUL, weight=FLOAT16, out="float32", residual=False),
+    "one row of bytes": replace(MATMUL, weight=INT8),
+    "one uneven row": replace(MATMUL, k=1376, residual=False),
+    "one token": Attention(b=2, m=1, **HEADS),
+    "one token of many heads": Attention(b=1, m=1, **{**HEADS, "kv_heads": 8}),
+    "a chunk": Attention(b=2, m=16, **HEADS),
+    "append": Append(b=2, m=3, **HEADS),
+    "norm": RmsNorm(rows=3, width=1024, epsilon=1e-5, dtype="float16"),
 }
 PRODUCTS = {
-    "sixteen rows": {**MATMUL, "m": 16, "n": 512, "k": 256},
-    "many rows": {**MATMUL, "m": 64, "n": 512, "k": 256, "out": "float32", "residual": 0},
-    "many rows in float": {**MATMUL, "m": 32, "n": 512, "k": 256, "bits": 16, "group": 0},
+    "sixteen rows": replace(MATMUL, m=16, k=256),
+    "many rows": replace(MATMUL, m=64, k=256, out="float32", residual=False),
+    "many rows in float": replace(MATMUL, m=32, k=256, weight=FLOAT16),
 }
 MATRIX_GPU = Gpu("webgpu", 0, 256, 16 << 10, frozenset({"lanes32", "half", "pairs", "matrix16"}))
 NVIDIA = Gpu("opencl", 0, 256, 32 << 10, frozenset({"ptx"}))
@@ -111,21 +114,9 @@ def target(device: ApiDevice) -> tvm.target.Target:
     return tvm.target.Target(device.target())
 
 
-def plain(op: dict[str, Any]) -> tvm.IRModule:
+def plain(op: Operation) -> tvm.IRModule:
     """An operation's kernel, as a model's export makes it."""
-    if op["op"] == "matmul":
-        return passes.task_module(product(op))
-    if op["op"] == "rms_norm":
-        return passes.task_module(gpu_kernels.rms_norm(op["rows"], op["width"], op["epsilon"], op["dtype"]))
-    shape = tuple(op[name] for name in ("b", "m", "heads", "kv_heads", "dim", "context", "dtype"))
-    return passes.task_module({"attention": gpu_kernels.attention, "append": gpu_kernels.append}[op["op"]](*shape))
-
-
-def product(op: dict[str, Any]) -> tvm.tirx.PrimFunc:
-    """The plain kernel of a product."""
-    from test_cuda import _matmul
-
-    return _matmul(op)
+    return passes.task_module(plain_kernel(op))
 
 
 def run(device: ApiDevice, program: Program, arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -160,7 +151,7 @@ def check(device: ApiDevice, mod: tvm.IRModule, made: list[Program], depth: int 
             assert not too_far(*distance(found[i], wanted[i]), "float16"), i
 
 
-def draws(op: dict[str, Any], gpu: Gpu, count: int) -> list[Program]:
+def draws(op: Operation, gpu: Gpu, count: int) -> list[Program]:
     """Programs of random decisions of each template that serves an operation."""
     made = []
     for template, choices in templates.serving(op, gpu).items():
@@ -212,7 +203,7 @@ def test_tensor_cores_get_their_operands_in_order(emulated: ApiDevice, name: str
 
 
 def test_no_stage_is_copied_from_behind_the_end() -> None:
-    op = {**PRODUCTS["sixteen rows"], "k": 64}
+    op = replace(PRODUCTS["sixteen rows"], k=64)
     for program in draws(op, NVIDIA, 4):
         for shader in program.shaders.values():
             before, _, _ = shader.source.partition("for (uint g")
@@ -258,16 +249,16 @@ def without_matrices(source: str) -> str:
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_subgroup_matrices_get_their_operands_in_order(name: str, k: int) -> None:
     device = need(apis.open_device, "webgpu")
-    op = {**PRODUCTS[name], "n": 64, "k": k}
+    op = replace(PRODUCTS[name], n=64, k=k)
     ((template, _),) = ((t, c) for t, c in templates.serving(op, MATRIX_GPU).items() if t.name == "text-matrix")
     assert template.text
     made = []
-    for groups, warps in ((1, 4), (2, 4 if op["m"] == 16 else 8)):
-        decisions = {"rows": min(op["m"], 32), "width": 64, "warps": warps, "groups": groups}
+    for groups, warps in ((1, 4), (2, 4 if op.m == 16 else 8)):
+        decisions = {"rows": min(op.m, 32), "width": 64, "warps": warps, "groups": groups}
         program = template.text(op, decisions, MATRIX_GPU)
         ((key, shader),) = program.shaders.items()
-        changed = dataclasses.replace(shader, source=without_matrices(shader.source))
-        made.append(dataclasses.replace(program, shaders={key: changed}))
+        changed = msgspec.structs.replace(shader, source=without_matrices(shader.source))
+        made.append(replace(program, shaders={key: changed}))
     check(device, plain(op), made)
 
 
@@ -291,16 +282,19 @@ def test_pairs_of_halves_compute_what_the_plain_kernel_does(emulated: ApiDevice)
 
 
 def test_subgroup_matrices_are_only_for_devices_that_have_them() -> None:
-    without = dataclasses.replace(MATRIX_GPU, features=frozenset({"lanes32"}))
+    without = replace(MATRIX_GPU, features=frozenset({"lanes32"}))
     assert not templates.serving(PRODUCTS["many rows"], without)
 
 
-def tiny(tmp_path: Path, scheme: str, device: str) -> Model:
+def tiny(tmp_path: Path, scheme: str | Scheme, device: str) -> Model:
     return load_model(write_config(tmp_path, head_dim=32, hidden_size=128), scheme, device_kind=device)
 
 
-def test_default_kernels_are_right_as_source(device: ApiDevice, target: tvm.target.Target, tmp_path: Path) -> None:
-    model = tiny(tmp_path, "q4f16_1", "gpu")
+@pytest.mark.parametrize("scheme", ["q4f16_1", *ASYMMETRIC.values()], ids=["symmetric", *ASYMMETRIC])
+def test_default_kernels_are_right_as_source(
+    device: ApiDevice, target: tvm.target.Target, tmp_path: Path, scheme: str | Scheme
+) -> None:
+    model = tiny(tmp_path, scheme, "gpu")
     mod = passes.prefix(workloads.build_module(model), target)
     for task in tasks.extract(mod, model):
         check(device, task.mod, [source.program(passes.default_schedule(task.mod, target), target)], depth=20)
@@ -357,8 +351,8 @@ def test_a_plan_without_its_weights_says_which(device: ApiDevice, target: tvm.ta
 
 
 def test_a_runner_times_right_kernels_and_refuses_wrong_ones(device: ApiDevice, target: tvm.target.Target) -> None:
-    api, op = {"wgsl": "webgpu", "opencl": "opencl"}[source.LANGUAGES[target.kind.name]], OPERATIONS["one row"]
-    time_right_and_wrong(api, target, plain(op), plain({**op, "residual": 1, "n": 256}))  # half of the outputs
+    api, op = {"wgsl": "webgpu", "opencl": "opencl"}[source.LANGUAGES[target.kind.name]], MATMUL
+    time_right_and_wrong(api, target, plain(op), plain(replace(op, n=256)))  # half of the outputs
 
 
 def time_right_and_wrong(api: str, target: tvm.target.Target, mod: tvm.IRModule, wrong: tvm.IRModule) -> None:

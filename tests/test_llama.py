@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import torch
 import tvm
-from conftest import LLAMA, begin_search, draw_records, load_model, lower, record_of, relative_error, write_config
+from conftest import (
+    ASYMMETRIC,
+    LLAMA,
+    begin_search,
+    draw_records,
+    load_model,
+    lower,
+    record_of,
+    relative_error,
+    write_config,
+)
 from transformers import LlamaConfig, LlamaForCausalLM
 from tvm.s_tir import meta_schedule as ms
 
@@ -151,11 +161,11 @@ def dequantized(model: Model, reference: LlamaForCausalLM) -> LlamaForCausalLM:
     """The reference with the weights that the scheme holds."""
     state = reference.state_dict()
     for matrix in model.matrices.values():
-        scheme = stored_scheme(model.workload.scheme, matrix)
-        family = quantization.families()[scheme.family]
+        weight = stored_scheme(model.workload.scheme, matrix).weight
+        kind = quantization.kind_of(weight)
         for source in matrix.sources:
-            parts = family.quantize(scheme, state[source].numpy())
-            state[source] = torch.from_numpy(family.dequantize(scheme, parts))
+            parts = kind.quantize(weight, state[source].numpy())
+            state[source] = torch.from_numpy(kind.dequantize(weight, parts))
     if model.workload.scheme.dtype != "float32":
         dtype = getattr(torch, model.workload.scheme.dtype)
         state = {name: value.to(dtype).float() if "norm" in name else value for name, value in state.items()}
@@ -165,12 +175,12 @@ def dequantized(model: Model, reference: LlamaForCausalLM) -> LlamaForCausalLM:
 
 
 @pytest.mark.parametrize("schedule", ["default", 3])
-@pytest.mark.parametrize("name", sorted(set(quantization.schemes()) - {"q0f32"}))
+@pytest.mark.parametrize("name", [*sorted(set(quantization.schemes()) - {"q0f32"}), *ASYMMETRIC])
 def test_a_scheme_computes_with_the_weights_it_holds(
     name: str, schedule: str | int, target: tvm.target.Target, saved: Callable[..., tuple]
 ) -> None:
     reference, folder, config = saved()
-    model = load_model(config, name)
+    model = load_model(config, ASYMMETRIC.get(name, name))
     records = random_schedules(target, schedule) if isinstance(schedule, int) else None
     engine = build_engine(model, folder, target, records)
     scheme = model.workload.scheme

@@ -13,7 +13,7 @@ from tunebench.engines.baselines import peers
 from tunebench.errors import TuneBenchError
 from tunebench.spec import EngineName, Scheme
 
-HEAD = "from tunebench.spec import Scheme\n"
+HEAD = "from tunebench.spec import Scheme, WeightFormat\n"
 Folder = Callable[..., str]
 
 
@@ -37,14 +37,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
 
 
 def _scheme(name: str) -> str:
-    return f"Scheme({name!r}, 'family', 'float16', 4)"
+    return f"Scheme({name!r}, WeightFormat('float', 16, 'float16'), 'float16')"
 
 
 def test_load_merges_the_tuples_of_all_modules_in_order(folder: Folder) -> None:
     package = folder(b=f"SCHEMES = ({_scheme('b0')},)", a=f"SCHEMES = ({_scheme('a1')}, {_scheme('a0')})")
     entries = registry.load(package, "SCHEMES", Scheme)
     assert list(entries) == ["a1", "a0", "b0"]
-    assert entries["b0"].family == "family"
+    assert entries["b0"].weight.bits == 16
 
 
 def test_an_empty_folder_has_no_entries(folder: Folder) -> None:

@@ -1,10 +1,17 @@
-"""Every workload is a complete Hugging Face config of the model that it names."""
+"""Every workload is a complete Hugging Face config of the model that it names, and what is none is refused in words."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import LLAMA, load_model, write_config
+from tvm import tirx
+
+from tunebench.errors import TuneBenchError
+from tunebench.model import architectures, quantization
+from tunebench.model import workload as workloads
+from tunebench.spec import Workload
 
 WORKLOADS = sorted((Path(__file__).parent.parent / "workloads").glob("*.json"))
 
@@ -74,3 +81,48 @@ def _parameters(config: dict[str, Any]) -> int:
     layer = attention + 3 * hidden * config["intermediate_size"] + 2 * hidden
     embeddings = (1 if config["tie_word_embeddings"] else 2) * config["vocab_size"] * hidden
     return int(embeddings + config["num_hidden_layers"] * layer + hidden)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "lama", "hidden_size": "wide", "vocab_size": None}, "unknown model_type 'lama'"),
+        ({"hidden_size": None, "vocab_size": None}, "hidden_size, vocab_size missing"),
+        ({"hidden_size": "64"}, "hidden_size: Expected `int`, got `str`"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: Expected `int` >= 1"),
+        ({"num_key_value_heads": -2}, "num_key_value_heads: Expected `int` >= 1"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps: Expected `float` > 0"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings: Expected `bool`"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads does not divide"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "scaled rotary embedding"),
+        ({"rope_scaling": "linear"}, "scaled rotary embedding"),
+        ({"hidden_act": "gelu"}, "another activation"),
+        ({"attention_bias": True}, "biases"),
+    ],
+)
+def test_a_config_that_cannot_be_run_says_why(changes: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(TuneBenchError, match=words):
+        load_model(write_config(tmp_path, **changes), "q0f32")
+
+
+def test_what_a_config_leaves_out(tmp_path: Path) -> None:
+    short = {name: value for name, value in LLAMA.items() if name not in ("num_key_value_heads", "rope_theta")}
+    (tmp_path / "short.json").write_text(json.dumps({**short, "head_dim": None, "rope_parameters": {"rope_theta": 5}}))
+    config = load_model(tmp_path / "short.json", "q0f32").config
+    assert (config.num_key_value_heads, config.head_dim, config.rope_theta) == (4, 16, 5.0)
+
+
+@pytest.mark.parametrize("name", architectures.architectures())
+@pytest.mark.parametrize("device_kind", ["cpu", "gpu"])
+def test_an_architecture_names_what_its_module_takes(name: str, device_kind: str) -> None:
+    architecture = architectures.architectures()[name]
+    workload = Workload("tiny", quantization.schemes()["q4f16_1"], 1, (16,), 64, device_kind)
+    model = workloads.Model(workload, architecture.tiny, architecture)
+    vectors = architecture.vectors(architecture.tiny)
+    parts = {full for full in model.param_shapes if full not in vectors}
+    assert {full.rpartition(".")[0] for full in parts} == set(model.matrices)
+    assert all(model.param_shapes[vector][0] == (length,) for vector, length in vectors.items())
+    assert sum(matrix.is_table for matrix in model.matrices.values()) == 1
+    mod = workloads.build_module(model)
+    assert {"decode", "prefill_16"} <= {gv.name_hint for gv in mod.get_global_vars()}
+    assert any(isinstance(func, tirx.PrimFunc) for func in mod.functions.values())

@@ -16,6 +16,10 @@ Size = Annotated[int, Meta(ge=1)]
 """What there is at least one of."""
 Layout = Literal["NK", "KN", "N16"]
 """How a weight of N outputs and K inputs is stored: N-major [N, K], K-major [K, N], or [N / 16, K, 16]."""
+Packing = Literal["in_order", "by_byte"]
+"""Where a word of 32 bits has its p-th weight: at bit bits * p, or at bit 8 (p mod 4) + bits (p div 4)."""
+Zero = Literal["symmetric", "zero_point", "minimum"]
+"""What a group's integers mean: (q - z) * scale with z the same for all, with a z of the group, q * scale + minimum."""
 Activations = Literal["float", "int8"]
 """What a matrix product multiplies weights with: activations as they are, or quantized, a scale a group."""
 
@@ -35,6 +39,32 @@ class EngineName(str, Enum):
 
 
 @dataclass(frozen=True)
+class WeightFormat:
+    """How a weight matrix is stored and what its numbers mean.
+
+    Two formats are the same where all fields are: whoever reads a format names it whole, and never gets another one.
+    """
+
+    kind: Literal["integer", "float"]  # of a weight; integers are unsigned
+    bits: int  # of a weight
+    dtype: str  # of what a group has beside its integers; of the weights where there are no groups
+    group: int = 0  # weights along K that share a scale; 0 where there is none
+    zero: Zero = "symmetric"
+    layout: Layout = "NK"
+    packing: Packing = "in_order"
+
+    @property
+    def per_word(self) -> int:
+        """Weights in a word of 32 bits."""
+        return 32 // self.bits
+
+    @property
+    def zero_point(self) -> int:
+        """The integer that stands for 0 in a symmetric format."""
+        return (1 << (self.bits - 1)) - 1
+
+
+@dataclass(frozen=True)
 class Scheme:
     """A quantization scheme, named as MLC LLM names it: `q<weight bits>f<activation bits>_<variant>`.
 
@@ -42,11 +72,8 @@ class Scheme:
     """
 
     name: str
-    family: str  # the module in `tunebench.quantization` that implements it
-    dtype: str  # activations, scales, and weights where they are not quantized
-    weight_bits: int
-    group_size: int = 0  # weights that share one scale; 0 where there is no scale
-    layout: Layout = "NK"
+    weight: WeightFormat
+    dtype: str  # activations
     activations: Activations = "float"
 
 

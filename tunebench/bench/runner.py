@@ -14,6 +14,7 @@ from tunebench.compile.build import Compiled
 from tunebench.compile.tasks import Task, chunk_ns
 from tunebench.devices.base import AnyProbe
 from tunebench.devices.cpu_probe import PROTOCOL as PROBE
+from tunebench.dtypes import DTYPES
 from tunebench.engines.base import Engine
 from tunebench.engines.chunked import split_prompt
 from tunebench.model.workload import Model
@@ -25,7 +26,6 @@ from tunebench.tuning.session import Lowered, model_name
 from tunebench.tuning.tuner import kernels
 
 AGAIN = "again"  # a second arm of the same engine, which shows the noise
-CACHE_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}  # as llama-bench writes them
 
 
 def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Callable[[str], None]) -> Iterator[Result]:
@@ -187,8 +187,8 @@ def _base_row(arm: Arm, test: Test) -> Result:
         model_type=f"{model.architecture.name} {model_name(workload)} {workload.scheme.name}",
         model_size=model.weight_bytes,
         model_n_params=model.n_params,
-        type_k=CACHE_TYPES[workload.scheme.dtype],
-        type_v=CACHE_TYPES[workload.scheme.dtype],
+        type_k=DTYPES[workload.scheme.dtype].short,
+        type_v=DTYPES[workload.scheme.dtype].short,
         chunks=list(workload.chunks),
         flops_per_token=model.flops_per_token,
         multiplies=_multiplies(workload),

@@ -29,14 +29,12 @@ def schemes() -> Listing:
     """The quantization schemes."""
     rows = []
     for scheme in sorted(quantization.schemes().values(), key=lambda s: s.name):
-        bits = scheme.weight_bits + (
-            8 * (4 if scheme.dtype == "float32" else 2) / scheme.group_size if scheme.group_size else 0
-        )
-        layout = {"NK": "N-major", "KN": "K-major", "N16": "tiles of 16"}[scheme.layout]
+        weight = scheme.weight
+        layout = {"NK": "N-major", "KN": "K-major", "N16": "tiles of 16"}[weight.layout]
         products = scheme.activations if scheme.activations != "float" else "float32"
-        group = str(scheme.group_size) if scheme.group_size else "-"
-        rows.append([scheme.name, scheme.family, f"{bits:g}", group, layout, scheme.dtype, products])
-    return ["scheme", "family", "bits a weight", "group", "layout", "activations", "multiplied as"], rows
+        group, bits = str(weight.group or "-"), f"{quantization.stored_bits(weight):g}"
+        rows.append([scheme.name, weight.kind, bits, group, layout, scheme.dtype, products])
+    return ["scheme", "weights", "bits a weight", "group", "layout", "activations", "multiplied as"], rows
 
 
 def targets_() -> Listing:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tvm
 
@@ -15,6 +16,7 @@ from tunebench.compile.tasks import Task
 from tunebench.errors import brief
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
+from tunebench.kernels.operation import Operation
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def _ways(task: Task, target: tvm.target.Target) -> dict[str, Callable[[], objec
 
 
 def _build_template(
-    template: templates.Template, op: templates.Operation, decisions: templates.Decisions, target: tvm.target.Target
+    template: templates.Template[Any], op: Operation | None, decisions: templates.Decisions, target: tvm.target.Target
 ) -> None:
     if template.text:
         template.text(op, decisions, templates.gpu_of(target))

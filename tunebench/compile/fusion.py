@@ -7,13 +7,14 @@ template that can do both are fused, with the decisions that the search made for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm
 
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
+from tunebench.kernels.operation import Matmul, Operation, RmsNorm, SiluMul
 from tunebench.kernels.templates import Decisions, Gpu, Template
 from tunebench.runtime.plan import Program
 
@@ -30,13 +31,13 @@ class Invoked:
 class _Known:
     """What there is to know of a kernel."""
 
-    operation: Mapping[str, Any]
-    template: Template | None
+    operation: Operation | None
+    template: Template[Any] | None
     decisions: Decisions
 
     def takes(self, what: str) -> bool:
         """Whether its template can do this too, and does not yet."""
-        return self.template is not None and what in self.template.takes and what not in self.operation
+        return self.template is not None and what in self.template.takes and not getattr(self.operation, what)
 
 
 class Fuser:
@@ -69,14 +70,16 @@ class Fuser:
             return None
         if out in first.buffers[:-1]:  # it would overwrite what other blocks still read
             return None
-        if one.operation.get("op") == "rms_norm" and two.takes("norm"):
-            product, more = two, {"norm": one.operation["epsilon"]}
+        if isinstance(one.operation, RmsNorm) and isinstance(two.operation, Matmul) and two.takes("norm"):
+            known = replace(two, operation=replace(two.operation, norm=one.operation.epsilon))
             buffers = first.buffers[:2] + second.buffers[1:]
-        elif two.operation.get("op") == "silu_mul" and one.takes("gate") and not one.operation["residual"]:
-            product, more, buffers = one, {"gate": 1}, first.buffers[:-1] + second.buffers[1:]
+        elif isinstance(two.operation, SiluMul) and isinstance(one.operation, Matmul) and one.takes("gate"):
+            if one.operation.residual:
+                return None
+            known = replace(one, operation=replace(one.operation, gate=True))
+            buffers = first.buffers[:-1] + second.buffers[1:]
         else:
             return None
-        known = _Known({**product.operation, **more}, product.template, product.decisions)
         return self._invoked(f"{first.kernel}_{second.kernel}", known, buffers)
 
     def _invoked(self, name: str, known: _Known, buffers: tuple[int, ...]) -> Invoked | None:

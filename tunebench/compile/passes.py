@@ -16,6 +16,7 @@ from tvm.target import codegen
 from tunebench import environment
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
+from tunebench.kernels.operation import Matmul
 from tunebench.kernels.tvmscript import import_intrinsics
 from tunebench.spec import TargetPreset
 
@@ -87,7 +88,7 @@ def default_schedule(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModu
     On a GPU that is DLight; on a CPU it is nothing, but never an unpacked matrix in memory.
     """
     if not is_cpu(target):
-        if gpu_kernels.operation(mod["main"]).get("op") == "matmul":
+        if isinstance(gpu_kernels.operation(mod["main"]), Matmul):
             import_intrinsics()  # takes seconds
         with target:
             return dlight.ApplyDefaultSchedule(*(rule() for rule in DLIGHT))(tvm.IRModule(dict(mod.functions_items())))

@@ -1,37 +1,37 @@
 """What a decoder's kernels compute on a GPU, in plain form, and under what name a template may replace them.
 
-Each is the mathematics as loops that any schedule can take, DLight's first of all. The attribute `OP` says in
-JSON which operation it is, with its shape; a template builds the same operation another way. Names, arguments
-and results are those of `ops`, but for the cache: keys lie as values do, [b, G, C, D].
+Each is the mathematics as loops that any schedule can take, DLight's first of all. The attribute `OP` says which
+operation it is; a template builds the same operation another way. Names, arguments and results are those of
+`cpu`, but for the cache: keys lie as values do, [b, G, C, D].
 """
 
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from tvm import te, tirx
 from tvm.relax.frontend.nn import Tensor, op
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from tunebench.kernels.operation import Append, Attention, LastRow, Matmul, Operation, RmsNorm, SiluMul, parse
 from tunebench.kernels.tvmscript import quick_parsing
+from tunebench.spec import WeightFormat
 
 OP = "tunebench.op"
 LOG2_E = 1.4426950408889634
 
 
-def marked(func: PrimFunc, kind: str, **values: object) -> PrimFunc:
+def marked(func: PrimFunc, operation: Operation) -> PrimFunc:
     """The kernel with the operation that it is."""
     func = func.without_attr("global_symbol") if "global_symbol" in func.attrs else func
-    return func.with_attr("op_pattern", 8).with_attr(OP, json.dumps({"op": kind, **values}))
+    return func.with_attr("op_pattern", 8).with_attr(OP, operation.text())
 
 
-def operation(func: PrimFunc) -> dict[str, Any]:
-    """What `marked` said; empty for other kernels."""
-    return dict(json.loads(func.attrs[OP])) if func.attrs and OP in func.attrs else {}
+def operation(func: PrimFunc) -> Operation | None:
+    """What `marked` said; None for other kernels."""
+    return parse(str(func.attrs[OP])) if func.attrs and OP in func.attrs else None
 
 
 def cache_shapes(b: int, kv_heads: int, context: int, dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -39,32 +39,32 @@ def cache_shapes(b: int, kv_heads: int, context: int, dim: int) -> tuple[tuple[i
     return (b, kv_heads, context, dim), (b, kv_heads, context, dim)
 
 
-def _kernel(tensors: Sequence[te.Tensor], kind: str, **values: object) -> PrimFunc:
-    return marked(te.create_prim_func(list(tensors)).with_attr("tirx.noalias", True), kind, **values)
+def _kernel(tensors: Sequence[te.Tensor], operation: Operation) -> PrimFunc:
+    return marked(te.create_prim_func(list(tensors)).with_attr("tirx.noalias", True), operation)
 
 
 def matmul(
     x: Tensor,
     parts: dict[str, Tensor],
-    dequantize: Any,
+    dequantize: Callable[..., te.Tensor],
     n: int,
+    weight: WeightFormat,
     out_dtype: str,
     residual: Tensor | None,
-    **stored: int | str,
 ) -> Tensor:
     """x [M, K] @ w [N, K].T (+ residual [M, N]), summed in float32.
 
-    `dequantize` makes te's [N, K] of the placeholders of `parts`; `stored` says how they are stored.
+    `dequantize` makes te's [N, K] of the placeholders of `parts`, which are stored as `weight` says.
     """
     m, k = (int(extent) for extent in x.shape)
     a = te.placeholder((m, k), x.dtype, name="x")
     stores = [te.placeholder([int(e) for e in part.shape], part.dtype, name=name) for name, part in parts.items()]
     extra = [te.placeholder((m, n), residual.dtype, name="residual")] if residual is not None else []
-    weight = dequantize(*stores)
+    w = dequantize(*stores)
     axis = te.reduce_axis((0, k), name="k")
     sums = te.compute(
         (m, n),
-        lambda i, j: te.sum(a[i, axis].astype("float32") * weight[j, axis].astype("float32"), axis=axis),
+        lambda i, j: te.sum(a[i, axis].astype("float32") * w[j, axis].astype("float32"), axis=axis),
         name="matmul",
     )
     y = sums
@@ -74,20 +74,10 @@ def matmul(
         )
     elif out_dtype != "float32":
         y = te.compute((m, n), lambda i, j: sums[i, j].astype(out_dtype), name="out")
-    func = _kernel(
-        [a, *stores, *extra, y],
-        "matmul",
-        m=m,
-        n=n,
-        k=k,
-        out=out_dtype,
-        residual=int(bool(extra)),
-        dtype=x.dtype,
-        **stored,
-    )
+    func = _kernel([a, *stores, *extra, y], Matmul(m, n, k, out_dtype, bool(extra), x.dtype, weight))
     given = [x, *parts.values(), *([residual] if residual is not None else [])]
     return op.tensor_ir_op(
-        func, f"matmul_{stored['bits']}bit_{m}x{n}x{k}", given, Tensor.placeholder((m, n), out_dtype, "y")
+        func, f"matmul_{weight.bits}bit_{m}x{n}x{k}", given, Tensor.placeholder((m, n), out_dtype, "y")
     )
 
 
@@ -130,8 +120,7 @@ def attention(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int,
     out = te.compute(
         (b, m, heads, dim), lambda ib, i, h, e: (mix[ib, i, h, e] / total[ib, h, i]).astype(dtype), name="out"
     )
-    shape = {"b": b, "m": m, "heads": heads, "kv_heads": kv_heads, "dim": dim, "context": context, "dtype": dtype}
-    return _kernel([q, keys, values, position, out], "attention", **shape)
+    return _kernel([q, keys, values, position, out], Attention(b, m, heads, kv_heads, dim, context, dtype))
 
 
 @functools.cache
@@ -181,8 +170,7 @@ def append(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dt
                     vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
                     values[vb, vh, position[0] + vm, vd] = qkv[vb, vm, heads + kv_heads + vh, vd]
 
-    shape = {"b": b, "m": m, "heads": heads, "kv_heads": kv_heads, "dim": dim, "context": context, "dtype": dtype}
-    return marked(append, "append", **shape)
+    return marked(append, Append(b, m, heads, kv_heads, dim, context, dtype))
 
 
 @functools.cache
@@ -203,7 +191,7 @@ def rms_norm(rows: int, width: int, epsilon: float, dtype: str) -> PrimFunc:
         ).astype(dtype),
         name="out",
     )
-    return _kernel([x, weight, out], "rms_norm", rows=rows, width=width, epsilon=epsilon, dtype=dtype)
+    return _kernel([x, weight, out], RmsNorm(rows, width, epsilon, dtype))
 
 
 @functools.cache
@@ -219,7 +207,7 @@ def silu_mul(rows: int, width: int, dtype: str) -> PrimFunc:
         ).astype(dtype),
         name="out",
     )
-    return _kernel([x, out], "silu_mul", rows=rows, width=width, dtype=dtype)
+    return _kernel([x, out], SiluMul(rows, width, dtype))
 
 
 @functools.cache
@@ -228,4 +216,4 @@ def last_row(b: int, m: int, width: int, dtype: str) -> PrimFunc:
     x = te.placeholder((b, m, width), dtype, name="x")
     last = te.placeholder((1,), "int32", name="last")
     out = te.compute((b, width), lambda i, j: x[i, last[0], j], name="out")
-    return _kernel([x, last, out], "last_row", b=b, m=m, width=width, dtype=dtype)
+    return _kernel([x, last, out], LastRow(b, m, width, dtype))

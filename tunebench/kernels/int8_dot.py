@@ -18,10 +18,12 @@ from tvm.script import tirx as T
 from tvm.target import Target, codegen
 
 from tunebench.kernels.tvmscript import quick_parsing
+from tunebench.spec import WeightFormat
 
 LANES = 16  # outputs side by side
 SDOT = "aarch64.neon.sdot.v4i32.v16i8"
 PER_BYTES = 4  # activations that one instruction multiplies with each lane
+MASKS = {4: 0x0F0F0F0F, 8: 0xFFFFFFFF}  # weight bits -> the lowest weight of each byte of a word
 
 
 Step = Callable[[tirx.Expr, tirx.Expr, tirx.Expr], tirx.Expr]
@@ -267,14 +269,18 @@ def _matrix() -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
     return description, implementation
 
 
-def product(weight_bits: int, group_size: int, out_dtype: str) -> Callable[..., te.Tensor]:
+def product(weight: WeightFormat, out_dtype: str) -> Callable[..., te.Tensor]:
     """y = x @ weight.T as stages `unpack`, `dot` (int32, a group each), `matmul` (the groups, scaled) and `out`.
 
     The body takes x int8 [M, K], its scales float32 [M, groups], its offsets int32 [M, groups] (minus the zero
-    point times the group's sum), words uint32 [N / 16, words, 16] and scales [N / 16, groups, 16] -> [M, N].
+    point times the group's sum), words uint32 [N / 16, words, 16] and scales [N / 16, groups, 16] -> [M, N]; a
+    ValueError where weights are stored in another way.
     """
-    halves, mask = 8 // weight_bits, {4: 0x0F0F0F0F, 8: 0xFFFFFFFF}[weight_bits]
-    per_word = PER_BYTES * halves
+    bits, group_size, per_word = weight.bits, weight.group, weight.per_word
+    tiles = WeightFormat("integer", bits, weight.dtype, group_size, "symmetric", "N16", "by_byte")
+    if weight != tiles or bits not in MASKS:
+        raise ValueError(f"products of bytes are for symmetric integers in tiles of {LANES} outputs, not for {weight}")
+    halves, mask = 8 // bits, MASKS[bits]
 
     def body(x: te.Tensor, x_scale: te.Tensor, offset: te.Tensor, words: te.Tensor, scale: te.Tensor) -> te.Tensor:
         (m, k), tiles, per_group = x.shape, words.shape[0], group_size // per_word
@@ -283,7 +289,7 @@ def product(weight_bits: int, group_size: int, out_dtype: str) -> Callable[..., 
         byte, group = te.reduce_axis((0, PER_BYTES), name="byte"), te.reduce_axis((0, groups), name="group")
 
         def bytes_of(t: tirx.Var, g: tirx.Var, w: tirx.Var, h: tirx.Var, lane: tirx.Var) -> tirx.Expr:
-            shift = (h * weight_bits).astype("uint32")
+            shift = (h * bits).astype("uint32")
             return (words[t, g * per_group + w, lane] >> shift) & tirx.const(mask, "uint32")
 
         unpacked = te.compute((tiles, groups, per_group, halves, LANES), bytes_of, name="unpack")

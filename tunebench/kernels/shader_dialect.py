@@ -15,18 +15,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tunebench.dtypes import DTYPES
 from tunebench.runtime.plan import Shader
 
 ENTRY = "kernel_main"
 LANGUAGES = {"webgpu": "wgsl", "opencl": "opencl"}
 """What kernels can be written in here, by TVM's target kind."""
 C_TYPES = {
-    "f32": "float",
-    "u32": "uint",
-    "i32": "int",
     "bool": "bool",
-    **{f"vec{n}{short}": f"{name}{n}" for n in (2, 4) for short, name in (("f", "float"), ("u", "uint"))},
+    **{each.short: each.opencl for each in DTYPES.values() if each.opencl},
+    **{f"vec{n}{name[0]}": f"{DTYPES[name + '32'].opencl}{n}" for n in (2, 4) for name in ("float", "uint")},
 }
+"""OpenCL C's names of WGSL's types."""
 WGSL = """\
 fn unpack(v : u32) -> vec2f { return unpack2x16float(v); }
 fn pack(a : f32, b : f32) -> u32 { return pack2x16float(vec2f(a, b)); }

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors needs)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -17,7 +16,7 @@ from tunebench.model import quantization
 from tunebench.model.architectures import Matrix
 from tunebench.model.quantization import Array, Arrays
 from tunebench.model.workload import Model, stored_scheme
-from tunebench.spec import Scheme
+from tunebench.spec import WeightFormat
 
 ROWS = 2048  # of a matrix held in float32 at once
 
@@ -30,7 +29,7 @@ def read(model: Model, folder: Path) -> Iterator[tuple[str, Array]]:
         for name, length in model.architecture.vectors(model.config).items():
             yield name, tensors.rows(name, 0, length).astype(numpy_dtype(model.workload.scheme.dtype))
         for name, matrix in model.matrices.items():
-            for suffix, part in _store(tensors, matrix, stored_scheme(model.workload.scheme, matrix)).items():
+            for suffix, part in _store(tensors, matrix, stored_scheme(model.workload.scheme, matrix).weight).items():
                 yield f"{name}.{suffix}", part
 
 
@@ -45,15 +44,15 @@ def _wanted(model: Model) -> dict[str, tuple[int, ...]]:
     return wanted
 
 
-def _store(tensors: _Tensors, matrix: Matrix, scheme: Scheme) -> Arrays:
-    family = quantization.families()[scheme.family]
+def _store(tensors: _Tensors, matrix: Matrix, weight: WeightFormat) -> Arrays:
+    kind = quantization.kind_of(weight)
     blocks = []
     for source in matrix.sources:
         n = tensors.shapes[source][0]
         for start in range(0, n, ROWS):
             rows = tensors.rows(source, start, min(start + ROWS, n)).astype(np.float32)
-            blocks.append(family.quantize(scheme, rows))
-    axis = 1 if scheme.layout == "KN" else 0
+            blocks.append(kind.quantize(weight, rows))
+    axis = 1 if weight.layout == "KN" else 0
     parts = {suffix: np.concatenate([block[suffix] for block in blocks], axis=axis) for suffix in blocks[0]}
     if parts and sum(tensors.shapes[source][0] for source in matrix.sources) != matrix.n:
         raise TuneBenchError(f"{' + '.join(matrix.sources)} do not add up to {matrix.n} rows.")

@@ -32,7 +32,7 @@ class Model:
 
     workload: Workload
     config: ModelConfig
-    architecture: architectures.Architecture
+    architecture: architectures.Architecture[Any]
 
     @property
     def matrices(self) -> dict[str, Matrix]:
@@ -83,7 +83,7 @@ class Model:
     @property
     def flops_per_token(self) -> int:
         """Of the matrix products of one prompt token, two for a multiply-add, the head (run once a chunk) left out."""
-        body = [m for name, m in self.matrices.items() if not m.is_table and name != "lm_head"]
+        body = [matrix for matrix in self.matrices.values() if not matrix.is_table and not matrix.once_a_chunk]
         return sum(2 * matrix.n * matrix.k for matrix in body)
 
     @property
@@ -106,8 +106,8 @@ def load_model(workload: Workload) -> Model:
             raise registry.unknown(workload.model, names(), "model")
         path = installation.workloads() / f"{workload.model}.json"
     data = _read_json(path)
-    config = ModelConfig.from_dict(data, str(path.name))
-    architecture = registry.pick(architectures.architectures(), str(data.get("model_type")), "model_type")
+    architecture = registry.pick(architectures.architectures(), str(data["model_type"]), "model_type")
+    config = architecture.read(data, path.name)
     model = Model(workload, config, architecture)
     for name, matrix in model.matrices.items():
         quantization.check(stored_scheme(workload.scheme, matrix), matrix.n, matrix.k, name)
@@ -194,8 +194,8 @@ class _Stored(nn.Module):
     def __init__(self, model: Model, name: str) -> None:
         self.matrix, self.device = model.matrices[name], model.workload.device_kind
         self.scheme = stored_scheme(model.workload.scheme, self.matrix)
-        self.family = quantization.families()[self.scheme.family]
-        shapes = self.family.shapes(self.scheme, self.matrix.n, self.matrix.k)
+        self.kind = quantization.kind_of(self.scheme.weight)
+        shapes = self.kind.shapes(self.scheme.weight, self.matrix.n, self.matrix.k)
         self.suffixes = tuple(shapes)
         for suffix, (shape, dtype) in shapes.items():
             setattr(self, suffix, nn.Parameter(shape, dtype))
@@ -203,14 +203,13 @@ class _Stored(nn.Module):
     def matmul(self, x: Tensor, out_dtype: str, residual: Tensor | None = None) -> Tensor:
         scheme, parts = self.scheme, self._parts()
         if self.device == "gpu":
-            stored = {"bits": scheme.weight_bits, "group": scheme.group_size, "layout": scheme.layout}
-            weights = functools.partial(self.family.weights, scheme)
-            return gpu_kernels.matmul(x, parts, weights, self.matrix.n, out_dtype, residual, **stored)
-        y = self.family.matmul(scheme, x, parts, out_dtype)
+            weights = functools.partial(self.kind.weights, scheme.weight)
+            return gpu_kernels.matmul(x, parts, weights, self.matrix.n, scheme.weight, out_dtype, residual)
+        y = self.kind.matmul(scheme, x, parts, out_dtype)
         return y if residual is None else residual + y
 
     def take(self, tokens: Tensor) -> Tensor:
-        return self.family.take(self.scheme, tokens, self._parts())
+        return self.kind.take(self.scheme, tokens, self._parts())
 
     def _parts(self) -> dict[str, Tensor]:
         return {suffix: getattr(self, suffix) for suffix in self.suffixes}
@@ -218,7 +217,9 @@ class _Stored(nn.Module):
 
 def stored_scheme(scheme: Scheme, matrix: Matrix) -> Scheme:
     """The scheme with the layout that this matrix has."""
-    return replace(scheme, layout="NK", activations="float") if matrix.is_table else scheme
+    if not matrix.is_table:
+        return scheme
+    return replace(scheme, weight=replace(scheme.weight, layout="NK", packing="in_order"), activations="float")
 
 
 def rope_cos_sin(model: Model) -> Array:
@@ -236,6 +237,6 @@ def random_weights(model: Model, seed: int) -> Iterator[tuple[str, Array]]:
     for name, length in model.architecture.vectors(model.config).items():
         yield name, np.ones(length, numpy_dtype(model.workload.scheme.dtype))
     for name, matrix in model.matrices.items():
-        scheme = stored_scheme(model.workload.scheme, matrix)
-        parts: Arrays = quantization.families()[scheme.family].random(scheme, matrix.n, matrix.k, rng)
+        weight = stored_scheme(model.workload.scheme, matrix).weight
+        parts: Arrays = quantization.kind_of(weight).random(weight, matrix.n, matrix.k, rng)
         yield from ((f"{name}.{suffix}", part) for suffix, part in parts.items())

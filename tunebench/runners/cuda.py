@@ -16,6 +16,7 @@ import numpy as np
 import tvm
 
 from tunebench.compile import nvrtc
+from tunebench.dtypes import DTYPES
 from tunebench.kernels import templates
 from tunebench.kernels.templates import Param
 from tunebench.runners.bench import Buffer, Kernel, Primitives, Rules, Sampler
@@ -122,7 +123,7 @@ class CudaPrimitives(Primitives):
             [Param("a", (size,), dtype), Param("b", (size,), dtype), Param("found", (2, DIFFER_BLOCKS), "float32")],
             (DIFFER_BLOCKS,),
             DIFFER_THREADS,
-            f"tb::differ<{templates.C_TYPES[dtype]}, {size}, {DIFFER_THREADS}>",
+            f"tb::differ<{DTYPES[dtype].cuda}, {size}, {DIFFER_THREADS}>",
             ["a", "b", "found"],
         )
         with nvrtc.compiling(self._folder):

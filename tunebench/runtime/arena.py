@@ -6,10 +6,10 @@ import ctypes
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import tvm
 import tvm_ffi
 
+from tunebench.dtypes import numpy_dtype
 from tunebench.runtime.cuda import address
 
 ALIGNMENT = 256  # bytes, as CUDA aligns an allocation
@@ -52,11 +52,11 @@ class Arena:
     @staticmethod
     def size_of(shapes: Sequence[tuple[tuple[int, ...], str]]) -> int:
         """Bytes that tensors of these shapes and dtypes take."""
-        return sum(_aligned(math.prod(shape) * np.dtype(dtype).itemsize) for shape, dtype in shapes)
+        return sum(_aligned(math.prod(shape) * numpy_dtype(dtype).itemsize) for shape, dtype in shapes)
 
     def take(self, shape: tuple[int, ...], dtype: str) -> tvm.runtime.Tensor:
         """The next tensor, its contents undefined; a ValueError where there is no room left."""
-        kind = np.dtype(dtype)
+        kind = numpy_dtype(dtype)
         start, self._end = self._end, self._end + self.size_of([(shape, dtype)])
         if self._end > self._size:
             raise ValueError(f"no room for {shape} of {dtype}")

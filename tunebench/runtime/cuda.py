@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tvm_ffi
 from tvm.runtime import Tensor, device
 
+from tunebench.dtypes import numpy_dtype
 from tunebench.errors import TuneBenchError
 from tunebench.installation import install_hint
 from tunebench.spec import Count
@@ -116,7 +116,7 @@ class Stream:
 
 def size_bytes(tensor: Tensor) -> int:
     """Of a tensor's elements."""
-    return math.prod(int(extent) for extent in tensor.shape) * np.dtype(str(tensor.dtype)).itemsize
+    return math.prod(int(extent) for extent in tensor.shape) * numpy_dtype(str(tensor.dtype)).itemsize
 
 
 def address(tensor: Tensor) -> int:

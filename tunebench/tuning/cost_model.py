@@ -40,7 +40,9 @@ class DecisionFeatures(ms.feature_extractor.PyFeatureExtractor):
 def decision_features(sch: s_tir.Schedule) -> np.ndarray:
     """Logarithms of an operation's numbers and of a schedule's decisions, each at a place that its name gives."""
     func = sch.mod["main"]
-    numbers = {key: value for key, value in gpu_kernels.operation(func).items() if isinstance(value, int)}
+    operation = gpu_kernels.operation(func)
+    described = operation.described() if operation else {}
+    numbers = {key: value for key, value in described.items() if isinstance(value, int)}
     choice = templates.chosen(func)
     if choice:
         numbers |= {f"decision {key}": value for key, value in choice[1].items()} | {choice[0].name: 1}

@@ -11,23 +11,24 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from tunebench.dtypes import DTYPES
 from tunebench.engines.base import Engine, Weights
 from tunebench.engines.baselines import Peer
 from tunebench.errors import TuneBenchError
-from tunebench.model.architectures import ModelConfig
-from tunebench.model.quantization import Array, Arrays, group
-from tunebench.spec import EngineName, Scheme
+from tunebench.model.quantization import Array, Arrays, integer
+from tunebench.spec import EngineName, WeightFormat
 
 if TYPE_CHECKING:
+    from tunebench.model.architectures.llama import LlamaConfig
     from tunebench.model.workload import Model
 
 GROUP = 32  # weights of a block of Q4_0 and Q8_0
 ROWS = 4096  # of a matrix converted at a time
-FLOATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+BLOCKS = {4: "Q4_0", 8: "Q8_0"}  # by the bits of a weight
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,24 @@ class _Part:
 
 def refuses(model: Model) -> str:
     """Why llama.cpp cannot run a model, or an empty string."""
-    scheme = model.workload.scheme
+    weight = model.workload.scheme.weight
     if model.architecture.name != "llama":
         return f"its GGUF is not written for {model.architecture.name}"
-    if scheme.weight_bits == 4 or scheme.weight_bits == 8:
-        return "" if scheme.group_size == GROUP else f"Q4_0 and Q8_0 have groups of {GROUP}"
+    if weight.kind == "integer" and (weight.bits not in BLOCKS or weight.group != GROUP or weight.zero != "symmetric"):
+        return f"Q4_0 and Q8_0 have symmetric integers in groups of {GROUP}"
     return ""
 
 
-def gguf_type(scheme: Scheme) -> str:
-    """The type in GGUF that holds a scheme's matrices."""
-    return {4: "Q4_0", 8: "Q8_0"}.get(scheme.weight_bits) or FLOATS[scheme.dtype]
+def gguf_type(weight: WeightFormat) -> str:
+    """The type in GGUF that holds matrices of a format."""
+    return BLOCKS[weight.bits] if weight.kind == "integer" else DTYPES[weight.dtype].short.upper()
 
 
 def write_gguf(model: Model, weights: Weights, path: Path) -> None:
     """Write a model for llama.cpp."""
     import gguf
 
-    config, scheme = model.config, model.workload.scheme
+    config, weight = cast("LlamaConfig", model.config), model.workload.scheme.weight
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -74,7 +75,7 @@ def write_gguf(model: Model, weights: Weights, path: Path) -> None:
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
-    kind = gguf.GGMLQuantizationType[gguf_type(scheme)]
+    kind = gguf.GGMLQuantizationType[gguf_type(weight)]
     names: list[str] = []
     for name, length in model.architecture.vectors(config).items():
         names.append(name)
@@ -82,7 +83,7 @@ def write_gguf(model: Model, weights: Weights, path: Path) -> None:
     for name, matrix in model.matrices.items():
         names.append(name)
         for part in _parts(config, name, matrix.n):
-            shape = (part.stop - part.start, _row_bytes(scheme, matrix.k))
+            shape = (part.stop - part.start, _row_bytes(weight, matrix.k))
             size = int(np.prod(shape))
             writer.add_tensor_info(part.name, shape, np.dtype(np.uint8), size, raw_dtype=kind)
     writer.write_header_to_file()
@@ -121,7 +122,7 @@ def _vector(name: str) -> str:
     return f"blk.{layer}.{kinds[kind]}.weight"
 
 
-def _parts(config: ModelConfig, name: str, n: int) -> list[_Part]:
+def _parts(config: LlamaConfig, name: str, n: int) -> list[_Part]:
     """The tensors of GGUF that one of our matrices holds."""
     if "layers" not in name:
         return [_Part({"model.embed_tokens": "token_embd", "lm_head": "output"}[name] + ".weight", 0, n)]
@@ -141,34 +142,33 @@ def _parts(config: ModelConfig, name: str, n: int) -> list[_Part]:
     return [_Part(f"blk.{layer}.{part.name}.weight", part.start, part.stop, part.heads) for part in parts]
 
 
-def _row_bytes(scheme: Scheme, k: int) -> int:
-    if scheme.group_size:
-        return k // GROUP * (2 + GROUP * scheme.weight_bits // 8)
-    return k * scheme.weight_bits // 8
+def _row_bytes(weight: WeightFormat, k: int) -> int:
+    scales = k // weight.group if weight.group else 0
+    return 2 * scales + k * weight.bits // 8
 
 
 def _rows(model: Model, name: str, parts: Arrays, part: _Part) -> Iterator[Array]:
     """A tensor's bytes, some rows at a time."""
     from tunebench.model.workload import stored_scheme
 
-    scheme = stored_scheme(model.workload.scheme, model.matrices[name])
+    weight = stored_scheme(model.workload.scheme, model.matrices[name]).weight
     rows = np.arange(part.start, part.stop)
     if part.heads:  # llama.cpp rotates neighbours, Hugging Face elements d and d + D / 2
         rows = rows.reshape(part.heads, 2, -1).swapaxes(1, 2).reshape(-1)
-    by_row = {suffix: group.by_row(scheme, array) for suffix, array in parts.items()}
+    by_row = {suffix: integer.by_row(weight, array) for suffix, array in parts.items()}
     for start in range(0, len(rows), ROWS):
         some = {suffix: array[rows[start : start + ROWS]] for suffix, array in by_row.items()}
-        if not scheme.group_size:
+        if weight.kind == "float":
             yield np.ascontiguousarray(some["weight"]).view(np.uint8)
         else:
-            yield _blocks(scheme, some["q_weight"], some["q_scale"])
+            yield _blocks(weight, some["q_weight"], some["q_scale"])
 
 
-def _blocks(scheme: Scheme, words: Array, scales: Array) -> Array:
+def _blocks(weight: WeightFormat, words: Array, scales: Array) -> Array:
     """Q4_0: float16 d, 16 bytes with weights i and i + 16, (q - 8) d. Q8_0: float16 d, 32 signed bytes, q d."""
     n = words.shape[0]
-    integers = group.unpack(scheme, words).astype(np.uint8).reshape(n, -1, GROUP)
-    if scheme.weight_bits == 4:
+    integers = integer.unpack(weight, words).astype(np.uint8).reshape(n, -1, GROUP)
+    if BLOCKS[weight.bits] == "Q4_0":
         flipped = 15 - integers  # (15 - q - 8) * -d = (q - 7) * d
         quants = flipped[..., : GROUP // 2] | flipped[..., GROUP // 2 :] << 4
     else:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from tunebench.engines.base import Engine, Weights
 from tunebench.engines.baselines import Peer
-from tunebench.model.architectures import ModelConfig
-from tunebench.spec import EngineName
+from tunebench.spec import EngineName, WeightFormat
 
 if TYPE_CHECKING:
+    from tunebench.model.architectures.llama import LlamaConfig
     from tunebench.model.workload import Model
 
 
@@ -26,10 +26,12 @@ def refuses(model: Model) -> str:
     if model.architecture.name != "llama":
         return f"it has no {model.architecture.name}"
     scheme, on_gpu = model.workload.scheme, model.workload.device_kind == "gpu"
-    if scheme.family != "none" and not on_gpu:
+    weight = scheme.weight
+    if weight.kind != "float" and not on_gpu:
         return "it has no such quantization on a CPU: compare q0f32, q0f16 or q0bf16"
-    if on_gpu and not (scheme.dtype == "float16" and scheme.layout == "NK"):
-        return "it is compared in float16, with weights stored row by row"
+    by_row = weight.layout == "NK" and weight.packing == "in_order" and weight.zero == "symmetric"
+    if on_gpu and not (scheme.dtype == "float16" and by_row):
+        return "it is compared in float16, with symmetric weights stored row by row"
     if on_gpu:
         import torch
 
@@ -42,9 +44,14 @@ STRETCH = 256  # positions: a graph attends to a multiple of them, and masks wha
 
 @dataclass(frozen=True)
 class _Shape:
-    config: ModelConfig
+    config: LlamaConfig
     batch: int
     context: int
+
+    @staticmethod
+    def of(model: Model) -> _Shape:
+        """A model that `refuses` has nothing against."""
+        return _Shape(cast("LlamaConfig", model.config), model.workload.batch, model.workload.context)
 
 
 class TorchEngine:
@@ -239,28 +246,27 @@ def _load_on_gpu(model: Model, weights: Weights) -> Engine:
     import torch
 
     held: dict[str, Any] = {}
-    scheme = model.workload.scheme
+    weight = model.workload.scheme.weight
     for name, array in weights:
         tensor = torch.from_numpy(array.view(np.int32) if array.dtype == np.uint32 else array).cuda()
         base, _, part = name.rpartition(".")
         if part == "q_weight":
             held[name] = tensor
         elif part == "q_scale":
-            held[base] = _dequantized(held.pop(f"{base}.q_weight"), tensor, scheme.weight_bits)
+            held[base] = _dequantized(held.pop(f"{base}.q_weight"), tensor, weight)
         else:
             held[base if part == "weight" else name] = tensor
-    return CudaTorchEngine(_Shape(model.config, model.workload.batch, model.workload.context), held)
+    return CudaTorchEngine(_Shape.of(model), held)
 
 
-def _dequantized(words: Any, scales: Any, bits: int) -> Any:
+def _dequantized(words: Any, scales: Any, weight: WeightFormat) -> Any:
     """int32 words [N, K / per word] and scales [N, K / group] -> float16 [N, K], a block of rows at a time."""
     import torch
 
-    shifts = torch.arange(0, 32, bits, device="cuda", dtype=torch.int32)
-    zero = (1 << (bits - 1)) - 1
+    shifts = torch.arange(0, 32, weight.bits, device="cuda", dtype=torch.int32)
     rows = []
     for start in range(0, words.shape[0], 4096):
-        block = ((words[start : start + 4096, :, None] >> shifts) & ((1 << bits) - 1)) - zero
+        block = ((words[start : start + 4096, :, None] >> shifts) & ((1 << weight.bits) - 1)) - weight.zero_point
         block = block.reshape(block.shape[0], scales.shape[1], -1).half() * scales[start : start + 4096, :, None]
         rows.append(block.reshape(block.shape[0], -1))
     return torch.cat(rows)
@@ -279,7 +285,7 @@ def load(model: Model, weights: Weights, threads: int, folder: Path) -> Engine:
         else:
             tensor = torch.from_numpy(array)
         held[name.removesuffix(".weight")] = tensor
-    return TorchEngine(_Shape(model.config, model.workload.batch, model.workload.context), held, threads)
+    return TorchEngine(_Shape.of(model), held, threads)
 
 
 PEERS = (

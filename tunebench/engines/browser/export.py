@@ -11,23 +11,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tunebench.dtypes import DTYPES
 from tunebench.engines.chunked import random_cache
 from tunebench.errors import TuneBenchError
 from tunebench.runtime import plan as plans
 from tunebench.runtime.plan import Buffer, Plan
 
 WEIGHTS = "model.safetensors"
-DTYPES = {
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int32": "I32",
-    "uint32": "U32",
-    "int8": "I8",
-    "uint8": "U8",
-}
-"""As safetensors writes them."""
-
 Arrays = Iterable[tuple[str, np.ndarray]]
 
 
@@ -98,7 +88,7 @@ def _layout(buffers: Iterable[Buffer]) -> tuple[dict[str, tuple[Buffer, int]], b
     end = 0
     for each in buffers:
         entries[each.name] = {
-            "dtype": DTYPES[each.dtype],
+            "dtype": DTYPES[each.dtype].short.upper(),
             "shape": list(each.shape),
             "data_offsets": [end, end + each.bytes],
         }

@@ -1,6 +1,6 @@
 """Kernel templates: whole kernels for an operation, written by hand but for what the search decides.
 
-A template builds the operation that a kernel's attribute names (`gpu_ops.operation`) from a few decisions. In a
+A template builds the operation that a kernel's attribute names (`kernels.gpu.operation`) from a few decisions. In a
 schedule's trace it is an annotation of the root block: `TEMPLATE` with its name, and each decision under its
 own. So a tuning record stays an ordinary trace on the ordinary workload, and `realize` makes the kernel of it.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import tvm
 from tvm import s_tir
@@ -20,21 +20,26 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tunebench import registry
+from tunebench.dtypes import DTYPES
 from tunebench.kernels import shader_dialect
+from tunebench.kernels.operation import Matmul, Operation
 from tunebench.kernels.shader_dialect import Language
 from tunebench.runtime.plan import Launch, Program, Shader, Triple
-from tunebench.spec import Schedule
+from tunebench.spec import Schedule, WeightFormat
 
 TEMPLATE = "tunebench.template"
 DECISION = "tunebench.decision."
 THREAD_LIMITS = ("max_threads_per_block", "max_num_threads")  # TVM's targets have one or both
 AT_ONCE = "/* {} at once */"  # before a call: how many blocks a multiprocessor must have room for
 HOPPER = 90  # its compute capability, times ten
-C_TYPES = {"float16": "__half", "float32": "float"}
 CUDA_SOURCES = Path(__file__).parent.parent / "cuda"
 
-Operation = Mapping[str, Any]
-"""What a kernel computes, as `gpu_ops.operation` says."""
+FLOAT16 = WeightFormat("float", 16, "float16")
+INT4 = WeightFormat("integer", 4, "float16", 32)
+INT8 = WeightFormat("integer", 8, "float16", 32)
+"""What kernels are written for by hand: weights as they are, and symmetric integers with scales in float16."""
+
+Computed = TypeVar("Computed", bound=Operation)
 Decisions = Mapping[str, int]
 Choices = Mapping[str, Sequence[int]]
 """What there is to decide, and between which values."""
@@ -68,17 +73,24 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Template:
+class Template(Generic[Computed]):
     """One way to compute one kind of operation."""
 
     name: str
-    operation: str
+    operation: type[Computed]
     summary: str
-    choices: Callable[[Operation, Gpu], Choices]  # empty where it cannot serve
-    build: Callable[[Operation, Decisions], tvm.tirx.PrimFunc] | None = None  # a kernel for TVM to compile
-    text: Callable[[Operation, Decisions, Gpu], Program] | None = None  # or its source, for a GPU API
+    choices: Callable[[Computed, Gpu], Choices]  # empty where it cannot serve
+    build: Callable[[Computed, Decisions], tvm.tirx.PrimFunc] | None = None  # a kernel for TVM to compile
+    text: Callable[[Computed, Decisions, Gpu], Program] | None = None  # or its source, for a GPU API
+    weights: tuple[WeightFormat, ...] = ()  # the formats that a product's kernel reads; it gets no other
     source: Schedule = "tuned"  # or library: somebody else's kernel
     takes: tuple[str, ...] = ()  # what `text` can do beside the operation, where that says so: norm, gate
+
+    def covers(self, operation: Operation) -> bool:
+        """Whether its kernels are for such an operation, and for weights as they are stored."""
+        if isinstance(operation, Matmul) and operation.weight not in self.weights:
+            return False
+        return isinstance(operation, self.operation)
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,7 @@ class Param:
     dtype: str
 
 
-def templates() -> dict[str, Template]:
+def templates() -> dict[str, Template[Any]]:
     """Every template by name."""
     return registry.load(__name__, "TEMPLATES", Template)
 
@@ -105,14 +117,16 @@ def gpu_of(target: tvm.target.Target) -> Gpu:
     return Gpu(kind, int(arch) if arch.isdigit() else 0, threads, shared, features)
 
 
-def serving(operation: Operation, gpu: Gpu) -> dict[Template, Choices]:
+def serving(operation: Operation | None, gpu: Gpu) -> dict[Template[Any], Choices]:
     """The templates that can build an operation on a GPU, each with what there is to decide."""
-    fitting = [template for template in templates().values() if template.operation == operation.get("op")]
-    choices = {template: template.choices(operation, gpu) for template in fitting}
+    if operation is None:
+        return {}
+    covering = [template for template in templates().values() if template.covers(operation)]
+    choices = {template: template.choices(operation, gpu) for template in covering}
     return {template: given for template, given in choices.items() if given}
 
 
-def chosen(func: tvm.tirx.PrimFunc) -> tuple[Template, Decisions] | None:
+def chosen(func: tvm.tirx.PrimFunc) -> tuple[Template[Any], Decisions] | None:
     """The template that a schedule chose and its decisions; None where it chose none."""
     notes = func.body.block.annotations if isinstance(func.body, s_tir.SBlockRealize) else {}
     if TEMPLATE not in notes:
@@ -127,14 +141,14 @@ def source(trace: s_tir.schedule.Trace) -> Schedule:
     return registry.pick(templates(), str(notes[-1]), "template").source if notes else "tuned"
 
 
-def realize(mod: tvm.IRModule, operation: Operation) -> tvm.IRModule:
+def realize(mod: tvm.IRModule, operation: Operation | None) -> tvm.IRModule:
     """A scheduled kernel as TVM compiles it: the chosen template's, or as it was."""
     choice = chosen(mod["main"])
     build = choice[0].build if choice else None
     return tvm.IRModule({"main": build(operation, choice[1])}) if choice and build else mod
 
 
-def written(mod: tvm.IRModule, operation: Operation, gpu: Gpu) -> Program | None:
+def written(mod: tvm.IRModule, operation: Operation | None, gpu: Gpu) -> Program | None:
     """A scheduled kernel as source, where it chose a template that writes it."""
     choice = chosen(mod["main"])
     text = choice[0].text if choice else None
@@ -214,32 +228,30 @@ def cuda_source() -> str:
     return "\n".join(path.read_text() for path in dict.fromkeys(files))
 
 
-def weight_params(op: Operation) -> list[Param]:
+def weight_params(op: Matmul) -> list[Param]:
     """A matrix product's stored weights, as the operation takes them."""
-    n, k, bits = op["n"], op["k"], op["bits"]
-    if bits == 16:
-        return [Param("w", (n, k), "float16")]
-    return [Param("w", (n, k * bits // 32), "uint32"), Param("scale", (n, k // op["group"]), "float16")]
+    n, k, weight = op.n, op.k, op.weight
+    if not weight.group:
+        return [Param("w", (n, k), weight.dtype)]
+    return [Param("w", (n, k // weight.per_word), "uint32"), Param("scale", (n, k // weight.group), weight.dtype)]
 
 
-def product_params(op: Operation) -> list[Param]:
+def product_params(op: Matmul) -> list[Param]:
     """All arguments of a matrix product."""
-    residual = [Param("residual", (op["m"], op["n"]), "float16")] if op["residual"] else []
-    x, y = Param("x", (op["m"], op["k"]), "float16"), Param("y", (op["m"], op["n"]), op["out"])
-    return [x, *weight_params(op), *residual, y]
+    residual = [Param("residual", (op.m, op.n), op.dtype)] if op.residual else []
+    return [Param("x", (op.m, op.k), op.dtype), *weight_params(op), *residual, Param("y", (op.m, op.n), op.out)]
 
 
-def product_call(function: str, numbers: Sequence[int], op: Operation) -> tuple[str, list[str]]:
+def product_call(function: str, numbers: Sequence[int], op: Matmul) -> tuple[str, list[str]]:
     """The call of a matrix product's device function, and the buffers that it takes."""
-    residual = "residual" if op["residual"] else "x"
-    call = f"tb::{function}<{', '.join(map(str, numbers))}, {str(bool(op['residual'])).lower()}, {C_TYPES[op['out']]}>"
-    return call, ["x", "w", "scale" if op["bits"] < 16 else "x", residual, "y"]
+    residual = "residual" if op.residual else "x"
+    call = f"tb::{function}<{', '.join(map(str, numbers))}, {str(op.residual).lower()}, {DTYPES[op.out].cuda}>"
+    return call, ["x", "w", "scale" if op.weight.group else "x", residual, "y"]
 
 
-def serves(op: Operation, gpu: Gpu) -> bool:
-    """Whether weights and activations are of the kinds that the tensor-core kernels read."""
-    stored = op["bits"] == 16 or (op["bits"] in (4, 8) and op["group"] == 32)
-    return gpu.kind == "cuda" and gpu.arch >= 80 and stored and op["layout"] == "NK" and op["dtype"] == "float16"
+def has_tensor_cores(op: Matmul, gpu: Gpu) -> bool:
+    """Whether a GPU has the tensor cores, and the activations the type, that products for CUDA are written for."""
+    return gpu.kind == "cuda" and gpu.arch >= 80 and op.dtype == "float16"
 
 
 def shader_for(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from tvm.tirx import PrimFunc
 
-from tunebench.kernels.templates import Choices, Decisions, Gpu, Operation, Param, Template, extern_kernel, overlap
+from tunebench.kernels.operation import Append
+from tunebench.kernels.templates import Choices, Decisions, Gpu, Param, Template, extern_kernel, overlap
 
 
-def _choices(op: Operation, gpu: Gpu) -> Choices:
-    if gpu.kind != "cuda" or op["dtype"] != "float16" or op["dim"] % 16:
+def _choices(op: Append, gpu: Gpu) -> Choices:
+    if gpu.kind != "cuda" or op.dtype != "float16" or op.dim % 16:
         return {}
     return {"threads": [64, 128, 256], "vector": [2, 4, 8], **overlap(gpu)}
 
 
-def _build(op: Operation, decisions: Decisions) -> PrimFunc:
-    b, m, heads, kv_heads, dim, context = (op[k] for k in ("b", "m", "heads", "kv_heads", "dim", "context"))
+def _build(op: Append, decisions: Decisions) -> PrimFunc:
+    b, m, heads, kv_heads, dim, context = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context
     threads, vector = decisions["threads"], decisions["vector"]
     cache = (b, kv_heads, context, dim)
     numbers = [dim, heads, kv_heads, context, m, threads, vector]
@@ -35,4 +36,4 @@ def _build(op: Operation, decisions: Decisions) -> PrimFunc:
     )
 
 
-TEMPLATES = (Template("cuda-append", "append", "rotation and cache in one kernel", _choices, _build),)
+TEMPLATES = (Template("cuda-append", Append, "rotation and cache in one kernel", _choices, _build),)

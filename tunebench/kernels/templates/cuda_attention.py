@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from tvm.tirx import PrimFunc
 
-from tunebench.kernels.templates import Choices, Decisions, Gpu, Operation, Param, Template, extern_kernel, overlap
+from tunebench.kernels.operation import Attention
+from tunebench.kernels.templates import Choices, Decisions, Gpu, Param, Template, extern_kernel, overlap
 
 
-def _params(op: Operation) -> list[Param]:
-    tokens = (op["b"], op["m"], op["heads"], op["dim"])
-    cache = (op["b"], op["kv_heads"], op["context"], op["dim"])
+def _params(op: Attention) -> list[Param]:
+    tokens = (op.b, op.m, op.heads, op.dim)
+    cache = (op.b, op.kv_heads, op.context, op.dim)
     return [
         Param("q", tokens, "float16"),
         Param("keys", cache, "float16"),
@@ -19,23 +20,23 @@ def _params(op: Operation) -> list[Param]:
     ]
 
 
-def _serves(op: Operation, gpu: Gpu) -> bool:
-    return gpu.kind == "cuda" and gpu.arch >= 80 and op["dtype"] == "float16" and op["dim"] in (64, 128)
+def _serves(op: Attention, gpu: Gpu) -> bool:
+    return gpu.kind == "cuda" and gpu.arch >= 80 and op.dtype == "float16" and op.dim in (64, 128)
 
 
-def _one_choices(op: Operation, gpu: Gpu) -> Choices:
-    if not _serves(op, gpu) or op["m"] != 1 or op["heads"] // op["kv_heads"] > 8:
+def _one_choices(op: Attention, gpu: Gpu) -> Choices:
+    if not _serves(op, gpu) or op.m != 1 or op.heads // op.kv_heads > 8:
         return {}
     splits = [2, 4, 8, 16] if gpu.arch >= 90 else [1]
     return {"splits": splits, "warps": [4, 8], "positions": [2, 4], **overlap(gpu)}
 
 
-def _one_build(op: Operation, decisions: Decisions) -> PrimFunc:
+def _one_build(op: Attention, decisions: Decisions) -> PrimFunc:
     splits, warps = decisions["splits"], decisions["warps"]
-    numbers = [op["dim"], op["heads"], op["kv_heads"], op["context"], splits, warps, decisions["positions"]]
+    numbers = [op.dim, op.heads, op.kv_heads, op.context, splits, warps, decisions["positions"]]
     return extern_kernel(
         _params(op),
-        (splits, op["b"] * op["kv_heads"]),
+        (splits, op.b * op.kv_heads),
         32 * warps,
         f"tb::attend_one<{', '.join(map(str, numbers))}>",
         ["q", "keys", "values", "position", "out"],
@@ -44,18 +45,18 @@ def _one_build(op: Operation, decisions: Decisions) -> PrimFunc:
     )
 
 
-def _chunk_choices(op: Operation, gpu: Gpu) -> Choices:
-    if not _serves(op, gpu) or op["m"] % 16:
+def _chunk_choices(op: Attention, gpu: Gpu) -> Choices:
+    if not _serves(op, gpu) or op.m % 16:
         return {}
-    return {"warps": [w for w in (1, 2, 4, 8) if op["m"] % (16 * w) == 0], "keys": [32, 64], **overlap(gpu)}
+    return {"warps": [w for w in (1, 2, 4, 8) if op.m % (16 * w) == 0], "keys": [32, 64], **overlap(gpu)}
 
 
-def _chunk_build(op: Operation, decisions: Decisions) -> PrimFunc:
-    warps, m = decisions["warps"], op["m"]
-    numbers = [op["dim"], op["heads"], op["kv_heads"], op["context"], m, warps, decisions["keys"]]
+def _chunk_build(op: Attention, decisions: Decisions) -> PrimFunc:
+    warps, m = decisions["warps"], op.m
+    numbers = [op.dim, op.heads, op.kv_heads, op.context, m, warps, decisions["keys"]]
     return extern_kernel(
         _params(op),
-        (m // (16 * warps), op["b"] * op["heads"]),
+        (m // (16 * warps), op.b * op.heads),
         32 * warps,
         f"tb::attend_piece<{', '.join(map(str, numbers))}>",
         ["q", "keys", "values", "position", "out"],
@@ -64,6 +65,6 @@ def _chunk_build(op: Operation, decisions: Decisions) -> PrimFunc:
 
 
 TEMPLATES = (
-    Template("cuda-attend-one", "attention", "one token, positions split over a cluster", _one_choices, _one_build),
-    Template("cuda-attend-piece", "attention", "16 tokens a warp on tensor cores", _chunk_choices, _chunk_build),
+    Template("cuda-attend-one", Attention, "one token, positions split over a cluster", _one_choices, _one_build),
+    Template("cuda-attend-piece", Attention, "16 tokens a warp on tensor cores", _chunk_choices, _chunk_build),
 )

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from tvm.tirx import PrimFunc
 
+from tunebench.kernels.operation import Matmul
 from tunebench.kernels.templates import (
+    FLOAT16,
+    INT4,
+    INT8,
     Choices,
     Decisions,
     Gpu,
-    Operation,
     Template,
     extern_kernel,
+    has_tensor_cores,
     overlap,
     product_call,
     product_params,
-    serves,
 )
 
 MOST_ROWS = 16
@@ -22,12 +25,13 @@ STEP_BYTES = 64  # of one output's weights that a warp reads at once
 SHARED_BYTES = 48 << 10
 STAGED_BYTES = 1 << 10  # spare: the last step of one row's activations may be a part
 IN_MEMORY, STAGED, AHEAD = range(3)  # "x": where a warp finds x when it needs it
+WEIGHTS = (FLOAT16, INT4, INT8)
 ACROSS = 100  # "warps": this many times the warps side by side, and those that share k
 
 
-def _choices(op: Operation, gpu: Gpu) -> Choices:
-    m, n, k = op["m"], op["n"], op["k"]
-    if not serves(op, gpu) or m > MOST_ROWS or k * op["bits"] // 8 % STEP_BYTES or n % 16:
+def _choices(op: Matmul, gpu: Gpu) -> Choices:
+    m, n, k = op.m, op.n, op.k
+    if not has_tensor_cores(op, gpu) or m > MOST_ROWS or k * op.weight.bits // 8 % STEP_BYTES or n % 16:
         return {}
     tiles = [t for t in (1, 2) if n % (16 * t) == 0]
     across = [a for a in (1, 2, 4) if n % (16 * tiles[-1] * a) == 0 and (m > 4 or a < 4)]
@@ -39,40 +43,38 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
         "tiles": tiles,
         "warps": warps,
         "steps": [1, 2] if m > 1 else [2],
-        "x": [IN_MEMORY, STAGED, AHEAD] if op["bits"] == 4 and fits_whole else [IN_MEMORY, AHEAD],
+        "x": [IN_MEMORY, STAGED, AHEAD] if op.weight == INT4 and fits_whole else [IN_MEMORY, AHEAD],
         **overlap(gpu),
     }
 
 
-def _build(op: Operation, decisions: Decisions) -> PrimFunc:
+def _build(op: Matmul, decisions: Decisions) -> PrimFunc:
     tiles, (across, along) = decisions["tiles"], divmod(decisions["warps"], ACROSS)
-    numbers = [op["bits"], op["group"] or 32, op["m"], op["n"], op["k"], tiles, across, along, decisions["steps"]]
+    numbers = [op.weight.bits, op.weight.group or 32, op.m, op.n, op.k, tiles, across, along, decisions["steps"]]
     numbers.append(decisions["x"])
     return _kernel("matvec", numbers, op, 16 * tiles * across, across * along, decisions)
 
 
-def _row_choices(op: Operation, gpu: Gpu) -> Choices:
-    n, k = op["n"], op["k"]
-    if not serves(op, gpu) or op["m"] != 1 or k % 32 or k * 2 > SHARED_BYTES - STAGED_BYTES:
+def _row_choices(op: Matmul, gpu: Gpu) -> Choices:
+    n, k = op.n, op.k
+    if not has_tensor_cores(op, gpu) or op.m != 1 or k % 32 or k * 2 > SHARED_BYTES - STAGED_BYTES:
         return {}
     rows = [r for r in (1, 2, 4) if n % r == 0]
     warps = [w for w in (4, 8, 16) if n % (rows[-1] * w) == 0]
     return {"rows": rows, "warps": warps, "steps": [2, 4], **overlap(gpu)} if warps else {}
 
 
-def _row_build(op: Operation, decisions: Decisions) -> PrimFunc:
+def _row_build(op: Matmul, decisions: Decisions) -> PrimFunc:
     rows, warps = decisions["rows"], decisions["warps"]
-    numbers = [op["bits"], op["group"] or 32, op["n"], op["k"], rows, warps, decisions["steps"]]
+    numbers = [op.weight.bits, op.weight.group or 32, op.n, op.k, rows, warps, decisions["steps"]]
     return _kernel("rows", numbers, op, rows * warps, warps, decisions)
 
 
-def _kernel(
-    function: str, numbers: list[int], op: Operation, outputs: int, warps: int, decisions: Decisions
-) -> PrimFunc:
+def _kernel(function: str, numbers: list[int], op: Matmul, outputs: int, warps: int, decisions: Decisions) -> PrimFunc:
     """One block of `warps` for so many outputs."""
     return extern_kernel(
         product_params(op),
-        (op["n"] // outputs,),
+        (op.n // outputs,),
         32 * warps,
         *product_call(function, numbers, op),
         early=bool(decisions["overlap"]),
@@ -82,10 +84,18 @@ def _kernel(
 TEMPLATES = (
     Template(
         "cuda-matvec",
-        "matmul",
+        Matmul,
         "1 to 16 rows: 16 outputs a tile of the tensor cores, k shared by warps",
         _choices,
         _build,
+        weights=WEIGHTS,
     ),
-    Template("cuda-row", "matmul", "one row: whole outputs a warp, in half precision", _row_choices, _row_build),
+    Template(
+        "cuda-row",
+        Matmul,
+        "one row: whole outputs a warp, in half precision",
+        _row_choices,
+        _row_build,
+        weights=WEIGHTS,
+    ),
 )

@@ -8,20 +8,21 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc
 
+from tunebench.kernels.operation import Matmul
 from tunebench.kernels.templates import (
     HOPPER,
+    INT4,
     Choices,
     Decisions,
     Gpu,
-    Operation,
     Template,
     arguments,
+    has_tensor_cores,
     launch,
     launched_early,
     overlap,
     product_call,
     product_params,
-    serves,
 )
 
 STEP = 128  # along k
@@ -32,17 +33,17 @@ TILE = 100  # "tile": this many times the rows of x, and the pair of BLOCKS as t
 THREADS = 256  # of the kernel that arranges x
 
 
-def _choices(op: Operation, gpu: Gpu) -> Choices:
-    m, n, k = op["m"], op["n"], op["k"]
-    if not serves(op, gpu) or gpu.arch != HOPPER or op["bits"] != 4 or k % STEP or k // STEP < STAGES[-1]:
+def _choices(op: Matmul, gpu: Gpu) -> Choices:
+    m, n, k = op.m, op.n, op.k
+    if not has_tensor_cores(op, gpu) or gpu.arch != HOPPER or k % STEP or k // STEP < STAGES[-1]:
         return {}
     fitting = [(r, w, b) for r, (w, b) in product(ROWS, BLOCKS) if m % r == 0 and n % (64 * w) == 0]
     tiles = [TILE * rows + 10 * warpgroups + blocks for rows, warpgroups, blocks in fitting]
     return {"tile": tiles, "stages": STAGES, **overlap(gpu)} if tiles else {}
 
 
-def _build(op: Operation, decisions: Decisions) -> PrimFunc:
-    m, n, k, stages = op["m"], op["n"], op["k"], decisions["stages"]
+def _build(op: Matmul, decisions: Decisions) -> PrimFunc:
+    m, n, k, stages = op.m, op.n, op.k, decisions["stages"]
     rows, (warpgroups, blocks) = decisions["tile"] // TILE, divmod(decisions["tile"] % TILE, 10)
     shared_bytes = 1024 + max(stages * rows * STEP * 2, 32 * (warpgroups * 64 + 4) * 4)
     call, names = product_call("warpgroups", [m, n, k, rows, warpgroups, stages], op)
@@ -61,5 +62,12 @@ def _build(op: Operation, decisions: Decisions) -> PrimFunc:
 
 
 TEMPLATES = (
-    Template("cuda-warpgroup", "matmul", "Hopper: 64 outputs a warpgroup, weights in registers", _choices, _build),
+    Template(
+        "cuda-warpgroup",
+        Matmul,
+        "Hopper: 64 outputs a warpgroup, weights in registers",
+        _choices,
+        _build,
+        weights=(INT4,),
+    ),
 )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from tunebench.kernels.operation import Append
 from tunebench.kernels.shader_dialect import Param
-from tunebench.kernels.templates import Choices, Decisions, Gpu, Operation, Template, in_one_launch, shader_for
+from tunebench.kernels.templates import Choices, Decisions, Gpu, Template, in_one_launch, shader_for
 from tunebench.runtime.plan import Program
 
 
-def _choices(op: Operation, gpu: Gpu) -> Choices:
-    if gpu.language is None or op["dtype"] != "float16" or op["dim"] % 4:
+def _choices(op: Append, gpu: Gpu) -> Choices:
+    if gpu.language is None or op.dtype != "float16" or op.dim % 4:
         return {}
     return {"threads": [t for t in (64, 128, 256) if t <= gpu.threads]}
 
 
-def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
-    b, m, heads, kv_heads, dim, context = (op[name] for name in ("b", "m", "heads", "kv_heads", "dim", "context"))
+def _text(op: Append, decisions: Decisions, gpu: Gpu) -> Program:
+    b, m, heads, kv_heads, dim, context = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context
     every, half, words, threads = heads + 2 * kv_heads, dim // 2, dim // 4, decisions["threads"]
     total = b * m * every * words  # a thread has two neighbours of the first half and two of the second
     body = f"""\
@@ -55,4 +56,4 @@ def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
     return in_one_launch(made, (-(-total // threads), 1, 1))
 
 
-TEMPLATES = (Template("text-append", "append", "for GPU APIs: rotation and cache in one launch", _choices, text=_text),)
+TEMPLATES = (Template("text-append", Append, "for GPU APIs: rotation and cache in one launch", _choices, text=_text),)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tunebench.kernels.gpu import LOG2_E
+from tunebench.kernels.operation import Attention
 from tunebench.kernels.shader_dialect import Param, Shared
-from tunebench.kernels.templates import Choices, Decisions, Gpu, Operation, Template, shader_for
+from tunebench.kernels.templates import Choices, Decisions, Gpu, Template, shader_for
 from tunebench.runtime.plan import Launch, Program
 
 LOWEST = "-1.0e30f"
@@ -20,12 +21,12 @@ UNROLL = 4  # positions whose values are loaded before they are mixed
 PARTIAL = 8  # maxima of a row from which every thread makes the last one
 
 
-def _choices(op: Operation, gpu: Gpu) -> Choices:
-    dim, m, context = op["dim"], op["m"], op["context"]
-    if gpu.language is None or op["dtype"] != "float16" or dim % 8 or context % 8:
+def _choices(op: Attention, gpu: Gpu) -> Choices:
+    dim, m, context = op.dim, op.m, op.context
+    if gpu.language is None or op.dtype != "float16" or dim % 8 or context % 8:
         return {}
     if m == 1:
-        share = op["heads"] // op["kv_heads"]
+        share = op.heads // op.kv_heads
         rows = [share] if share <= MOST_SHARED_ROWS and (share <= 2 or share % 4 == 0) else [1]
         splits = [1, 2, 4, 8, 16]
     else:
@@ -34,7 +35,7 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
     return {"rows": rows, "splits": splits, "threads": threads} if rows and threads else {}
 
 
-def _fits(op: Operation, rows: int, threads: int, gpu: Gpu) -> bool:
+def _fits(op: Attention, rows: int, threads: int, gpu: Gpu) -> bool:
     """Whether so many threads come out even, and have room."""
     kernel = _Kernel(op, rows, 1, threads, gpu.shared_bytes)
     return threads % kernel.quads == 0 and kernel.tile >= max(PARTIAL, kernel.parts) and kernel.width > 0
@@ -44,7 +45,7 @@ def _fits(op: Operation, rows: int, threads: int, gpu: Gpu) -> bool:
 class _Kernel:
     """What one kernel is made of."""
 
-    op: Operation
+    op: Attention
     rows: int
     splits: int
     threads: int
@@ -53,7 +54,7 @@ class _Kernel:
     @property
     def tokens(self) -> int:
         """Rows that are tokens; the others are heads."""
-        return 1 if self.op["m"] == 1 else self.rows
+        return 1 if self.op.m == 1 else self.rows
 
     @property
     def own(self) -> int:
@@ -68,7 +69,7 @@ class _Kernel:
     @property
     def width(self) -> int:
         """Eights of a key that are in shared memory at once; 0 where there is no room."""
-        eights = int(self.op["dim"]) // 8
+        eights = self.op.dim // 8
         room = self.shared_bytes - 4 * self.rows * (8 * eights + self.tile + PARTIAL)
         fitting = (w for w in range(1, eights + 1) if eights % w == 0 and 16 * self._keys(w) <= room)
         return max(fitting, default=0)
@@ -80,7 +81,7 @@ class _Kernel:
     @property
     def quads(self) -> int:
         """Threads that mix values of one position, four elements each."""
-        return int(self.op["dim"]) // 4
+        return self.op.dim // 4
 
     @property
     def parts(self) -> int:
@@ -99,7 +100,7 @@ class _Kernel:
 
     def body(self) -> tuple[str, list[Shared]]:
         """Scores, their softmax as it goes, and the mix of values."""
-        rows, dim, threads, tile, own = range(self.rows), self.op["dim"], self.threads, self.tile, self.own
+        rows, dim, threads, tile, own = range(self.rows), self.op.dim, self.threads, self.tile, self.own
         quads, bundles, eights, stride = self.quads, self.rows // own, dim // 8, self.width | 1
         lines = [
             *self._places(),
@@ -179,7 +180,7 @@ class _Kernel:
 
     def _fetch(self) -> list[str]:
         """A thread's part of the keys of a tile, sixteen bytes at a time."""
-        eights, lines = self.op["dim"] // 8, []
+        eights, lines = self.op.dim // 8, []
         for chunk in range(eights // self.width):
             for u in range(self._loads()):
                 index = f"(tid + {u * self.threads}u)"
@@ -204,12 +205,12 @@ class _Kernel:
 
     def _row_stride(self) -> int:
         """Elements of q, and of the output, from one row to the next."""
-        return int(self.op["dim"]) * (int(self.op["heads"]) if self.tokens > 1 else 1)
+        return self.op.dim * (self.op.heads if self.tokens > 1 else 1)
 
     def _places(self) -> list[str]:
         """Where a block's queries, its part of the cache and its output begin."""
         op = self.op
-        heads, kv_heads, dim, m, context = (op[name] for name in ("heads", "kv_heads", "dim", "m", "context"))
+        heads, kv_heads, dim, m, context = op.heads, op.kv_heads, op.dim, op.m, op.context
         if self.tokens > 1:
             tiles, share = m // self.rows, heads // kv_heads
             return [
@@ -271,7 +272,7 @@ class _Kernel:
 
     def _finish(self) -> list[str]:
         """Add up the parts of each row and write it, whole or as a slice."""
-        dim, quads = self.op["dim"], self.quads
+        dim, quads = self.op.dim, self.quads
         lines = []
         for r in range(self.rows):
             words = ", ".join(f"as_u32(mix{r}.{c})" for c in "xyzw")
@@ -334,28 +335,28 @@ def _together(dim: int, splits: int) -> tuple[str, list[Param]]:
     return "\n".join(lines), [Param("slices", "f32"), Param("out", "u32", True)]
 
 
-def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
+def _text(op: Attention, decisions: Decisions, gpu: Gpu) -> Program:
     kernel = _Kernel(op, decisions["rows"], decisions["splits"], decisions["threads"], gpu.shared_bytes)
     inputs = [Param("q", "vec2u"), Param("keys", "vec4u"), Param("values", "vec2u"), Param("position", "i32")]
     body, shared = kernel.body()
-    every = op["b"] * op["m"] * op["heads"]
+    every = op.b * op.m * op.heads
     blocks = (every // kernel.rows, kernel.splits, 1)
     if kernel.splits == 1:
         params = [*inputs, Param("out", "u32", True)]
         shaders = {"attention": shader_for(gpu, params, kernel.threads, body, shared)}
         return Program(shaders, (Launch("attention", (0, 1, 2, 3, 4), blocks),))
     slices = Param("slices", "f32", True)
-    last, params = _together(op["dim"], kernel.splits)
+    last, params = _together(op.dim, kernel.splits)
     shaders = {
         "slices": shader_for(gpu, [*inputs, slices], kernel.threads, body, shared),
-        "together": shader_for(gpu, params, op["dim"] // 2, last),
+        "together": shader_for(gpu, params, op.dim // 2, last),
     }
     launches = (Launch("slices", (0, 1, 2, 3, 5), blocks), Launch("together", (5, 4), (every, 1, 1)))
-    return Program(shaders, launches, (4 * every * kernel.splits * (op["dim"] + 2),))
+    return Program(shaders, launches, (4 * every * kernel.splits * (op.dim + 2),))
 
 
 TEMPLATES = (
     Template(
-        "text-attention", "attention", "for GPU APIs: rows that share keys, the cache in slices", _choices, text=_text
+        "text-attention", Attention, "for GPU APIs: rows that share keys, the cache in slices", _choices, text=_text
     ),
 )

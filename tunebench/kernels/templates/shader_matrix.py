@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tunebench.kernels.operation import Matmul
 from tunebench.kernels.shader_dialect import Param, Shared, product_params, store_pair
-from tunebench.kernels.templates import Choices, Decisions, Gpu, Operation, Template, in_one_launch, shader_for
+from tunebench.kernels.templates import FLOAT16, INT4, Choices, Decisions, Gpu, Template, in_one_launch, shader_for
 from tunebench.runtime.plan import Program
 
 GROUP = 32
@@ -23,14 +24,13 @@ BIAS = "0x64006400u"  # 1024 twice, whose mantissa's low bits take an integer
 MINUS = "1031.0h"  # 1024 and the zero point 7
 
 
-def _choices(op: Operation, gpu: Gpu) -> Choices:
-    m, n, bits = op["m"], op["n"], op["bits"]
-    stored = bits == 16 or (bits == 4 and op["group"] == GROUP)
-    if "matrix16" not in gpu.features or m % TILE or not stored or op["layout"] != "NK" or op["dtype"] != "float16":
+def _choices(op: Matmul, gpu: Gpu) -> Choices:
+    m, n = op.m, op.n
+    if "matrix16" not in gpu.features or m % TILE or op.dtype != "float16":
         return {}
     rows = [r for r in (16, 32, 64, 128) if m % r == 0][-2:]
     widths = [w for w in (64, 128, 256) if n % w == 0 and _bytes(rows[-1], w, 1) <= gpu.shared_bytes]
-    if op["k"] % (2 * GROUP) or not widths:
+    if op.k % (2 * GROUP) or not widths:
         return {}
     warps = [w for w in (4, 8) if w <= widths[0] // TILE * (1 if rows[0] == TILE else 2)]
     deep = _bytes(rows[-1], widths[-1], 2) <= gpu.shared_bytes
@@ -46,7 +46,7 @@ def _bytes(rows: int, width: int, groups: int) -> int:
 class _Kernel:
     """What one kernel is made of. Shared memory is counted in vectors of four words: eight halves."""
 
-    op: Operation
+    op: Matmul
     rows: int  # of a block
     width: int  # outputs of a block
     warps: int  # subgroups of a block
@@ -80,12 +80,12 @@ class _Kernel:
     @property
     def scales(self) -> int:
         """Of consecutive groups, that are loaded at once."""
-        return math.gcd(self.op["k"] // GROUP, MOST_SCALES)
+        return math.gcd(self.op.k // GROUP, MOST_SCALES)
 
     def params(self) -> list[Param]:
         """The buffers."""
-        scale = VECTORS[self.scales] if self.op["bits"] == 4 else ""
-        return product_params("vec4u", "vec4u", scale, bool(self.op["residual"]), self.op["out"] == "float16")
+        scale = VECTORS[self.scales] if self.op.weight == INT4 else ""
+        return product_params("vec4u", "vec4u", scale, self.op.residual, self.op.out == "float16")
 
     def shared(self) -> list[Shared]:
         """Rows of x, then of weights, which sums take the place of."""
@@ -94,7 +94,7 @@ class _Kernel:
     def body(self) -> str:
         """The whole kernel."""
         high, wide = self.tiles
-        stages = self.op["k"] // (GROUP * self.groups)
+        stages = self.op.k // (GROUP * self.groups)
         x, w = self._staged("x", self.rows, 0), self._staged("w", self.width, self.rows)
         lines = [
             "  let warp : u32 = tid / 32u;",
@@ -132,15 +132,15 @@ class _Kernel:
 
     def _staged(self, name: str, rows: int, before: int) -> tuple[list[str], list[str], list[str]]:
         """Sixteen bytes at a time: declare and fetch the first, fetch those of g + 1, put them into shared memory."""
-        threads, four = 32 * self.warps, self.op["bits"] == 4
-        words = four and name == "w"  # that unpack to eight halves each
+        threads, packed = 32 * self.warps, self.op.weight == INT4
+        words = packed and name == "w"  # that unpack to eight halves each
         across = self.groups * (1 if words else 4)  # of a row
-        stride, total = self.op["k"] // (GROUP if words else 8), rows * across
+        stride, total = self.op.k // (GROUP if words else 8), rows * across
         begin, fetch, put = [], [], []
         for u in range(-(-total // threads)):
             mine, index = f"{name}{u}", f"tid + {u * threads}u"
             whole = (u + 1) * threads <= total
-            eights = [f"paired(p{mine})" if four else f"p{mine}"]
+            eights = [f"paired(p{mine})" if packed else f"p{mine}"]
             if words:
                 scale = self._scale(f"s{mine}", f"(g * {across}u + c{mine})")
                 eights = [_unpacked(f"p{mine}.{c}", f"one{mine}") for c in "xyzw"]
@@ -177,8 +177,8 @@ class _Kernel:
 
     def _store(self) -> list[str]:
         """Sums of 16 rows at a time through shared memory, where their places are known."""
-        n, (high, wide) = self.op["n"], self.tiles
-        residual, half = bool(self.op["residual"]), self.op["out"] == "float16"
+        n, (high, wide) = self.op.n, self.tiles
+        residual, half = self.op.residual, self.op.out == "float16"
         across = ACROSS * wide
         lines = [f"  let mine : u32 = warp * {TILE * self.out_row}u;"]
         for i in range(high):
@@ -204,12 +204,19 @@ def _unpacked(word: str, scale: str) -> str:
     return f"vec4u({', '.join(f'bitcast<u32>(({pair} - vec2<f16>({MINUS})) * {scale})' for pair in pairs)})"
 
 
-def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
+def _text(op: Matmul, decisions: Decisions, gpu: Gpu) -> Program:
     kernel = _Kernel(op, *(decisions[name] for name in ("rows", "width", "warps", "groups")))
     made = shader_for(gpu, kernel.params(), 32 * kernel.warps, kernel.body(), kernel.shared())
-    return in_one_launch(made, (op["m"] // kernel.rows, op["n"] // kernel.width, 1))
+    return in_one_launch(made, (op.m // kernel.rows, op.n // kernel.width, 1))
 
 
 TEMPLATES = (
-    Template("text-matrix", "matmul", "many rows, for Dawn: subgroup matrices on matrix units", _choices, text=_text),
+    Template(
+        "text-matrix",
+        Matmul,
+        "many rows, for Dawn: subgroup matrices on matrix units",
+        _choices,
+        text=_text,
+        weights=(FLOAT16, INT4),
+    ),
 )

@@ -11,8 +11,9 @@ import itertools
 import math
 from dataclasses import dataclass
 
+from tunebench.kernels.operation import Matmul
 from tunebench.kernels.shader_dialect import Param, Shared, product_params, store_pair
-from tunebench.kernels.templates import Choices, Decisions, Gpu, Operation, Template, in_one_launch, shader_for
+from tunebench.kernels.templates import FLOAT16, INT4, Choices, Decisions, Gpu, Template, in_one_launch, shader_for
 from tunebench.runtime.plan import Program
 
 GROUP = 32
@@ -23,12 +24,9 @@ BIAS = "0x64006400u"  # 1024 twice, whose mantissa's low bits take an integer
 MINUS_BIAS = "0xe407e407u"  # -(1024 + 7) twice
 
 
-def _choices(op: Operation, gpu: Gpu) -> Choices:
-    m, n, k, bits = op["m"], op["n"], op["k"], op["bits"]
-    stored = bits == 16 or (bits == 4 and op["group"] == GROUP)
-    if "ptx" not in gpu.features or m % 16 or not stored or op["layout"] != "NK" or op["dtype"] != "float16":
-        return {}
-    if k % (2 * GROUP):
+def _choices(op: Matmul, gpu: Gpu) -> Choices:
+    m, n, k = op.m, op.n, op.k
+    if "ptx" not in gpu.features or m % 16 or op.dtype != "float16" or k % (2 * GROUP):
         return {}
     rows = [r for r in (16, 32, 64) if m % r == 0]  # 64 x 64 outputs of a warp are 128 registers of a thread
     down = [d for d in (1, 2) if m % (rows[-1] * d) == 0]
@@ -42,7 +40,7 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
 class _Kernel:
     """What one kernel is made of. Shared memory is counted in vectors of four words."""
 
-    op: Operation
+    op: Matmul
     rows: int  # of a warp
     width: int  # outputs of a warp
     warps: int
@@ -64,34 +62,34 @@ class _Kernel:
         return self.rows * self.down
 
     @property
-    def four(self) -> bool:
-        """Whether weights have 4 bits."""
-        return bool(self.op["bits"] == 4)
+    def packed(self) -> bool:
+        """Whether weights are integers in words."""
+        return self.op.weight == INT4
 
     @property
     def scales(self) -> int:
         """Of consecutive groups, that are copied at once."""
-        return math.gcd(self.op["k"] // GROUP, MOST_SCALES)
+        return math.gcd(self.op.k // GROUP, MOST_SCALES)
 
     @property
     def places(self) -> tuple[int, int]:
         """Where weights begin, behind the x of a stage of 32 places of k, and where it ends."""
         weights = self.high * 4
-        return weights, weights + self.columns * (1 if self.four else 4)
+        return weights, weights + self.columns * (1 if self.packed else 4)
 
     @property
     def scale_size(self) -> int:
         """Of the scales that are copied at once."""
-        return -(-self.columns * self.scales // 8) if self.four else 0
+        return -(-self.columns * self.scales // 8) if self.packed else 0
 
     def params(self) -> list[Param]:
         """The buffers."""
-        scale = "u32" if self.four else ""
-        return product_params("vec4u", "vec4u", scale, bool(self.op["residual"]), self.op["out"] == "float16")
+        scale = "u32" if self.packed else ""
+        return product_params("vec4u", "vec4u", scale, self.op.residual, self.op.out == "float16")
 
     def body(self, stages: int) -> tuple[str, list[Shared]]:
         """The whole kernel, and its shared memory."""
-        size, steps = self.places[1], self.op["k"] // GROUP
+        size, steps = self.places[1], self.op.k // GROUP
         tiles = list(itertools.product(range(self.rows // 16), range(self.width // 8)))
         last = (stages - 1) * size
         lines = [
@@ -127,8 +125,8 @@ class _Kernel:
 
     def _copy(self, to: str, step: str) -> list[str]:
         """A thread's part of a stage."""
-        k, weights = self.op["k"], self.places[0]
-        parts = 1 if self.four else 4  # of a row
+        k, weights = self.op.k, self.places[0]
+        parts = 1 if self.packed else 4  # of a row
         x = ("x", "m0", self.high, 4, k // 8, 0)
         w = ("w", "n0", self.columns, parts, k // GROUP * parts, weights)
         lines = []
@@ -141,9 +139,9 @@ class _Kernel:
 
     def _copy_scales(self, to: int, turn: str) -> list[str]:
         """Every column's scales of the groups of a turn."""
-        if not self.four:
+        if not self.packed:
             return []
-        lines, count, turns = [], self.scales, self.op["k"] // GROUP // self.scales
+        lines, count, turns = [], self.scales, self.op.k // GROUP // self.scales
         for index, guard in self._shares(self.columns):
             at = f"(n0 + {index}) * {turns * count // 2}u + {turn} * {count // 2}u"
             place = f"({index}) * {count // 2}u"
@@ -153,7 +151,7 @@ class _Kernel:
 
     def _next_scales(self, to: int) -> list[str]:
         """Those of the next turn, when one begins."""
-        turns = self.op["k"] // GROUP // self.scales
+        turns = self.op.k // GROUP // self.scales
         lines = self._copy_scales(to, f"(g / {self.scales}u + 1u)")
         begins = f"g % {self.scales}u == 0u && g / {self.scales}u + 1u < {turns}u"
         return [f"    if ({begins}) {{", *lines, "    }"] if lines else []
@@ -174,7 +172,7 @@ class _Kernel:
         for i in range(self.rows // 16):
             for name, low in (("low", 0), ("high", 8)):
                 eight = f"tile[here + ({16 * i + low}u + wm) * 4u + quad]"
-                lines.append(f"    let {name}{i} : vec4u = {f'paired({eight})' if self.four else eight};")
+                lines.append(f"    let {name}{i} : vec4u = {f'paired({eight})' if self.packed else eight};")
             for half, pair in enumerate(("xy", "zw")):
                 for j in columns:
                     x = ", ".join(f"{name}{i}.{c}" for c in pair for name in ("low", "high"))
@@ -185,7 +183,7 @@ class _Kernel:
         """Four pairs of halves, of a thread's eight weights of 8 columns."""
         weights, count = self.places[0], self.scales
         at = f"(wn + {8 * j}u)"
-        if not self.four:
+        if not self.packed:
             lines = [f"    let w{j} : vec4u = tile[here + {weights}u + {at} * 4u + quad];"]
             return [*lines, *(f"    let b{j}_{i} : u32 = w{j}.{c};" for i, c in enumerate("xyzw"))]
         turn = f"&tile[{scales}u + (g / {count}u & 1u) * {self.scale_size}u]"
@@ -201,12 +199,12 @@ class _Kernel:
         return lines
 
     def _store(self) -> list[str]:
-        residual, half = bool(self.op["residual"]), self.op["out"] == "float16"
+        residual, half = self.op.residual, self.op.out == "float16"
         lines = []
         for i, j in itertools.product(range(self.rows // 16), range(self.width // 8)):
             for low, pair in enumerate(("xy", "zw")):
                 row, column = f"(m0 + wm + {16 * i + 8 * low}u)", f"n0 + wn - place + {8 * j}u"
-                word = f"({row} * {self.op['n']}u + {column}) / 2u + quad"
+                word = f"({row} * {self.op.n}u + {column}) / 2u + quad"
                 values = (f"acc{i}_{j}.{pair[0]}", f"acc{i}_{j}.{pair[1]}")
                 lines += store_pair(f"o{i}_{j}_{low}", word, values, residual, half)
         return lines
@@ -215,18 +213,23 @@ class _Kernel:
 def _stages(kernel: _Kernel, gpu: Gpu) -> int:
     """That there is room for, and use: all but one are copied before the first is used."""
     room = gpu.shared_bytes - SPARE_BYTES - 2 * 16 * kernel.scale_size
-    return min(MOST_STAGES, int(kernel.op["k"]) // GROUP + 1, room // (16 * kernel.places[1]))
+    return min(MOST_STAGES, kernel.op.k // GROUP + 1, room // (16 * kernel.places[1]))
 
 
-def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
+def _text(op: Matmul, decisions: Decisions, gpu: Gpu) -> Program:
     kernel = _Kernel(op, *(decisions[name] for name in ("rows", "width", "warps", "down")))
     body, shared = kernel.body(_stages(kernel, gpu))
     made = shader_for(gpu, kernel.params(), 32 * kernel.warps, body, shared)
-    return in_one_launch(made, (op["m"] // kernel.high, op["n"] // kernel.columns, 1))
+    return in_one_launch(made, (op.m // kernel.high, op.n // kernel.columns, 1))
 
 
 TEMPLATES = (
     Template(
-        "text-mma", "matmul", "many rows, for OpenCL on NVIDIA: tensor cores by its assembly", _choices, text=_text
+        "text-mma",
+        Matmul,
+        "many rows, for OpenCL on NVIDIA: tensor cores by its assembly",
+        _choices,
+        text=_text,
+        weights=(FLOAT16, INT4),
     ),
 )

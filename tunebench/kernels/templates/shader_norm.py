@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from tunebench.kernels.operation import RmsNorm
 from tunebench.kernels.shader_dialect import Param, Shared, lane_sums
-from tunebench.kernels.templates import Choices, Decisions, Gpu, Operation, Template, in_one_launch, shader_for
+from tunebench.kernels.templates import Choices, Decisions, Gpu, Template, in_one_launch, shader_for
 from tunebench.runtime.plan import Program
 
 AT_ONCE = 8  # halves of a load
 
 
-def _choices(op: Operation, gpu: Gpu) -> Choices:
-    if gpu.language is None or op["dtype"] != "float16" or op["width"] % AT_ONCE:
+def _choices(op: RmsNorm, gpu: Gpu) -> Choices:
+    if gpu.language is None or op.dtype != "float16" or op.width % AT_ONCE:
         return {}
-    return {"threads": [t for t in (32, 64, 128, 256, 512, 1024) if t <= min(gpu.threads, op["width"] // AT_ONCE)]}
+    return {"threads": [t for t in (32, 64, 128, 256, 512, 1024) if t <= min(gpu.threads, op.width // AT_ONCE)]}
 
 
-def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
-    width, threads = op["width"], decisions["threads"]
+def _text(op: RmsNorm, decisions: Decisions, gpu: Gpu) -> Program:
+    width, threads = op.width, decisions["threads"]
     loads = width // AT_ONCE
     pairs = [(c, f"x{c}", f"w{c}") for c in "xyzw"]
     sums, shared = lane_sums(["total"], threads, threads, gpu.adds_lanes)
@@ -34,7 +35,7 @@ def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
             *sums,
             "  if (tid == 0u) { mean[0] = total; }",
             "  workgroupBarrier();",
-            f"  let scale : f32 = 1.0f / sqrt(mean[0] / {float(width)}f + {op['epsilon']:.9e}f);",
+            f"  let scale : f32 = 1.0f / sqrt(mean[0] / {float(width)}f + {op.epsilon:.9e}f);",
             f"  for (var i : u32 = tid; i < {loads}u; i += {threads}u) {{",
             f"    let v : vec4u = x[bid * {loads}u + i];",
             "    let g : vec4u = weight[i];",
@@ -46,7 +47,7 @@ def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
     )
     params = [Param("x", "vec4u"), Param("weight", "vec4u"), Param("out", "vec4u", True)]
     made = shader_for(gpu, params, threads, body, [*shared, Shared("mean", "f32", 1)])
-    return in_one_launch(made, (op["rows"], 1, 1))
+    return in_one_launch(made, (op.rows, 1, 1))
 
 
-TEMPLATES = (Template("text-norm", "rms_norm", "for GPU APIs: a block a row", _choices, text=_text),)
+TEMPLATES = (Template("text-norm", RmsNorm, "for GPU APIs: a block a row", _choices, text=_text),)

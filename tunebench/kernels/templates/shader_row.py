@@ -6,7 +6,7 @@ mantissas of two halves at once; their products go to float32 word by word, so t
 
 An operation may say that its input is still to be normalised (`norm`: epsilon; the norm's weights come behind x), and
 that its outputs are gated (`gate`): those of the first half go through silu and multiply those of the second.
-`tunebench.fusion` makes such operations of neighbours in a plan.
+`compile.fusion` makes such operations of neighbours in a plan.
 """
 
 from __future__ import annotations
@@ -14,12 +14,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tunebench.kernels.gpu import LOG2_E
+from tunebench.kernels.operation import Matmul
 from tunebench.kernels.shader_dialect import Param, Shared, lane_sums, nibble, product_params, store_pair
-from tunebench.kernels.templates import Choices, Decisions, Gpu, Operation, Template, in_one_launch, shader_for
+from tunebench.kernels.templates import (
+    FLOAT16,
+    INT4,
+    INT8,
+    Choices,
+    Decisions,
+    Gpu,
+    Template,
+    in_one_launch,
+    shader_for,
+)
 from tunebench.runtime.plan import Program
 
 GROUP = 32
-ZERO_POINTS = {4: 7, 8: 127}
 BIAS = "0x64006400u"  # 1024 twice, whose mantissa's low bits take an integer
 LOW = ("0x000f000fu", "0x3c003c00u", "0xe407e407u")  # the lowest 4-bit integers of both halves: times 1, minus 1031
 MOST = "126.0f"  # of an exponent of 2: compilers may take it that nothing is infinite
@@ -27,17 +37,16 @@ SHRINK = ("0x24002400u", 64.0)  # 1 / 64 twice: what is not normalised yet may b
 HIGH = ("0x00f000f0u", "0x2c002c00u", "0xd470d470u")  # the next ones, 16 times as large: times 1 / 16, minus 71
 
 
-def _choices(op: Operation, gpu: Gpu) -> Choices:
-    n, k, bits = op["n"], op["k"], op["bits"]
-    stored = bits == 16 or (bits in ZERO_POINTS and op["group"] == GROUP)
-    if gpu.language is None or op["m"] != 1 or not stored or op["layout"] != "NK" or op["dtype"] != "float16":
+def _choices(op: Matmul, gpu: Gpu) -> Choices:
+    n, k = op.n, op.k
+    if gpu.language is None or op.m != 1 or op.dtype != "float16":
         return {}
     threads = [t for t in (64, 128, 256) if t <= gpu.threads]
     lanes = [lanes for lanes in (8, 16, 32, 64) if lanes <= k // GROUP]
     rows = [r for r in (2, 4, 8) if n % (r * threads[-1] // lanes[0]) == 0] if threads and lanes else []
     if not rows or k % GROUP:
         return {}
-    pairs = {"pairs": [0, 1]} if gpu.multiplies_pairs and bits == 4 else {}
+    pairs = {"pairs": [0, 1]} if gpu.multiplies_pairs and op.weight == INT4 else {}
     return {"rows": rows, "lanes": lanes, "threads": threads, "unroll": [1, 2, 4], **pairs}
 
 
@@ -45,7 +54,7 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
 class _Kernel:
     """What one kernel is made of."""
 
-    op: Operation
+    op: Matmul
     rows: int  # outputs of a thread
     lanes: int  # threads that share the outputs, each with other groups of weights
     threads: int
@@ -55,28 +64,23 @@ class _Kernel:
     @property
     def groups(self) -> int:
         """Of weights, along k."""
-        return int(self.op["k"]) // GROUP
-
-    @property
-    def norm(self) -> float | None:
-        """The epsilon of a normalisation that comes first."""
-        return self.op.get("norm")
+        return self.op.k // GROUP
 
     @property
     def columns(self) -> int:
         """Of the output that a thread writes."""
-        return self.rows // 2 if self.op.get("gate") else self.rows
+        return self.rows // 2 if self.op.gate else self.rows
 
     def params(self) -> list[Param]:
         """The buffers."""
-        scale = "u32" if self.op["bits"] < 16 else ""
-        x, *rest = product_params("vec4u", "vec4u", scale, bool(self.op["residual"]), self.op["out"] == "float16")
-        return [x, *([Param("gain", "vec4u")] if self.norm is not None else []), *rest]
+        scale = "u32" if self.op.weight.group else ""
+        x, *rest = product_params("vec4u", "vec4u", scale, self.op.residual, self.op.out == "float16")
+        return [x, *([Param("gain", "vec4u")] if self.op.norm is not None else []), *rest]
 
     def _row(self, r: int) -> str:
         """Of the weights."""
         second = r >= self.columns
-        return f"row + {r - self.columns + self.op['n'] // 2 if second else r}u"
+        return f"row + {r - self.columns + self.op.n // 2 if second else r}u"
 
     def body(self, adds_lanes: bool) -> tuple[str, list[Shared]]:
         """The whole kernel, and its shared memory."""
@@ -94,7 +98,7 @@ class _Kernel:
             lines += [f"  if (lane + {step * self.lanes}u < {self.groups}u) {{"]
             lines += [*self._groups([f"lane + {step * self.lanes}u"]), "  }"]
         added = [f"acc{r}" for r in range(self.rows)]
-        if self.norm is not None:
+        if self.op.norm is not None:
             lines.insert(0, "  var square : f32 = 0.0f;")
             added.append("square")
         sums, shared = lane_sums(added, self.lanes, self.threads, adds_lanes)
@@ -104,11 +108,11 @@ class _Kernel:
     def _finish(self) -> list[str]:
         """What is left to do with sums over all of k."""
         lines = []
-        if self.norm is not None:
-            mean = f"square / {float(self.op['k'])}f + {self.norm:.9e}f"
+        if self.op.norm is not None:
+            mean = f"square / {float(self.op.k)}f + {self.op.norm:.9e}f"
             lines.append(f"    let factor : f32 = {SHRINK[1] if self.pairs else 1.0}f / sqrt({mean});")
             lines += [f"    acc{r} = acc{r} * factor;" for r in range(self.rows)]
-        if self.op.get("gate"):
+        if self.op.gate:
             for r in range(self.columns):
                 gate = f"acc{r} / (1.0f + exp2(min(acc{r} * {-LOG2_E:.9e}f, {MOST})))"
                 lines.append(f"    acc{r} = {gate} * acc{r + self.columns};")
@@ -124,20 +128,20 @@ class _Kernel:
         return [*loads, *products]
 
     def _load(self, u: int) -> list[str]:
-        bits = self.op["bits"]
+        bits = self.op.weight.bits
         lines = []
         for r in range(self.rows):
             at = f"(({self._row(r)}) * {self.groups}u + g{u})"
             lines += [f"    let w{u}_{r}_{j} : vec4u = w[{at} * {bits // 4}u + {j}u];" for j in range(bits // 4)]
-            if bits < 16:
+            if self.op.weight.group:
                 lines.append(f"    let i{u}_{r} : u32 = {at};")
                 lines.append(f"    let p{u}_{r} : vec2f = unpack(scale[i{u}_{r} >> 1u]);")
         return lines
 
     def _multiply(self, u: int) -> list[str]:
-        bits = self.op["bits"]
+        weight = self.op.weight
         lines = [f"    let x{u}_{j} : vec4u = x[g{u} * 4u + {j}u];" for j in range(4)]
-        if self.norm is None:
+        if self.op.norm is None:
             lines += [f"    let a{u}_{i} : vec2f = unpack({word});" for i, word in enumerate(self._words("x", u))]
         else:
             lines += self._squares(u)
@@ -146,12 +150,12 @@ class _Kernel:
                 f"    let a{u}_{i} : vec2f = s{u}_{i} * unpack({word});" for i, word in enumerate(self._words("n", u))
             ]
         values = [f"a{u}_{i // 2}.{'xy'[i % 2]}" for i in range(GROUP)]
-        if bits < 16:
+        if weight.group:
             lines.append(f"    let sum{u} : f32 = {' + '.join(values)};")
         for r in range(self.rows):
             name = f"q{u}_{r}"
             lines.append(f"    var {name} : f32 = 0.0f;")
-            if bits == 16:
+            if not weight.group:
                 for i in range(16):
                     word = f"w{u}_{r}_{i // 4}.{'xyzw'[i % 4]}"
                     lines.append(f"    let {name}_{i} : vec2f = unpack({word});")
@@ -159,12 +163,13 @@ class _Kernel:
                 lines.append(f"    acc{r} += {name};")
                 continue
             for i, value in enumerate(values):
-                word, place = divmod(i, 32 // bits)
-                weight = nibble(f"w{u}_{r}_{word // 4}.{'xyzw'[word % 4]}", place, bits)
-                lines.append(f"    {name} = fma({weight}, {value}, {name});")
+                at, place = divmod(i, weight.per_word)
+                integer = nibble(f"w{u}_{r}_{at // 4}.{'xyzw'[at % 4]}", place, weight.bits)
+                lines.append(f"    {name} = fma({integer}, {value}, {name});")
             scale = self._scale(u, r)
-            zero = float(2**bits + ZERO_POINTS[bits])
-            lines.append(f"    acc{r} = fma({scale}, {float(2**bits)}f * {name} - {zero}f * sum{u}, acc{r});")
+            one = float(1 << weight.bits)
+            zero = one + weight.zero_point
+            lines.append(f"    acc{r} = fma({scale}, {one}f * {name} - {zero}f * sum{u}, acc{r});")
         return lines
 
     def _words(self, name: str, u: int) -> list[str]:
@@ -185,7 +190,7 @@ class _Kernel:
     def _multiply_pairs(self, u: int) -> list[str]:
         lines = [f"    let x{u}_{j} : vec4u = paired(x[g{u} * 4u + {j}u]);" for j in range(4)]
         given = self._words("x", u)
-        if self.norm is not None:
+        if self.op.norm is not None:
             lines += self._squares(u)
             lines += [f"    let n{u}_{j} : vec4u = paired(gain[g{u} * 4u + {j}u]);" for j in range(4)]
             for i, (x, n) in enumerate(zip(given, self._words("n", u), strict=True)):
@@ -208,7 +213,7 @@ class _Kernel:
         return lines
 
     def _store(self) -> list[str]:
-        residual, half = bool(self.op["residual"]), self.op["out"] == "float16"
+        residual, half = self.op.residual, self.op.out == "float16"
         pairs = [(r, f"acc{r}", f"acc{r + 1}") for r in range(0, self.columns, 2)]
         return [
             line
@@ -217,12 +222,12 @@ class _Kernel:
         ]
 
 
-def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
+def _text(op: Matmul, decisions: Decisions, gpu: Gpu) -> Program:
     rows, lanes, threads, unroll = (decisions[name] for name in ("rows", "lanes", "threads", "unroll"))
-    rows = max(rows, 4) if op.get("gate") else rows  # two outputs at least
-    blocks, left = divmod(op["n"], rows * threads // lanes)
+    rows = max(rows, 4) if op.gate else rows  # two outputs at least
+    blocks, left = divmod(op.n, rows * threads // lanes)
     if left:
-        raise ValueError(f"{op['n']} outputs do not come in whole blocks of {rows * threads // lanes}")
+        raise ValueError(f"{op.n} outputs do not come in whole blocks of {rows * threads // lanes}")
     kernel = _Kernel(op, rows, lanes, threads, unroll, bool(decisions.get("pairs", 0)))
     params = kernel.params()
     body, shared = kernel.body(gpu.adds_lanes)
@@ -231,6 +236,12 @@ def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
 
 TEMPLATES = (
     Template(
-        "text-row", "matmul", "one row, for GPU APIs: k shared by lanes", _choices, text=_text, takes=("norm", "gate")
+        "text-row",
+        Matmul,
+        "one row, for GPU APIs: k shared by lanes",
+        _choices,
+        text=_text,
+        weights=(FLOAT16, INT4, INT8),
+        takes=("norm", "gate"),
     ),
 )

@@ -9,26 +9,25 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from tunebench.kernels.operation import Matmul
 from tunebench.kernels.shader_dialect import Shared, nibble, product_params, store_pair
-from tunebench.kernels.templates import Choices, Decisions, Gpu, Operation, Template, in_one_launch, shader_for
+from tunebench.kernels.templates import FLOAT16, INT4, Choices, Decisions, Gpu, Template, in_one_launch, shader_for
 from tunebench.runtime.plan import Program
 
 GROUP = 32
 ROW = 9  # vectors of 4 halves from one row to the next: 8, and one to spare
 FLUSH = 2  # groups that are added up in half precision
-ZERO_POINT = 7  # of 4-bit weights
 ACROSS = 100  # "tile": this many times the rows of a thread, and its columns
 
 
-def _choices(op: Operation, gpu: Gpu) -> Choices:
-    m, n, bits = op["m"], op["n"], op["bits"]
-    stored = bits == 16 or (bits == 4 and op["group"] == GROUP)
-    if gpu.kind != "webgpu" or "half" not in gpu.features or op["dtype"] != "float16" or op["layout"] != "NK":
+def _choices(op: Matmul, gpu: Gpu) -> Choices:
+    m, n = op.m, op.n
+    if gpu.kind != "webgpu" or "half" not in gpu.features or op.dtype != "float16":
         return {}
     rows = [r for r in (16, 32, 64, 128) if m % r == 0][-2:]
     widths = [w for w in (32, 64, 128) if n % w == 0 and rows and 8 * ROW * (rows[-1] + w) <= gpu.shared_bytes]
     tiles = [ACROSS * a + b for a, b in ((4, 4), (8, 4), (8, 8)) if rows and rows[-1] // a * (128 // b) <= gpu.threads]
-    if m == 1 or not stored or op["k"] % GROUP or not rows or not widths or not tiles:
+    if m == 1 or op.k % GROUP or not rows or not widths or not tiles:
         return {}
     return {"rows": rows, "width": widths, "tile": tiles}
 
@@ -37,7 +36,7 @@ def _choices(op: Operation, gpu: Gpu) -> Choices:
 class _Kernel:
     """What one kernel is made of."""
 
-    op: Operation
+    op: Matmul
     rows: int  # of a block
     width: int  # outputs of a block
     high: int  # rows of a thread
@@ -50,7 +49,7 @@ class _Kernel:
 
     def body(self) -> str:
         """The whole kernel."""
-        k, columns = self.op["k"], self.width // self.wide
+        k, columns = self.op.k, self.width // self.wide
         every = [(i, j) for i in range(self.high) for j in range(self.wide)]
         flush = [f"      f{i}_{j} += f32(h{i}_{j}.x) + f32(h{i}_{j}.y); h{i}_{j} = vec2<f16>();" for i, j in every]
         last = k // GROUP - 1
@@ -88,13 +87,13 @@ class _Kernel:
 
     def _stage(self) -> list[str]:
         """A group's rows of x and of weights to shared memory."""
-        k, threads = self.op["k"], self.threads
+        k, threads, weight = self.op.k, self.threads, self.op.weight
         lines = [
             f"    for (var i : u32 = tid; i < {self.rows * 8}u; i += {threads}u) {{",
             f"      xs[i / 8u * {ROW}u + i % 8u] = x[(m0 + i / 8u) * {k // 4}u + g * 8u + i % 8u];",
             "    }",
         ]
-        if self.op["bits"] == 16:
+        if weight == FLOAT16:
             return [
                 *lines,
                 f"    for (var i : u32 = tid; i < {self.width * 8}u; i += {threads}u) {{",
@@ -107,29 +106,40 @@ class _Kernel:
             "      let word : u32 = w[at * 4u + i % 4u];",
             "      let s : f32 = f32(scale[at]);",
         ]
+        one = float(1 << weight.bits)
+        zero = one + weight.zero_point
         for j in range(2):
-            four = ", ".join(nibble("word", 4 * j + c, 4) for c in range(4))
-            lines.append(f"      let v{j} : vec4f = vec4f({four}) * (16.0f * s) - vec4f({16.0 + ZERO_POINT}f * s);")
+            four = ", ".join(nibble("word", 4 * j + c, weight.bits) for c in range(4))
+            lines.append(f"      let v{j} : vec4f = vec4f({four}) * ({one}f * s) - vec4f({zero}f * s);")
             lines.append(f"      ws[i / 4u * {ROW}u + 2u * (i % 4u) + {j}u] = vec4<f16>(v{j});")
         return [*lines, "    }"]
 
     def _store(self) -> list[str]:
-        residual, half = bool(self.op["residual"]), self.op["out"] == "float16"
+        residual, half = self.op.residual, self.op.out == "float16"
         lines = []
         for i, j in itertools.product(range(self.high), range(0, self.wide, 2)):
-            word = f"((m0 + {self._row(i)}) * {self.op['n']}u + n0 + {self._column(j)}) / 2u"
+            word = f"((m0 + {self._row(i)}) * {self.op.n}u + n0 + {self._column(j)}) / 2u"
             lines += store_pair(f"o{i}_{j}", word, (f"f{i}_{j}", f"f{i}_{j + 1}"), residual, half)
         return lines
 
 
-def _text(op: Operation, decisions: Decisions, gpu: Gpu) -> Program:
+def _text(op: Matmul, decisions: Decisions, gpu: Gpu) -> Program:
     kernel = _Kernel(op, decisions["rows"], decisions["width"], *divmod(decisions["tile"], ACROSS))
-    form = ("vec4<f16>", "u32", "f16") if op["bits"] == 4 else ("vec4<f16>", "vec4<f16>", "")
-    params = product_params(*form, bool(op["residual"]), op["out"] == "float16")
+    form = ("vec4<f16>", "u32", "f16") if op.weight == INT4 else ("vec4<f16>", "vec4<f16>", "")
+    params = product_params(*form, op.residual, op.out == "float16")
     shared = [Shared("xs", "vec4<f16>", ROW * kernel.rows), Shared("ws", "vec4<f16>", ROW * kernel.width)]
     made = shader_for(gpu, params, kernel.threads, kernel.body(), shared)
-    blocks = (op["n"] // kernel.width, op["m"] // kernel.rows, 1)
+    blocks = (op.n // kernel.width, op.m // kernel.rows, 1)
     return in_one_launch(made, blocks)
 
 
-TEMPLATES = (Template("text-tile", "matmul", "many rows, for WebGPU: tiles of pairs of halves", _choices, text=_text),)
+TEMPLATES = (
+    Template(
+        "text-tile",
+        Matmul,
+        "many rows, for WebGPU: tiles of pairs of halves",
+        _choices,
+        text=_text,
+        weights=(FLOAT16, INT4),
+    ),
+)

@@ -1,13 +1,15 @@
 """Architectures, one module each, named as Hugging Face's `model_type`.
 
-A module lists its `ARCHITECTURES`. Reading a config needs none of them, and so no TVM.
+A module lists its `ARCHITECTURES`, and owns its config type and the names of its weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, TypeVar
+
+import msgspec
 
 from tunebench import registry
 from tunebench.errors import TuneBenchError
@@ -17,46 +19,43 @@ if TYPE_CHECKING:
 
     from tunebench.spec import Workload
 
+Extent = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """What a decoder needs, in the names of Hugging Face's config.json."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    vocab_size: int
-    num_key_value_heads: int = 0  # 0: as many as attention heads
-    head_dim: int = 0  # 0: hidden_size / num_attention_heads
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    max_position_embeddings: int = 2048
-    tie_word_embeddings: bool = False
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What every decoder has, in the names of Hugging Face's config.json: enough for its cache and its memory."""
 
-    @staticmethod
-    def from_dict(data: Mapping[str, Any], source: str) -> ModelConfig:
-        """Read Hugging Face's config; a TuneBenchError names what is missing or makes no sense."""
-        needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-        missing = [name for name in needed if name not in data]
-        if missing:
-            raise TuneBenchError(f"{source} is no model config: {', '.join(missing)} missing.", "Name a config.json.")
-        rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise TuneBenchError(f"{source} asks for scaled rotary embedding, which is not supported.")
-        data = {**({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}), **data}
-        if data.get("attention_bias") or data.get("mlp_bias") or data.get("hidden_act", "silu") != "silu":
-            raise TuneBenchError(f"{source} asks for biases or another activation than silu: not supported.")
-        values = {item.name: data[item.name] for item in fields(ModelConfig) if data.get(item.name) is not None}
-        for name, value in values.items():
-            if isinstance(value, str) or (name in needed and (not isinstance(value, int) or value <= 0)):
-                raise TuneBenchError(f"{source}: {name} is {value!r}, not a positive number.")
-        heads = values["num_attention_heads"]
-        values["num_key_value_heads"] = values.get("num_key_value_heads") or heads
-        values["head_dim"] = values.get("head_dim") or values["hidden_size"] // heads
-        if heads % values["num_key_value_heads"]:
-            raise TuneBenchError(f"{source}: num_key_value_heads does not divide num_attention_heads.")
-        return ModelConfig(**values)
+    hidden_size: Extent
+    intermediate_size: Extent
+    num_hidden_layers: Extent
+    num_attention_heads: Extent
+    vocab_size: Extent
+    num_key_value_heads: Extent = 0  # left out: as many as attention heads
+    head_dim: Extent = 0  # left out: hidden_size / num_attention_heads
+    rope_theta: Positive = 10000.0
+    max_position_embeddings: Extent = 2048
+
+    def __post_init__(self) -> None:
+        heads = self.num_attention_heads
+        msgspec.structs.force_setattr(self, "num_key_value_heads", self.num_key_value_heads or heads)
+        msgspec.structs.force_setattr(self, "head_dim", self.head_dim or self.hidden_size // heads)
+
+
+Config = TypeVar("Config", bound=ModelConfig)
+
+
+def read_config(kind: type[Config], data: Mapping[str, Any], source: str) -> Config:
+    """A config of some type; a TuneBenchError names what is missing or makes no sense. null is as good as missing."""
+    given = {name: value for name, value in data.items() if value is not None}
+    missing = [field.name for field in msgspec.structs.fields(kind) if field.required and field.name not in given]
+    if missing:
+        raise TuneBenchError(f"{source} is no model config: {', '.join(missing)} missing.", "Name a config.json.")
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).partition(" - at `$.")
+        raise TuneBenchError(f"{source}: {place.removesuffix('`')}: {what}.", "Name a config.json.") from None
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ class Matrix:
     k: int
     sources: tuple[str, ...]
     is_table: bool = False  # looked up by row, not multiplied
+    once_a_chunk: bool = False  # multiplied with one row of a chunk, however many it has
 
 
 class Stored(Protocol):
@@ -82,16 +82,17 @@ class Stored(Protocol):
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """One `model_type`: its weights by name, and its computation."""
+class Architecture(Generic[Config]):
+    """One `model_type`: its config, its weights by name, and its computation."""
 
     name: str
-    matrices: Callable[[ModelConfig], dict[str, Matrix]]
-    vectors: Callable[[ModelConfig], dict[str, int]]  # weights that stay float, Hugging Face's names, lengths
-    build: Callable[[ModelConfig, Workload, Callable[[str], Any]], Module]  # the last: a matrix's name -> Stored
-    tiny: ModelConfig  # for tests
+    read: Callable[[Mapping[str, Any], str], Config]  # Hugging Face's config, and what errors call it
+    matrices: Callable[[Config], dict[str, Matrix]]
+    vectors: Callable[[Config], dict[str, int]]  # weights that stay float, Hugging Face's names, lengths
+    build: Callable[[Config, Workload, Callable[[str], Any]], Module]  # the last: a matrix's name -> Stored
+    tiny: Config  # for tests
 
 
-def architectures() -> dict[str, Architecture]:
+def architectures() -> dict[str, Architecture[Any]]:
     """Every architecture by `model_type`."""
     return registry.load(__name__, "ARCHITECTURES", Architecture)

@@ -3,19 +3,43 @@
 q, k, v and gate, up are stacked, as MLC LLM stacks them; everything else has Hugging Face's names.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 
+from tunebench.errors import TuneBenchError
 from tunebench.kernels import cpu as cpu_kernels
 from tunebench.kernels import gpu as gpu_kernels
-from tunebench.model.architectures import Architecture, Matrix, ModelConfig
+from tunebench.model.architectures import Architecture, Matrix, ModelConfig, Positive, read_config
 from tunebench.spec import Workload
 
 Store = Callable[[str], Any]
+
+
+class LlamaConfig(ModelConfig, frozen=True, kw_only=True):
+    """A llama, in the names of Hugging Face's config.json."""
+
+    rms_norm_eps: Positive = 1e-6
+    tie_word_embeddings: bool = False
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any], source: str) -> LlamaConfig:
+        """Read Hugging Face's config; a TuneBenchError names what is missing, makes no sense or is not supported."""
+        rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
+        if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise TuneBenchError(f"{source} asks for scaled rotary embedding, which is not supported.")
+        if data.get("attention_bias") or data.get("mlp_bias") or data.get("hidden_act", "silu") != "silu":
+            raise TuneBenchError(f"{source} asks for biases or another activation than silu: not supported.")
+        theta = rope.get("rope_theta") if data.get("rope_theta") is None else data["rope_theta"]
+        config = read_config(LlamaConfig, {**data, "rope_theta": theta}, source)
+        if config.num_attention_heads % config.num_key_value_heads:
+            raise TuneBenchError(f"{source}: num_key_value_heads does not divide num_attention_heads.")
+        return config
 
 
 def kernels(workload: Workload) -> ModuleType:
@@ -24,7 +48,7 @@ def kernels(workload: Workload) -> ModuleType:
 
 
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig, workload: Workload, store: Store, name: str) -> None:
+    def __init__(self, config: LlamaConfig, workload: Workload, store: Store, name: str) -> None:
         self.config, self.workload = config, workload
         self.qkv_proj = store(f"{name}.qkv_proj")
         self.o_proj = store(f"{name}.o_proj")
@@ -60,7 +84,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config: ModelConfig, workload: Workload, store: Store, name: str) -> None:
+    def __init__(self, config: LlamaConfig, workload: Workload, store: Store, name: str) -> None:
         self.workload = workload
         self.gate_up_proj = store(f"{name}.gate_up_proj")
         self.down_proj = store(f"{name}.down_proj")
@@ -77,7 +101,7 @@ class MLP(nn.Module):
 
 
 class Norm(nn.Module):
-    def __init__(self, config: ModelConfig, workload: Workload) -> None:
+    def __init__(self, config: LlamaConfig, workload: Workload) -> None:
         self.epsilon, self.dtype, self.workload = config.rms_norm_eps, workload.scheme.dtype, workload
         self.weight = nn.Parameter((config.hidden_size,), self.dtype)
 
@@ -88,7 +112,7 @@ class Norm(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: ModelConfig, workload: Workload, store: Store, name: str) -> None:
+    def __init__(self, config: LlamaConfig, workload: Workload, store: Store, name: str) -> None:
         self.input_layernorm = Norm(config, workload)
         self.self_attn = Attention(config, workload, store, f"{name}.self_attn")
         self.post_attention_layernorm = Norm(config, workload)
@@ -103,7 +127,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: ModelConfig, workload: Workload, store: Store) -> None:
+    def __init__(self, config: LlamaConfig, workload: Workload, store: Store) -> None:
         self.embed_tokens = store("model.embed_tokens")
         layers = range(config.num_hidden_layers)
         self.layers = nn.ModuleList([Layer(config, workload, store, f"model.layers.{i}") for i in layers])
@@ -111,7 +135,7 @@ class Decoder(nn.Module):
 
 
 class LlamaForCausalLM(nn.Module):
-    def __init__(self, config: ModelConfig, workload: Workload, store: Store) -> None:
+    def __init__(self, config: LlamaConfig, workload: Workload, store: Store) -> None:
         self.config, self.workload = config, workload
         self.model = Decoder(config, workload, store)
         self.lm_head = store("lm_head")
@@ -142,7 +166,7 @@ class LlamaForCausalLM(nn.Module):
         return self.lm_head.matmul(self.model.norm(x), "float32"), keys, values
 
 
-def _matrices(config: ModelConfig) -> dict[str, Matrix]:
+def _matrices(config: LlamaConfig) -> dict[str, Matrix]:
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     matrices = {"model.embed_tokens": Matrix(config.vocab_size, hidden, ("model.embed_tokens.weight",), is_table=True)}
@@ -155,10 +179,10 @@ def _matrices(config: ModelConfig) -> dict[str, Matrix]:
         matrices[f"{mlp}.gate_up_proj"] = Matrix(2 * inner, hidden, gate_up)
         matrices[f"{mlp}.down_proj"] = Matrix(hidden, inner, (f"{mlp}.down_proj.weight",))
     head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-    return {**matrices, "lm_head": Matrix(config.vocab_size, hidden, (head,))}
+    return {**matrices, "lm_head": Matrix(config.vocab_size, hidden, (head,), once_a_chunk=True)}
 
 
-def _vectors(config: ModelConfig) -> dict[str, int]:
+def _vectors(config: LlamaConfig) -> dict[str, int]:
     norms = ("input_layernorm", "post_attention_layernorm")
     names = [f"model.layers.{i}.{part}.weight" for i in range(config.num_hidden_layers) for part in norms]
     return dict.fromkeys([*names, "model.norm.weight"], config.hidden_size)
@@ -167,10 +191,11 @@ def _vectors(config: ModelConfig) -> dict[str, int]:
 ARCHITECTURES = (
     Architecture(
         name="llama",
+        read=LlamaConfig.from_dict,
         matrices=_matrices,
         vectors=_vectors,
         build=LlamaForCausalLM,
-        tiny=ModelConfig(
+        tiny=LlamaConfig(
             hidden_size=64,
             intermediate_size=96,
             num_hidden_layers=2,

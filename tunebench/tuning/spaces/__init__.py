@@ -12,13 +12,14 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunebench import registry
 
 if TYPE_CHECKING:
     from tvm import s_tir
 
+    from tunebench.kernels.operation import Operation
     from tunebench.kernels.templates import Gpu
 
 
@@ -31,7 +32,7 @@ class Kernel:
     cores: int
     dots: Mapping[int, str] = field(default_factory=dict)  # weight bits -> the TensorIntrin for products of bytes
     matrix_dot: str = ""  # the TensorIntrin for products of bytes of two rows, where there is one
-    operation: Mapping[str, Any] = field(default_factory=dict)  # what it computes, where it says so
+    operation: Operation | None = None  # what it computes, where it says so
     gpu: Gpu | None = None  # None on a CPU
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunebench.tuning.spaces import Kernel, Space, sample
 
@@ -26,7 +26,7 @@ def _generate(sch: s_tir.Schedule, kernel: Kernel) -> list[s_tir.Schedule]:
     return [_annotated(sch.copy(), *each) for each in templates.serving(kernel.operation, kernel.gpu).items()]
 
 
-def _annotated(sch: s_tir.Schedule, template: templates.Template, choices: templates.Choices) -> s_tir.Schedule:
+def _annotated(sch: s_tir.Schedule, template: templates.Template[Any], choices: templates.Choices) -> s_tir.Schedule:
     from tunebench.kernels.templates import DECISION, TEMPLATE
 
     root = sch.get_sblock("root")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tunebench.dtypes import numpy_dtype
-from tunebench.model.quantization import RANDOM_STD, Array, Arrays, Family, Shapes, float_product
-from tunebench.spec import Scheme
+from tunebench.model.quantization import RANDOM_STD, Array, Arrays, Kind, Shapes, float_product
+from tunebench.spec import Scheme, WeightFormat
 
 if TYPE_CHECKING:
     from tvm import te
@@ -18,21 +18,23 @@ if TYPE_CHECKING:
 POOL = 1 << 22  # weights
 
 
-def _shapes(scheme: Scheme, n: int, k: int) -> Shapes:
-    return {"weight": ((n, k), scheme.dtype)}
+def _shapes(form: WeightFormat, n: int, k: int) -> Shapes:
+    if form.group:
+        raise ValueError(f"floats in groups have no form here: {form}")
+    return {"weight": ((n, k), form.dtype)}
 
 
-def _quantize(scheme: Scheme, matrix: Array) -> Arrays:
-    return {"weight": matrix.astype(numpy_dtype(scheme.dtype))}
+def _quantize(form: WeightFormat, matrix: Array) -> Arrays:
+    return {"weight": matrix.astype(numpy_dtype(form.dtype))}
 
 
-def _dequantize(scheme: Scheme, parts: Arrays) -> Array:
+def _dequantize(form: WeightFormat, parts: Arrays) -> Array:
     return parts["weight"].astype(np.float32)
 
 
-def _random(scheme: Scheme, n: int, k: int, rng: np.random.Generator) -> Arrays:
+def _random(form: WeightFormat, n: int, k: int, rng: np.random.Generator) -> Arrays:
     """Normal noise: rows of a pool, from other places for each block of them, as billions of draws take minutes."""
-    dtype = numpy_dtype(scheme.dtype)
+    dtype = numpy_dtype(form.dtype)
     pool = (rng.standard_normal(min(n * k, POOL), np.float32) * RANDOM_STD).astype(dtype)
     weight = np.empty((n, k), dtype).reshape(-1)
     for start in range(0, weight.size, POOL):
@@ -62,17 +64,17 @@ def _take(scheme: Scheme, tokens: Tensor, parts: dict[str, Tensor]) -> Tensor:
     return op.tensor_expr_op(rows, "take", [tokens, parts["weight"]])
 
 
-def _weights(scheme: Scheme, weight: te.Tensor) -> te.Tensor:
+def _weights(form: WeightFormat, weight: te.Tensor) -> te.Tensor:
     return weight
 
 
-FAMILIES = (
-    Family(
-        name="none",
+KINDS = (
+    Kind(
+        name="float",
         schemes=(
-            Scheme("q0f32", "none", "float32", 32),
-            Scheme("q0f16", "none", "float16", 16),
-            Scheme("q0bf16", "none", "bfloat16", 16),
+            Scheme("q0f32", WeightFormat("float", 32, "float32"), "float32"),
+            Scheme("q0f16", WeightFormat("float", 16, "float16"), "float16"),
+            Scheme("q0bf16", WeightFormat("float", 16, "bfloat16"), "bfloat16"),
         ),
         shapes=_shapes,
         quantize=_quantize,

@@ -1,0 +1,138 @@
+"""What a kernel computes, as a value: its kind, extents, element types and, of a matrix product, the weight format.
+
+As text it is the JSON that a kernel carries in its attribute `tunebench.op`. The text is part of the structural hash by
+which databases find a kernel, so what it says of formats that it has always known stays letter for letter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from tunebench.spec import Packing, WeightFormat
+
+
+@dataclass(frozen=True)
+class Operation:
+    """The base of them all; `kind` is how the text names one."""
+
+    kind: ClassVar[str]
+
+    def described(self) -> dict[str, Any]:
+        """What the text says: plain values by name."""
+        return {"op": self.kind, **asdict(self)}
+
+    def text(self) -> str:
+        """Of the attribute."""
+        return json.dumps(self.described())
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Operation:
+        """The operation that `described` described, less its kind."""
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Matmul(Operation):
+    """x [m, k] @ weight [n, k].T (+ residual [m, n]) -> [m, n]; fused, with x normalised before or y gated after."""
+
+    kind = "matmul"
+    m: int
+    n: int
+    k: int
+    out: str  # element type of the output
+    residual: bool
+    dtype: str  # of x, and of the residual
+    weight: WeightFormat
+    norm: float | None = None  # the epsilon of a normalisation of x, whose weights come behind x
+    gate: bool = False  # silu of the first half of the outputs multiplies the second: [m, n / 2]
+
+    def described(self) -> dict[str, Any]:
+        """What the text says. Of a weight, what differs from the format that its bits, group and layout suggest."""
+        weight = self.weight
+        known = {"bits": weight.bits, "group": weight.group, "layout": weight.layout}
+        usual = asdict(_usual(known, self.dtype))
+        more = {name: value for name, value in asdict(weight).items() if value != usual[name]}
+        extents = {"m": self.m, "n": self.n, "k": self.k, "out": self.out, "residual": int(self.residual)}
+        return {"op": self.kind, **extents, "dtype": self.dtype, **known, **({"weight": more} if more else {})}
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Operation:
+        """The operation that `described` described, less its kind."""
+        weight = _usual({name: values.pop(name) for name in ("bits", "group", "layout")}, values["dtype"])
+        weight = WeightFormat(**{**asdict(weight), **values.pop("weight", {})})
+        return cls(**{**values, "residual": bool(values["residual"]), "weight": weight})
+
+
+def _usual(known: Mapping[str, Any], dtype: str) -> WeightFormat:
+    """The format of so many bits, group and layout that is symmetric, with scales of the activations' type."""
+    packing: Packing = "by_byte" if known["layout"] == "N16" else "in_order"
+    return WeightFormat("integer" if known["group"] else "float", dtype=dtype, packing=packing, **known)
+
+
+@dataclass(frozen=True)
+class OverCache(Operation):
+    """Of m new tokens of b sequences, with `heads` heads of `dim` elements over a cache of `context` positions."""
+
+    b: int
+    m: int
+    heads: int
+    kv_heads: int
+    dim: int
+    context: int
+    dtype: str
+
+
+class Attention(OverCache):
+    """Each token's mix of the values up to its own position."""
+
+    kind = "attention"
+
+
+class Append(OverCache):
+    """The rotation of the tokens' queries and keys, and the place of keys and values in the cache."""
+
+    kind = "append"
+
+
+@dataclass(frozen=True)
+class RmsNorm(Operation):
+    """Rows [rows, width], each divided by its root mean square and multiplied by weights [width]."""
+
+    kind = "rms_norm"
+    rows: int
+    width: int
+    epsilon: float
+    dtype: str
+
+
+@dataclass(frozen=True)
+class SiluMul(Operation):
+    """[rows, 2 width] -> silu(first half) * second half, [rows, width]."""
+
+    kind = "silu_mul"
+    rows: int
+    width: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class LastRow(Operation):
+    """[b, m, width] -> one row of each sequence, [b, width]."""
+
+    kind = "last_row"
+    b: int
+    m: int
+    width: int
+    dtype: str
+
+
+KINDS: dict[str, type[Operation]] = {each.kind: each for each in (Matmul, Attention, Append, RmsNorm, SiluMul, LastRow)}
+
+
+def parse(text: str) -> Operation:
+    """The operation that an attribute's text describes."""
+    values = json.loads(text)
+    return KINDS[values.pop("op")].read(values)
