@@ -116,7 +116,7 @@ def test_what_is_packed_is_the_start(
 ) -> None:
     records, packed = model[2], tmp_path / "packed"
     before = written(packed, made, records)
-    before.entries["17"] = Entry("some_kernel", [3], [1], "promoted")
+    before.entries["17"] = Entry("some_kernel", [3], [1], decision="promoted")
     before.save_entries()
     kept = {path: path.read_bytes() for path in packed.rglob("*") if path.is_file()}
     database = Database(tmp_path / "db", made, packed)
