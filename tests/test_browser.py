@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -200,7 +201,6 @@ def test_what_the_adapter_cannot_is_refused(engine: BrowserEngine, config: Path,
     ("attribute", "value", "words"),
     [
         ("EXECUTABLES", ("no-such-browser",), "no no-such-browser"),
-        ("EXECUTABLES", (sys.executable,), "does not run WebGPU"),
         ("importlib", None, r"needs playwright. Install it: .*\[browser\]"),
     ],
 )
@@ -217,6 +217,26 @@ def test_what_is_missing_is_said(
     for _ in range(2):
         with pytest.raises(TuneBenchError, match=words):
             BrowserEngine(made[1], ())
+
+
+_NO_BROWSER = """
+import sys
+from tunebench.engines.browser import engine
+engine.EXECUTABLES = (sys.executable,)
+for _ in range(2):
+    try:
+        engine.adapter_facts()
+    except engine.TuneBenchError as error:
+        print(error)
+"""
+
+
+def test_what_is_no_browser_is_the_same_line_twice() -> None:
+    pytest.importorskip("playwright")
+    done = subprocess.run([sys.executable, "-c", _NO_BROWSER], capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert "does not run WebGPU" in first
+    assert first == second
 
 
 def test_an_adapter_decides_the_target() -> None:

@@ -16,7 +16,9 @@ from safetensors.numpy import save_file
 from tunebench import environment, results
 from tunebench.cli import app
 from tunebench.devices import cpu_probe
+from tunebench.model import quantization
 from tunebench.results import Result, TuneResult
+from tunebench.spec import Workload
 
 SHAPE = ["--prompt", "32", "--context", "128"]
 SHORT = ["-p", "21", "-n", "4"]
@@ -160,6 +162,20 @@ def test_tune_bench_report(tmp_path: Path, small_caches: None, monkeypatch: pyte
     assert run(["report", "--work-dir", tmp_path / "work"], monkeypatch) == 0
     assert {"report.md", "report.html", "summary.csv", "charts"} <= {path.name for path in folder.iterdir()}
     assert json.loads((folder / "results.jsonl").read_text().splitlines()[0])["kind"] == "tune"
+
+
+def test_a_demo_ends_with_a_report_where_nothing_was_won(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow machine may not get that far in the time."""
+    workload = Workload(str(config), quantization.schemes()["q0f32"], chunks=(16,), context=128)
+    benched, reported = [], []
+    monkeypatch.setattr(app, "tune_command", lambda *_, **__: None)
+    monkeypatch.setattr(app.inputs, "loads", lambda *_: [workload])
+    monkeypatch.setattr(app, "_bench_all", lambda models, plan: benched.append((len(models), plan.schedules)))
+    monkeypatch.setattr(app, "report_command", lambda **given: reported.append(given["name"]))
+    assert run(["demo", "--work-dir", tmp_path], monkeypatch) == 0
+    assert (benched, reported) == ([(1, ("default",))], ["demo"])
 
 
 def check_tuning(rows: list[TuneResult]) -> None:

@@ -427,7 +427,7 @@ def test_the_device_says_what_it_is(quick: None, rack: Rack, tmp_path: Path) -> 
     folder = Session(device, tmp_path, tmp_path / "x").database().folder.name
     assert folder == "llvm-other-nehalem-7t"
     named = RpcDevice(presets()["x86-64-v3"], rack.address, "other", 3, "", print)
-    assert (named.threads, named.device) == (3, "other (x86-64-v3)")
+    assert (named.threads, named.name) == (3, "other (x86-64-v3)")
     with pytest.raises(TuneBenchError, match=r"other.* x86_64.* aarch64"):
         RpcDevice(
             replace(presets()["llvm"], attrs=(("mtriple", "aarch64-linux-gnu"),)), rack.address, "other", 0, "", print

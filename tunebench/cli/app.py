@@ -30,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
 DEMO_BUDGET_S = 8.0  # of each arm of each test
 
 Models = Annotated[list[str], typer.Option("--model", "-m", help="A model of `list models`, or a path to a config.")]
@@ -317,7 +318,12 @@ def demo_command(
     tests = (Test(n_prompt=128), Test(n_prompt=100), Test(n_gen=32), Test(n_gen=32, n_depth=512))
     plan = Plan(tests)
     plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
-    _bench_all([[_lower(session, workload)] for workload in inputs.loads(["demo"], schemes, 1, "128", 1024)], plan)
+    lowered = [_lower(session, workload) for workload in inputs.loads(["demo"], schemes, 1, "128", 1024)]
+    records = session.database().promoted()
+    for won, schedules in ((True, ("default", "tuned")), (False, ("default",))):
+        some = [[each] for each in lowered if any(task.key in records for task in each.tasks) == won]
+        if some:
+            _bench_all(some, replace(plan, schedules=schedules))
     report_command(work_dir=work_dir, name="demo")
 
 
