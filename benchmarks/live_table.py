@@ -21,24 +21,23 @@ from tunebench.tuning.session import lower
 from tunebench.tuning.tuner import Options, Progress
 
 SCHEME = "q4i8f16_0"
-CONTEXT = 1024
+CONTEXT, TRIALS, MINUTES = 1024, 32, 5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="the SVG to write")
-    parser.add_argument("--time-limit-s", type=float, default=1200.0, help="as tune's own default")
     args = parser.parse_args()
     shown: list[Progress] = []
     with tempfile.TemporaryDirectory() as folder:
         session = inputs.open_session("llvm", 0, Path(folder), "picture")
         inputs.make_folder(session.results_path.parent)
         lowered = lower(session, inputs.loads(["demo"], [SCHEME], 1, "128", CONTEXT)[0])
-        run_tune(lowered, Options(32, args.time_limit_s), shown.append)
+        run_tune(lowered, Options(TRIALS, MINUTES * 60.0), shown.append)
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(TuneView(console, f"demo {SCHEME}").frame(shown[-1]))
-    title = f"tunebench tune --model demo --scheme {SCHEME} --context {CONTEXT} --trials 32"
-    drawn = console.export_svg(title=title, unique_id="live")
+    limits = f"--context {CONTEXT} --trials {TRIALS} --time-limit {MINUTES}m"
+    drawn = console.export_svg(title=f"tunebench tune -m demo -q {SCHEME} {limits}", unique_id="live")
     args.out.write_text(re.sub(r"@font-face {.*?}\s*", "", drawn, flags=re.DOTALL), encoding="utf-8")  # of a web site
 
 

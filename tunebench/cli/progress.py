@@ -18,7 +18,7 @@ from tunebench.tuning.tuner import Progress
 ROWS = 16
 LINE_EVERY_S = 15.0
 COLUMNS = ("task", "tokens", "share", "trials", "default", "best", "gain", "state")
-BESIDE_NAME = 60  # letters of all columns but the task's
+BESIDE_NAME = 61  # letters of all columns but the task's, and what is between them
 COLOURS = {"promoted": "green", "inconclusive": "yellow"}
 
 
