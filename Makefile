@@ -4,12 +4,13 @@
 # PYTHON=python3.12 picks the interpreter. PIP_ARGS is handed to pip; on Linux x86-64 use it to name a
 # source of CPU builds of torch for `make test`, or pip takes the CUDA build. EXTRAS=test,peers also installs the
 # engines that TuneBench is compared with, and tests them; llama.cpp is compiled, which takes a C++ compiler. Where
-# there is npm, `make test` also installs Dawn, for target dawn.
+# there is npm, `make test` also installs Dawn, for target dawn. WORKERS=4 runs tests in four processes.
 
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 EXTRAS ?= test
+WORKERS ?= 2
 BIN := $(VENV)/bin
 DAWN := webgpu@0.6.2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
@@ -25,7 +26,7 @@ demo: $(VENV)/.installed
 	$(BIN)/tunebench demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -83,8 +84,14 @@ def cpu_target(name: str = "llvm") -> tvm.target.Target:
 
 
 def lower(model: Model, target: tvm.target.Target) -> tuple[tvm.IRModule, list[Task]]:
-    """The model after the prefix, and its tasks."""
-    mod = passes.prefix(workloads.build_module(model), target)
+    """The model after the prefix, and its tasks; made once for each workload and target."""
+    return _lowered(model.workload, str(target))
+
+
+@functools.cache
+def _lowered(workload: Workload, target: str) -> tuple[tvm.IRModule, list[Task]]:
+    model = workloads.load_model(workload)
+    mod = passes.prefix(workloads.build_module(model), tvm.target.Target(json.loads(target)))
     return mod, tasks.extract(mod, model)
 
 

@@ -15,7 +15,10 @@ from conftest import write_config
 
 from tunebench.errors import TuneBenchError, remembered
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="drivers can be hidden on Linux only")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="drivers can be hidden on Linux only"),
+    pytest.mark.xdist_group("bare machine"),
+]
 
 PACKAGES = ("wgpu", "pyopencl", "playwright", "cuda", "nvidia", "llama_cpp", "gguf", "torch")  # of the extras
 RESULTS = {  # what is shown without any device, and words of it

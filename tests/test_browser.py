@@ -35,6 +35,8 @@ from tunebench.runtime import plan as plans
 from tunebench.runtime.apis import webgpu
 from tunebench.runtime.plan import Plan
 
+pytestmark = pytest.mark.xdist_group("browser")
+
 SCHEME = "q4f32_1"  # a software adapter has no float16
 LIMITS = {"maxComputeInvocationsPerWorkgroup": 256, "maxComputeWorkgroupStorageSize": 16384}
 PLAIN: dict[str, Any] = {"name": "plain", "lanes": 0, "features": [], "limits": LIMITS}

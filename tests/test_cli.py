@@ -142,7 +142,7 @@ def test_tune_bench_report(tmp_path: Path, small_caches: None, monkeypatch: pyte
     monkeypatch.setattr(cpu_probe, "READ_BYTES", 1 << 20)
     path = write_config(tmp_path, num_hidden_layers=1)
     common = ["-m", path, "-q", "q4f16_1", *SHAPE, "--work-dir", tmp_path / "work", "--threads", "2"]
-    assert run(["tune", *common, "--trials", "2", "--time-limit", "90s", "--no-bench"], monkeypatch) == 0
+    assert run(["tune", *common, "--trials", "2", "--time-limit", "15s", "--no-bench"], monkeypatch) == 0
     folder = tmp_path / "work" / "reports" / "local"
     (tuned,) = results.read(folder / "results.jsonl")[0]
     won = any(kernel.decision == "promoted" for kernel in tuned.kernels)

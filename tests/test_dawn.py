@@ -6,6 +6,7 @@ import gc
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,8 @@ def target(device: DawnDevice) -> tvm.target.Target:
 def test_dawn_takes_what_templates_write() -> None:
     device = DawnDevice(*need(dawn.find), ("backend=null", dawn.OPTIONS[0]))
     compiled = 0
-    merged = {**OPERATIONS["one row"], "residual": 0, "norm": 1e-5, "gate": 1}
-    for op in (*PRODUCTS.values(), *OPERATIONS.values(), merged):
+    fused = replace(OPERATIONS["one row"], residual=False, norm=1e-5, gate=True)
+    for op in (*PRODUCTS.values(), *OPERATIONS.values(), fused):
         for program in draws(op, MATRIX_GPU, 3):
             for shader in program.shaders.values():
                 device.compile(shader)
@@ -123,8 +124,8 @@ def test_a_plan_says_the_tokens_that_the_cpu_says(
 
 
 def test_a_runner_times_right_kernels_and_refuses_wrong_ones(device: DawnDevice, target: tvm.target.Target) -> None:
-    op = {**OPERATIONS["norm"], "dtype": "float32"}
-    time_right_and_wrong("dawn", target, plain(op), plain({**op, "epsilon": 9.0}))
+    op = replace(OPERATIONS["norm"], dtype="float32")
+    time_right_and_wrong("dawn", target, plain(op), plain(replace(op, epsilon=9.0)))
 
 
 def test_without_dawn_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ from tunebench.tuning.search import Trials
 from tunebench.tuning.session import Session
 from tunebench.tuning.tuner import Options, Progress, tune
 
+pytestmark = pytest.mark.xdist_group("timing")
+
 GIVEN = input_of("double", kernel("good"))
 TRIAL = Trial(GIVEN, ONCE, 10**8)
 resource = pytest.importorskip("resource", reason="servers are forked")

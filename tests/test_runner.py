@@ -14,6 +14,8 @@ from tunebench.runners.base import Candidate, Died, Failed, NotBuilt, Outcome, T
 from tunebench.runners.local import LocalRunner
 from tunebench.timing import Protocol, interleave
 
+pytestmark = pytest.mark.xdist_group("timing")
+
 ONCE = Protocol(warmups=0, samples=2, least_samples=2)
 N = 64
 

@@ -25,7 +25,7 @@ from tunebench.tuning.tuner import Options, Progress, Watcher, kernels, sources,
 OPTIONS = Options(trials=6, time_limit_s=60, threads=2, depth=40, cold_bytes=1 << 15)
 PICKED = ("silu_mul", "matmul", "attention")  # of decode, one of each space
 
-pytestmark = pytest.mark.usefixtures("small_caches")
+pytestmark = [pytest.mark.usefixtures("small_caches"), pytest.mark.xdist_group("timing")]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("wheel")
+
 ROOT = Path(__file__).parent.parent
 OTHERS = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "reports", "tests", "*-work")
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_{}(sys.argv[1])"  # what `python -m build` runs

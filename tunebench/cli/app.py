@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tunebench.bench.arms import Plan
     from tunebench.results import Result
-    from tunebench.spec import Workload
+    from tunebench.spec import Schedule, Workload
     from tunebench.tuning.session import Lowered, Session
 
 app = typer.Typer(
@@ -320,7 +320,8 @@ def demo_command(
     plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
     lowered = [_lower(session, workload) for workload in inputs.loads(["demo"], schemes, 1, "128", 1024)]
     records = session.database().promoted()
-    for won, schedules in ((True, ("default", "tuned")), (False, ("default",))):
+    arms: dict[bool, tuple[Schedule, ...]] = {True: ("default", "tuned"), False: ("default",)}
+    for won, schedules in arms.items():
         some = [[each] for each in lowered if any(task.key in records for task in each.tasks) == won]
         if some:
             _bench_all(some, replace(plan, schedules=schedules))
