@@ -85,11 +85,11 @@ def cpu_target(name: str = "llvm") -> tvm.target.Target:
 
 def lower(model: Model, target: tvm.target.Target) -> tuple[tvm.IRModule, list[Task]]:
     """The model after the prefix, and its tasks; made once for each workload and target."""
-    return _lowered(model.workload, str(target))
+    return _lowered(model.workload, str(target), Path(model.workload.model).read_text())
 
 
 @functools.cache
-def _lowered(workload: Workload, target: str) -> tuple[tvm.IRModule, list[Task]]:
+def _lowered(workload: Workload, target: str, config: str) -> tuple[tvm.IRModule, list[Task]]:
     model = workloads.load_model(workload)
     mod = passes.prefix(workloads.build_module(model), tvm.target.Target(json.loads(target)))
     return mod, tasks.extract(mod, model)
@@ -154,7 +154,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def small_caches() -> Iterator[None]:
-    """A last-level cache of a few KiB, so that a job's cold inputs stay small."""
+    """A last-level cache of a few KiB, so that a kernel's cold inputs stay small."""
     from tunebench import environment
 
     with pytest.MonkeyPatch.context() as patch:

@@ -171,7 +171,7 @@ def test_the_page_serves_people(engine: BrowserEngine) -> None:
 
 
 def test_steps_are_timed(engine: BrowserEngine) -> None:
-    step = {"length": 1, "tokens": [3], "position": 0, "last": 0}
+    step = {"length": 1, "tokens": [3], "position": 0, "lastToken": 0}
     times = call(engine._tab.page, "measure", 0, [step] * 4)
     assert times["wallMs"] > 0
     if "timestamp-query" in engine.facts["features"]:

@@ -171,7 +171,7 @@ def test_a_demo_ends_with_a_report_where_nothing_was_won(
     workload = Workload(str(config), quantization.schemes()["q0f32"], chunks=(16,), context=128)
     benched, reported = [], []
     monkeypatch.setattr(app, "tune_command", lambda *_, **__: None)
-    monkeypatch.setattr(app.inputs, "loads", lambda *_: [workload])
+    monkeypatch.setattr(app.inputs, "workloads", lambda *_: [workload])
     monkeypatch.setattr(app, "_bench_all", lambda models, plan: benched.append((len(models), plan.schedules)))
     monkeypatch.setattr(app, "report_command", lambda **given: reported.append(given["name"]))
     assert run(["demo", "--work-dir", tmp_path], monkeypatch) == 0

@@ -371,7 +371,7 @@ class TestOnAGpu:
         logits = {}
         for name in ("cuda", "llvm"):
             session = inputs.open_session(name, 2, tmp_path / "work", "x")
-            lowered = app._lower(session, inputs.loads([str(config)], ["q4f16_1"], 1, "32", 128)[0])
+            lowered = app._lower(session, inputs.workloads([str(config)], ["q4f16_1"], 1, "32", 128)[0])
             schedules = ("default", "tuned") if name == "cuda" else ("default",)
             plan = arms.Plan((), schedules)
             for arm, made in arms.load_arms([lowered], plan, lambda words: None).items():

@@ -38,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
 NORM_ALONE = RmsNorm(rows=1, width=512, epsilon=EPSILON, dtype="float16")
 
 
-def check_merged(device: ApiDevice, gpu: Gpu, case: dict[str, Any], pairs: int) -> None:
+def check_fused(device: ApiDevice, gpu: Gpu, case: dict[str, Any], pairs: int) -> None:
     """A fused kernel against the plain kernels one after the other, for inputs as large as they come."""
     op = replace(MATMUL, **case)
     alone = replace(op, norm=None, gate=False)
@@ -63,13 +63,13 @@ def check_merged(device: ApiDevice, gpu: Gpu, case: dict[str, Any], pairs: int) 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_merged_kernel_computes_what_its_parts_do(device: ApiDevice, target: tvm.target.Target, name: str) -> None:
-    check_merged(device, templates.gpu_of(target), CASES[name], 0)
+def test_a_fused_kernel_computes_what_its_parts_do(device: ApiDevice, target: tvm.target.Target, name: str) -> None:
+    check_fused(device, templates.gpu_of(target), CASES[name], 0)
 
 
 @pytest.mark.parametrize("name", ["norm", "gate", "norm and gate"])
-def test_merged_kernels_of_pairs_do_so_too(emulated: ApiDevice, name: str) -> None:
-    check_merged(emulated, NVIDIA, CASES[name], 1)
+def test_fused_kernels_of_pairs_do_so_too(emulated: ApiDevice, name: str) -> None:
+    check_fused(emulated, NVIDIA, CASES[name], 1)
 
 
 def scheduled(mod: tvm.IRModule, gpu: Gpu, target: tvm.target.Target) -> dict[str, tvm.IRModule]:
@@ -91,7 +91,7 @@ def scheduled(mod: tvm.IRModule, gpu: Gpu, target: tvm.target.Target) -> dict[st
     return kernels
 
 
-def test_a_plan_of_merged_kernels_says_what_the_cpu_says(
+def test_a_plan_of_fused_kernels_says_what_the_cpu_says(
     device: ApiDevice, target: tvm.target.Target, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, head_dim=64, hidden_size=256, intermediate_size=256)
@@ -144,7 +144,7 @@ def test_a_chain_becomes_one() -> None:
         ([PRODUCT, Invoked("gate", (5, 3))], 3),  # the same, of a gate
     ],
 )
-def test_what_others_need_is_not_merged(chain: list[Invoked], kept: int) -> None:
+def test_what_others_need_is_not_fused(chain: list[Invoked], kept: int) -> None:
     assert fuser().fused(chain, kept) == chain
 
 

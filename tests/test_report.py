@@ -213,7 +213,7 @@ def test_summary_compares_tuned_with_default(report: Report) -> None:
     assert float(line["share of machine"].split()[0]) == pytest.approx(71, rel=0.03)
 
 
-def test_failures_peers_and_verdicts_are_shown(report: Report) -> None:
+def test_failures_peers_and_decisions_are_shown(report: Report) -> None:
     text = (report.out / "report.html").read_text()
     for words_of in (
         "no CUDA device here",

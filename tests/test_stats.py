@@ -82,7 +82,7 @@ def test_equal_arms_are_rarely_told_apart() -> None:
         (1.04, 0.005, 0.042, "inconclusive", "within the noise floor"),
     ],
 )
-def test_verdicts(gain: float, spread: float, noise: float, decision: str, words: str) -> None:
+def test_decisions(gain: float, spread: float, noise: float, decision: str, words: str) -> None:
     default = around(1e6, spread, 20, 5)
     tuned = [value / gain for value in around(1e6, spread, 20, 6)]
     if words.startswith("within"):

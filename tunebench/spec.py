@@ -88,7 +88,7 @@ class TargetPreset:
     device: str = "cpu"  # the TVM device that runs it
     runs_here: bool = True  # False: code generation only
     tag: str = ""  # of TVM, in place of `attrs`
-    api: str = ""  # the GPU API in `tunebench.apis` that runs its source, where TVM has no runtime
+    api: str = ""  # the GPU API in `tunebench.runtime.apis` that runs its source, where TVM has no runtime
     absent: str = ""  # why it does not run on a machine like this
     blocked: str = ""  # why nothing can be compiled for it; empty where it can
 

@@ -97,7 +97,7 @@ def tune_command(
     phases = options.phases(phase)
     allowed = Options(trials, limit_s, seed=seed, depth=depth, phases=phases)
     tests = options.tests(str(max(options.numbers(prompt, "--prompt"))), "32", "0", context)
-    lowered = [_lower(session, workload) for workload in inputs.loads(model, scheme, batch, prompt, context)]
+    lowered = [_lower(session, workload) for workload in inputs.workloads(model, scheme, batch, prompt, context)]
     inputs.say_packed(session)
     changed = []  # models with at least one tuned kernel
     try:
@@ -143,7 +143,7 @@ def compile_command(
     session_target = passes.tvm_target(preset, 1)
     failed = 0
     kind = "cpu" if preset.device == "cpu" else "gpu"
-    for workload in inputs.loads(model, scheme, batch, prompt, context):
+    for workload in inputs.workloads(model, scheme, batch, prompt, context):
         with inputs.status(f"building {workload.model} {workload.scheme.name}"):
             found = workloads.load_model(replace(workload, device_kind=kind))
             mod = passes.prefix(workloads.build_module(found), session_target)
@@ -200,10 +200,10 @@ def bench_command(
     plan = Plan(tests, schedules, sample_limit_s=limit_s, weights=weights, seed=seed)
     plan = replace(plan, engines=tuple(dict.fromkeys(engine)))
     plan = replace(plan, protocol=replace(plan.protocol, samples=reps, least_samples=min(reps, 5)))
-    loads = inputs.loads(model, scheme, batch, prompt, context)
+    found = inputs.workloads(model, scheme, batch, prompt, context)
     for session in sessions if "tuned" in schedule else []:
         inputs.say_packed(session)
-    _bench_all([[_lower(session, workload) for session in sessions] for workload in loads], plan)
+    _bench_all([[_lower(session, workload) for session in sessions] for workload in found], plan)
 
 
 @app.command(name="report")
@@ -318,7 +318,7 @@ def demo_command(
     tests = (Test(n_prompt=128), Test(n_prompt=100), Test(n_gen=32), Test(n_gen=32, n_depth=512))
     plan = Plan(tests)
     plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
-    lowered = [_lower(session, workload) for workload in inputs.loads(["demo"], schemes, 1, "128", 1024)]
+    lowered = [_lower(session, workload) for workload in inputs.workloads(["demo"], schemes, 1, "128", 1024)]
     records = session.database().promoted()
     arms: dict[bool, tuple[Schedule, ...]] = {True: ("default", "tuned"), False: ("default",)}
     for won, schedules in arms.items():

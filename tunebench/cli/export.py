@@ -47,11 +47,11 @@ def export_command(
     if browser and schedule == "tuned":
         raise TuneBenchError("kernels are not tuned in a browser.", "Leave out --browser: a target's records are used.")
     chosen = registry.pick(quantization.schemes(), scheme, "scheme")
-    lengths = tuple(sorted({options.SMALLEST_CHUNK, *options.numbers(prompt, "--prompt")}))
+    sizes = tuple(sorted({options.SMALLEST_CHUNK, *options.numbers(prompt, "--prompt")}))
     preset = targets.find("webgpu" if browser else target)
     session = Session(opening.open_device(preset, engine=EngineName.BROWSER if browser else None), work_dir, work_dir)
     with inputs.status(f"compiling {model} {scheme}"):
-        lowered = lower(session, Workload(model, chosen, batch, lengths, context))
+        lowered = lower(session, Workload(model, chosen, batch, sizes, context))
         records = _records(lowered) if schedule == "tuned" else {}
         plan = session.device.compile(lowered.mod, lowered.model, records, work_dir).plan
     if plan is None:

@@ -93,7 +93,7 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
-def loads(models: list[str], schemes: list[str], batch: int, chunks: str, context: int) -> list[Workload]:
+def workloads(models: list[str], schemes: list[str], batch: int, chunks: str, context: int) -> list[Workload]:
     """Every model in every scheme."""
     from tunebench import registry
     from tunebench.model import quantization
@@ -101,6 +101,6 @@ def loads(models: list[str], schemes: list[str], batch: int, chunks: str, contex
 
     known = quantization.schemes()
     chosen = [registry.pick(known, scheme, "scheme") for scheme in dict.fromkeys(schemes)]
-    lengths = tuple(sorted({options.SMALLEST_CHUNK, *options.numbers(chunks, "--prompt")}))
+    sizes = tuple(sorted({options.SMALLEST_CHUNK, *options.numbers(chunks, "--prompt")}))
     each = [(model, scheme) for model in dict.fromkeys(models) for scheme in chosen]
-    return [Workload(model, scheme, batch, lengths, context) for model, scheme in each]
+    return [Workload(model, scheme, batch, sizes, context) for model, scheme in each]

@@ -1,4 +1,4 @@
-"""A lowered model -> a plan: TVM's memory planner decides on the buffers, `programs` makes the kernels."""
+"""A lowered model -> a plan: TVM's memory planner decides on the buffers, `source` makes the kernels."""
 
 from __future__ import annotations
 

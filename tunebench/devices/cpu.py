@@ -31,7 +31,6 @@ class CpuDevice:
     def __init__(self, preset: TargetPreset, threads: int) -> None:
         self.target_name = preset.name
         self.threads = threads or environment.usable_cores()
-        environment.set_threads(self.threads)
         self.target = passes.tvm_target(preset, self.threads)
         self.name = device_name(preset)
         self.cold_bytes = 2 * environment.last_level_cache_bytes()
@@ -54,6 +53,7 @@ class CpuDevice:
 
     def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
         """TVM's virtual machine."""
+        environment.set_threads(self.threads)
         loaded = load(model, weights, tvm.cpu())
         return {name: TvmEngine(model, each.executable, loaded, tvm.cpu()) for name, each in compiled.items()}
 

@@ -9,7 +9,7 @@ import tvm
 from tvm.script import tirx as T
 from tvm.target import codegen
 
-from tunebench import stats
+from tunebench import environment, stats
 from tunebench.kernels import int8_dot
 from tunebench.kernels.tvmscript import quick_parsing
 from tunebench.timing import Protocol, Samples, interleave
@@ -31,6 +31,7 @@ class Probe:
     """
 
     def __init__(self, target: tvm.target.Target, threads: int) -> None:
+        environment.set_threads(threads)
         lanes = int(codegen.llvm_get_vector_width(target)) // 32
         shape = (threads, READ_BYTES // (4 * UNROLL * lanes) // threads, UNROLL * lanes)
         chains = (threads, CHAINS, lanes)

@@ -8,7 +8,6 @@ from tvm import relax
 
 from tunebench.engines.tvm import Loaded, TvmEngine
 from tunebench.model.workload import Model
-from tunebench.runtime import cublas  # noqa: F401  (cublas: compiled kernels may call it)
 from tunebench.runtime import cuda as cuda_runtime
 
 

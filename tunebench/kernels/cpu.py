@@ -254,18 +254,20 @@ def silu_mul(rows: int, width: int, dtype: str) -> PrimFunc:
 
 @functools.cache
 def last_row(b: int, m: int, width: int, dtype: str) -> PrimFunc:
-    """(x [b, m, width], last: one int32) -> x[:, last, :]."""
+    """(x [b, m, width], last_token: one int32) -> x[:, last_token, :]."""
 
     @T.prim_func(private=True, s_tir=True)
-    def last_row(x: T.Buffer((b, m, width), dtype), last: T.Buffer((1,), "int32"), out: T.Buffer((b, width), dtype)):
+    def last_row(
+        x: T.Buffer((b, m, width), dtype), last_token: T.Buffer((1,), "int32"), out: T.Buffer((b, width), dtype)
+    ):
         T.func_attr({"op_pattern": 8, "tirx.noalias": True})
         for ib in range(b):
             with T.sblock("row"):
                 row = T.axis.spatial(b, ib)
-                T.reads(x[row, 0:m, 0:width], last[0])
+                T.reads(x[row, 0:m, 0:width], last_token[0])
                 T.writes(out[row, 0:width])
                 for j in range(width):
-                    out[row, j] = x[row, last[0], j]
+                    out[row, j] = x[row, last_token[0], j]
 
     return last_row
 

@@ -212,8 +212,8 @@ def silu_mul(rows: int, width: int, dtype: str) -> PrimFunc:
 
 @functools.cache
 def last_row(b: int, m: int, width: int, dtype: str) -> PrimFunc:
-    """(x [b, m, width], last: one int32) -> x[:, last, :]."""
+    """(x [b, m, width], last_token: one int32) -> x[:, last_token, :]."""
     x = te.placeholder((b, m, width), dtype, name="x")
-    last = te.placeholder((1,), "int32", name="last")
-    out = te.compute((b, width), lambda i, j: x[i, last[0], j], name="out")
-    return _kernel([x, last, out], LastRow(b, m, width, dtype))
+    last_token = te.placeholder((1,), "int32", name="last_token")
+    out = te.compute((b, width), lambda i, j: x[i, last_token[0], j], name="out")
+    return _kernel([x, last_token, out], LastRow(b, m, width, dtype))

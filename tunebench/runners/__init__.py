@@ -1,1 +1,1 @@
-"""Ways to build, check and time candidate kernels, one module each; `trials` says what they share."""
+"""Ways to build, check and time candidate kernels, one module each; `base` says what they share."""

@@ -47,6 +47,19 @@ class Rules:
     set_bytes: int = 1 << 62  # all input sets of one kernel
 
 
+class Rotation:
+    """Input sets in turn. All kernels that are timed over them share the turn, so that none finds another's set."""
+
+    def __init__(self, sets: Sequence[Sequence[Buffer]]) -> None:
+        self.sets = sets
+        self._turn = 0
+
+    def next(self) -> Sequence[Buffer]:
+        """The set of the next call."""
+        self._turn = (self._turn + 1) % len(self.sets)
+        return self.sets[self._turn]
+
+
 class Primitives(ABC):
     """What a device must do to be measured on."""
 
@@ -77,8 +90,11 @@ class Primitives(ABC):
         """Launch once; `read` and `distance` wait."""
 
     @abstractmethod
-    def sampler(self, kernel: Kernel, sets: Sequence[Sequence[Buffer]]) -> Sampler:
+    def sampler(self, kernel: Kernel, rotation: Rotation) -> Sampler:
         """Times the kernel over input sets, in turn."""
+
+    def open(self) -> None:  # noqa: B027  (TVM's devices of a CPU are always open)
+        """Begin to measure in this process; TuneBenchError where there is no such device."""
 
     def build(self, mod_json: str) -> None:
         """Compile a kernel as far as that goes in a process that does not measure."""
@@ -114,12 +130,12 @@ class Bench:
         self._dtypes = {i: _compared_as(arrays, i) for i in written(mod)}
         first = [device.allocate(array) for array in arrays]
         count = count_sets(given, device.rules.set_bytes)
-        self._sets = [first] + [self._another(first) for _ in range(count - 1)]
+        self._rotation = Rotation([first] + [self._another(first) for _ in range(count - 1)])
         self._found = {i: device.duplicate(first[i]) for i in self._dtypes}
         self._before = {i: device.duplicate(first[i]) for i in self._dtypes if i != self._output}
         garbage = np.full(arrays[-1].nbytes, 0xFF, np.uint8).view(arrays[-1].dtype)  # NaN in every float type
         self._before[self._output] = device.allocate(garbage.reshape(arrays[-1].shape))
-        self.held_bytes = sum(array.nbytes for array in arrays) * count
+        self.held_bytes = held_bytes(given, device.rules.set_bytes)
         self.default = device.load(reference)
         self._expected = device.remember(given.name, self._reference_outputs)
 
@@ -134,7 +150,7 @@ class Bench:
         """Run once into `_found`, whose output starts as garbage, so that what is not written shows."""
         for i, buffer in self._found.items():
             self._device.restore(buffer, self._before[i])
-        self._device.run(kernel, [self._found.get(i, buffer) for i, buffer in enumerate(self._sets[0])])
+        self._device.run(kernel, [self._found.get(i, buffer) for i, buffer in enumerate(self._rotation.sets[0])])
 
     def check(self, kernel: Kernel) -> str:
         """Why the kernel's outputs are wrong, or an empty string."""
@@ -150,14 +166,14 @@ class Bench:
         wrong = self.check(kernel)
         if wrong:
             return Wrong(wrong)
-        first = self._device.sampler(kernel, self._sets)(1)
+        first = self._device.sampler(kernel, self._rotation)(1)
         if first > limit_ns + self._device.rules.launch_ns:
             return Timed((first,))
         return self.time({"it": kernel}, protocol)["it"]
 
     def time(self, kernels: Mapping[str, Kernel], protocol: Protocol) -> dict[str, Timed]:
         """Times of kernels, interleaved."""
-        arms = {name: self._device.sampler(kernel, self._sets) for name, kernel in kernels.items()}
+        arms = {name: self._device.sampler(kernel, self._rotation) for name, kernel in kernels.items()}
 
         def calls(sampler: Sampler, warmup_ns: list[int]) -> int:
             return self._calls(sampler, warmup_ns, protocol)
@@ -171,7 +187,7 @@ class Bench:
         if not (warmup_ns or rules.whole_rounds):
             return 1
         once_ns = max(1, min(warmup_ns) if warmup_ns else sampler(1))
-        least = len(self._sets) if rules.whole_rounds and once_ns <= LONG_NS else 1
+        least = len(self._rotation.sets) if rules.whole_rounds and once_ns <= LONG_NS else 1
         return min(rules.most_calls, max(least, round(protocol.sample_s * 1e9 / once_ns)))
 
 
@@ -180,6 +196,12 @@ def count_sets(given: MeasureInput, most_bytes: int) -> int:
     params = tvm.ir.load_json(given.reference)["main"].params
     touched = sum(_bytes(param) * _touched(param, given.depth) for param in params)
     return max(1, min(MOST_SETS, math.ceil(given.cold_bytes / touched), most_bytes // sum(map(_bytes, params))))
+
+
+def held_bytes(given: MeasureInput, most_bytes: int) -> int:
+    """What the input sets of a kernel take."""
+    params = tvm.ir.load_json(given.reference)["main"].params
+    return count_sets(given, most_bytes) * sum(map(_bytes, params))
 
 
 def _bytes(param: tvm.tirx.Buffer) -> int:

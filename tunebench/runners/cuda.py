@@ -19,7 +19,7 @@ from tunebench.compile import nvrtc
 from tunebench.dtypes import DTYPES
 from tunebench.kernels import templates
 from tunebench.kernels.templates import Param
-from tunebench.runners.bench import Buffer, Kernel, Primitives, Rules, Sampler
+from tunebench.runners.bench import Buffer, Kernel, Primitives, Rotation, Rules, Sampler
 from tunebench.runners.gpu import RULES
 from tunebench.runtime import cublas
 from tunebench.runtime import cuda as cuda_runtime
@@ -43,6 +43,10 @@ class CudaPrimitives(Primitives):
     @functools.cached_property
     def _stream(self) -> cuda_runtime.Stream:
         return cuda_runtime.Stream()
+
+    def open(self) -> None:
+        """A stream, and with it the GPU's state in this process."""
+        self._stream.wait()
 
     def build(self, mod_json: str) -> None:
         """Leave the kernel's cubin in the folder."""
@@ -79,15 +83,12 @@ class CudaPrimitives(Primitives):
         """On the stream."""
         self._stream.run(lambda: kernel(*buffers))
 
-    def sampler(self, kernel: Kernel, sets: Sequence[Sequence[Buffer]]) -> Sampler:
+    def sampler(self, kernel: Kernel, rotation: Rotation) -> Sampler:
         """A graph of calls."""
         graphs: dict[int, cuda_runtime.Graph] = {}
-        turn = 0
 
         def call() -> None:
-            nonlocal turn
-            turn = (turn + 1) % len(sets)
-            kernel(*sets[turn])
+            kernel(*rotation.next())
 
         def many(calls: int) -> None:
             for _ in range(calls):

@@ -29,7 +29,7 @@ from tunebench.runners.base import (
     Outcome,
     Trial,
 )
-from tunebench.runners.bench import Buffer, Kernel, Primitives, Sampler
+from tunebench.runners.bench import Buffer, Kernel, Primitives, Rotation, Sampler
 from tunebench.runners.worker import Process
 from tunebench.timing import Protocol
 
@@ -157,16 +157,13 @@ class LocalPrimitives(Primitives):
         """A call."""
         kernel(*buffers)
 
-    def sampler(self, kernel: Kernel, sets: Sequence[Sequence[Buffer]]) -> Sampler:
+    def sampler(self, kernel: Kernel, rotation: Rotation) -> Sampler:
         """Each call until the device is done."""
-        turn = 0
 
         def sample(calls: int) -> int:
-            nonlocal turn
             start = time.perf_counter_ns()
             for _ in range(calls):
-                turn = (turn + 1) % len(sets)
-                kernel(*sets[turn])
+                kernel(*rotation.next())
                 self._device.sync()
             return (time.perf_counter_ns() - start) // calls
 

@@ -17,7 +17,7 @@ import tvm
 
 from tunebench.compile import source
 from tunebench.errors import TuneBenchError
-from tunebench.runners.bench import Primitives, Rules, Sampler
+from tunebench.runners.bench import Primitives, Rotation, Rules, Sampler
 from tunebench.runners.gpu import RULES
 from tunebench.runtime import apis
 from tunebench.runtime.apis import ApiDevice, Buffer, Call, Recording
@@ -67,6 +67,10 @@ class ShaderPrimitives(Primitives):
         """A quarter of the device's memory is for input sets."""
         return replace(RULES, kept_bytes=(self._device.free_bytes or 4 * MOST_BYTES) // 4)
 
+    def open(self) -> None:
+        """The API's device."""
+        self._device.wait()
+
     def build(self, mod_json: str) -> None:
         """Generate the program and leave it in the folder, and its machine code in the driver's cache."""
         path, program = self._path(mod_json), source.program(tvm.ir.load_json(mod_json), self._target)
@@ -112,17 +116,14 @@ class ShaderPrimitives(Primitives):
         """Its launches, in order."""
         self._device.record(kernel.calls(buffers)).run()
 
-    def sampler(self, kernel: LoadedProgram, sets: Sequence[Sequence[Array]]) -> Sampler:
+    def sampler(self, kernel: LoadedProgram, rotation: Rotation) -> Sampler:
         """A recording of whole rounds over the input sets."""
         recorded: dict[int, Recording] = {}
-        turn = 0
 
         def sample(calls: int) -> int:
-            nonlocal turn
             if calls == 1:
-                turn = (turn + 1) % len(sets)
-                return self._device.record(kernel.calls(sets[turn])).elapsed_ns()
-            used = sets[: min(calls, len(sets))]
+                return self._device.record(kernel.calls(rotation.next())).elapsed_ns()
+            used = rotation.sets[: min(calls, len(rotation.sets))]
             rounds = calls // len(used)
             if calls not in recorded:
                 every = [call for arrays in used for call in kernel.calls(arrays)]

@@ -8,9 +8,9 @@ from typing import Any
 
 from tvm.support.popen_pool import PopenWorker
 
-from tunebench.errors import brief
+from tunebench.errors import TuneBenchError, brief
 from tunebench.runners.base import START_TIMEOUT_S, Died, Failed, MeasureInput, NotBuilt, Outcome, TimedOut, Wrong
-from tunebench.runners.bench import Bench, Primitives
+from tunebench.runners.bench import Bench, Primitives, held_bytes
 from tunebench.timing import Protocol
 
 
@@ -23,7 +23,7 @@ class Process:
 
     def _begin(self) -> None:
         self._worker = PopenWorker(stderr=subprocess.DEVNULL)
-        self._worker.send(start, self._make, timeout=START_TIMEOUT_S)
+        self._worker.send(start_measuring, self._make, timeout=START_TIMEOUT_S)
         self._starting = True
 
     @property
@@ -32,18 +32,29 @@ class Process:
         return bool(self._worker.is_alive())
 
     def send(self, timeout_s: float, function: Callable[..., Any], *args: object) -> None:
-        """Begin a function there; `receive` has what it returns. Raises what `make` raised."""
+        """Begin a function there; `receive` has what it returns. Raises where the process could not begin."""
         if not self.is_alive:
             self._begin()
         if self._starting:
-            self._worker.recv()
             self._starting = False
+            try:
+                self._worker.recv()
+            except (TimeoutError, ChildProcessError) as error:
+                self._worker.kill()
+                raise TuneBenchError(
+                    f"a worker process did not start ({brief(error)}).", "See what else takes memory and cores."
+                ) from None
+            except BaseException:
+                self._worker.kill()
+                raise
         self._worker.send(function, args, timeout=timeout_s)
 
     def receive(self) -> Any:
         """What the function returned; Failed where it, or its process, did not end well."""
         try:
             return self._worker.recv()
+        except TuneBenchError:
+            raise
         except TimeoutError:
             failed: Failed = TimedOut("timed out")
         except Exception as error:  # whatever it raised
@@ -79,6 +90,12 @@ def start(make: Callable[..., Primitives], *args: object) -> None:
     _worker.device, _worker.benches = make(*args), {}
 
 
+def start_measuring(make: Callable[..., Primitives], *args: object) -> None:
+    """As `start`, with the device open."""
+    start(make, *args)
+    _worker.device.open()
+
+
 def stop() -> None:
     """Drop the device's primitives, and all input sets."""
     vars(_worker).clear()
@@ -95,12 +112,14 @@ def build(mod_json: str) -> NotBuilt | None:
 
 def set_up(given: MeasureInput, reference: Any = None) -> Bench:
     """A kernel's inputs, kept from before or made now in the place of those that were used longest ago."""
-    bench = _worker.benches.pop(given.name, None)
-    rules = _worker.device.rules
-    while not bench and sum(each.held_bytes for each in _worker.benches.values()) > rules.kept_bytes:
-        _worker.benches.pop(next(iter(_worker.benches)))
-    bench = bench or Bench(_worker.device, given, reference or given.reference)
-    _worker.benches[given.name] = bench
+    device, benches = _worker.device, _worker.benches
+    bench = benches.pop(given.name, None)
+    if not bench:
+        needed = held_bytes(given, device.rules.set_bytes)
+        while benches and needed + sum(each.held_bytes for each in benches.values()) > device.rules.kept_bytes:
+            benches.pop(next(iter(benches)))
+        bench = Bench(device, given, reference or given.reference)
+    benches[given.name] = bench
     return bench
 
 

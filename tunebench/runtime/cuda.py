@@ -109,10 +109,6 @@ class Stream:
         kind = self.rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         checked(self.rt.cudaMemcpyAsync(address(to), address(source), size_bytes, kind, self.handle))
 
-    def fill(self, to: Tensor, byte: int, size_bytes: int) -> None:
-        """Set every byte, in order with the stream."""
-        checked(self.rt.cudaMemsetAsync(address(to), byte, size_bytes, self.handle))
-
 
 def size_bytes(tensor: Tensor) -> int:
     """Of a tensor's elements."""

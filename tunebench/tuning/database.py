@@ -83,7 +83,10 @@ class Database:
         """The trials, for appending; makes the folder, from what is packed where there is such."""
         try:
             if self.source != self.folder:
-                shutil.copytree(self.source, self.folder)
+                fresh = self.folder.with_name(f"new-{self.folder.name}")
+                shutil.rmtree(fresh, ignore_errors=True)
+                shutil.copytree(self.source, fresh, copy_function=shutil.copyfile)
+                fresh.replace(self.folder)
                 self.source = self.folder
             self.search_folder.mkdir(parents=True, exist_ok=True)
             _write(self.folder / "provenance.json", self.made)

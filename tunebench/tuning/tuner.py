@@ -31,7 +31,7 @@ from tunebench.tuning.search import Costs, Round, TaskSearch, Trials, begin, mea
 FINALISTS = 3
 JUDGE_S = 0.7  # what a decision takes beyond the calls of the default schedule
 PRIORITY = {"decode": 0.5, "prefill": 0.5}  # of the phases; chunks of one phase share it evenly
-DEFAULT = Protocol(warmups=0, samples=5, least_samples=1, budget_s=0.5, sample_s=0.0)
+DEFAULT = Protocol(warmups=0, samples=5, least_samples=1, budget_s=0.5, sample_s=0.0005)
 CHOICE = Protocol(warmups=1, samples=9, least_samples=1, budget_s=0.3, sample_s=0.001)
 FINAL = Protocol(warmups=1, samples=21, least_samples=stats.FEWEST, budget_s=1.0, sample_s=0.001)
 AGAIN = "again"  # the candidate's twin, which shows the noise
@@ -275,6 +275,8 @@ class _Run:
             judged = search.entry.trial == (record_key(finalists[0]) if finalists else "")
             if search.entry.decision and judged and (search.entry.decision == "promoted") == bool(won):
                 continue  # judged by an earlier run, and nothing better was found since
+            if not finalists and not won and search.entry.decision and not search.trials:
+                continue  # decided by a run whose trials are not here
             if won and record_key(won) not in [record_key(record) for record in finalists]:
                 finalists.append(won)
             search.doing = "decision"

@@ -278,7 +278,7 @@ class BrowserEngine(ChunkedEngine):
                 "length": tokens.shape[1],
                 "tokens": tokens.reshape(-1).tolist(),
                 "position": position,
-                "last": last_token,
+                "lastToken": last_token,
             }
         )
         self._has_run = True

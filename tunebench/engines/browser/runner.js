@@ -283,13 +283,13 @@ export class Model {
     return { calls, logits: this.buffers[logits] };
   }
 
-  /** Hand one step to the device: int32 tokens [batch * length]; the logits of token `last` are kept. */
-  run({ length, tokens, position, last }, timestampWrites) {
+  /** Hand one step to the device: int32 tokens [batch * length]; the logits of `lastToken` are kept. */
+  run({ length, tokens, position, lastToken }, timestampWrites) {
     const { queue } = this.device;
     const step = this.steps.get(length);
     queue.writeBuffer(this.inputs[`tokens.${length}`], 0, new Int32Array(tokens));
     queue.writeBuffer(this.inputs.position, 0, new Int32Array([position]));
-    queue.writeBuffer(this.inputs.last_token, 0, new Int32Array([last]));
+    queue.writeBuffer(this.inputs.last_token, 0, new Int32Array([lastToken]));
     const encoder = this.device.createCommandEncoder();
     const pass = encoder.beginComputePass(timestampWrites ? { timestampWrites } : {});
     let current = null;
@@ -337,7 +337,7 @@ export class Model {
     return splitPrompt(tokens.length, position, chunks, context).map(({ chunk, valid }) => {
       const part = new Int32Array(chunk);
       part.set(tokens.slice(done, done + valid));
-      const step = { length: chunk, tokens: this.#everySequence(part, batch), position: position + done, last: valid - 1 };
+      const step = { length: chunk, tokens: this.#everySequence(part, batch), position: position + done, lastToken: valid - 1 };
       done += valid;
       return step;
     });
@@ -345,7 +345,7 @@ export class Model {
 
   /** The step of one generated token. */
   decode(token, position) {
-    return { length: 1, tokens: this.#everySequence([token], this.facts.batch), position, last: 0 };
+    return { length: 1, tokens: this.#everySequence([token], this.facts.batch), position, lastToken: 0 };
   }
 
   #everySequence(tokens, batch) {

@@ -20,7 +20,7 @@ from tvm import rpc
 from tunebench.errors import brief
 from tunebench.runners import worker
 from tunebench.runners.base import MeasureInput
-from tunebench.runners.bench import Buffer, Kernel, Primitives, Rules, Sampler
+from tunebench.runners.bench import Buffer, Kernel, Primitives, Rotation, Rules, Sampler
 from tunebench.runners.rpc.library import HELD_BYTES, PROBE_SIZE
 
 PROBE_SAMPLES, PROBE_CALLS = 7, 20
@@ -137,9 +137,9 @@ class RpcPrimitives(Primitives):
         """A call."""
         kernel["main"](*buffers)
 
-    def sampler(self, kernel: Kernel, sets: Sequence[Sequence[Buffer]]) -> Sampler:
-        """Calls of the library's `step`, which goes from set to set."""
-        arguments = [self._turn, *(tensor for each in sets for tensor in each)]
+    def sampler(self, kernel: Kernel, rotation: Rotation) -> Sampler:
+        """Calls of the library's `step`, which goes from set to set; the turn is on the device."""
+        arguments = [self._turn, *(tensor for each in rotation.sets for tensor in each)]
 
         def sample(calls: int) -> int:
             timer = kernel.time_evaluator("step", _cpu(), number=calls)

@@ -40,9 +40,9 @@ class WebGpuDevice:
         )
         info = adapter.info
         self.name = str(info["device"])
-        self.backend = str(info["backend_type"])
+        backend = str(info["backend_type"])
         self.facts: Mapping[str, Any] = {
-            "api": f"WebGPU on {self.backend}",
+            "api": f"WebGPU on {backend}",
             "driver": f"{info['vendor']} {info['description']}".strip(),
             "wgpu": wgpu.__version__,
             "features": sorted(self.features),

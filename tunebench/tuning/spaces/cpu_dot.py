@@ -1,6 +1,6 @@
 """Products with int8 activations on a CPU, one row or many.
 
-The kernel is `dot.product`: `unpack`, `dot`, `matmul`, `out`, then element-wise blocks. A thread takes tiles of
+The kernel is `int8_dot.product`: `unpack`, `dot`, `matmul`, `out`, then element-wise blocks. A thread takes tiles of
 16 outputs and walks the groups: a block of rows and a few tiles at a time, it unpacks the group's words once and
 keeps the sums of all of them in registers. Where the target has an instruction for bytes, it is used.
 """

@@ -1,7 +1,7 @@
 """Matrix products of several rows on a CPU: prefill.
 
 The kernel is `dequantize`, `x_float`, `matmul`, then element-wise blocks. A thread takes a tile of columns and
-walks K: it dequantizes a piece of the tile, K by columns, into a buffer that stays in its cache, and multiplies
+walks K: it dequantizes a part of the tile, K by columns, into a buffer that stays in its cache, and multiplies
 all rows with it, a block of rows and a few vectors of columns in registers at a time. Each weight is
 dequantized once.
 """
@@ -75,7 +75,7 @@ def _cast_activations(sch: s_tir.Schedule, lanes: int) -> None:
 SPACES = (
     Space(
         name="cpu-gemm",
-        summary="matrix product: register block, columns a thread, depth of the dequantized piece, unrolling",
+        summary="matrix product: register block, columns a thread, depth of the dequantized part, unrolling",
         device="cpu",
         matches=_matches,
         generate=_generate,

@@ -1,6 +1,6 @@
 """Matrix-vector products on a CPU: decode.
 
-Quantized, the kernel is quantization/group.py's: `x_placed`, `dot` (within a word), `x_sum`, `matmul` (over
+Quantized, the kernel is model/quantization/integer.py's: `x_placed`, `dot` (within a word), `x_sum`, `matmul` (over
 words, with the scale), then element-wise blocks. Vectors hold words: along K where weights are N-major, with
 the activations laid out so that the vector for each place in the word is contiguous, and one horizontal sum a
 row at the end; along N where they are K-major, with an accumulator a column. Plain weights are N-major.
@@ -61,10 +61,10 @@ def _n_major(sch: s_tir.Schedule, kernel: Kernel, last: str) -> s_tir.Schedule:
     sch.transform_layout(placed, ("write", 0), by_place)
     sch.transform_block_layout(placed, by_place)
     scales = sch.cache_read(matmul, 2, "global")
-    partial, group, row, piece = _split_rows(sch, matmul, lanes)
+    partial, group, row, part = _split_rows(sch, matmul, lanes)
     sch.compute_at(scales, row, preserve_unit_loops=True)
     sch.vectorize(sch.get_loops(scales)[-1])
-    sch.compute_at(dot, piece, preserve_unit_loops=True)
+    sch.compute_at(dot, part, preserve_unit_loops=True)
     place = _vectorize_dot(sch, dot)
     _finish_rows(sch, partial, matmul, last, group)
     split_init(sch, dot, place)
@@ -87,14 +87,14 @@ def _split_rows(sch: s_tir.Schedule, matmul: SBlockRV, lanes: int) -> tuple[SBlo
     grain = sample(sch, dividing(n // 4 if n % 4 == 0 else 1, [1, 4, 16]))
     m, row, reduced = sch.get_loops(matmul)
     outer, group, inner_row = sch.split(row, [None, grain, rows])
-    step, piece, lane = sch.split(reduced, [None, unrolled, lanes])
-    sch.reorder(m, outer, group, step, inner_row, piece, lane)
+    step, part, lane = sch.split(reduced, [None, unrolled, lanes])
+    sch.reorder(m, outer, group, step, inner_row, part, lane)
     partial = sch.rfactor(lane, factor_axis=2)
-    _, _, group, _, inner_row, piece, lane = sch.get_loops(partial)
+    _, _, group, _, inner_row, part, lane = sch.get_loops(partial)
     sch.vectorize(lane)
     sch.unroll(inner_row)
-    sch.unroll(piece)
-    return partial, group, inner_row, piece
+    sch.unroll(part)
+    return partial, group, inner_row, part
 
 
 def _finish_rows(sch: s_tir.Schedule, partial: SBlockRV, matmul: SBlockRV, last: str, group: LoopRV) -> None:
