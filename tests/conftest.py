@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores: libraries must not spin on all of them
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", TVM_NUM_THREADS="1")
+    os.environ["TVM_THREAD_POOL_SPIN_COUNT"] = "0"
+
 import functools
 import json
 import random

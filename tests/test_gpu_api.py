@@ -393,7 +393,7 @@ def test_tune_and_bench_on_several_targets(name: str, tmp_path: Path) -> None:
     need(opening.open_device, targets.find(name))
     config = write_config(tmp_path, head_dim=32, hidden_size=128)
     common = ["-m", str(config), "--prompt", "16", "--context", "64", "--work-dir", str(tmp_path / "work")]
-    limits = ["--trials", "2", "--time-limit", "25s", "--phase", "decode", "--no-bench"]
+    limits = ["--trials", "1", "--time-limit", "10s", "--phase", "decode", "--no-bench"]
     result = CliRunner().invoke(app.app, ["tune", "--target", name, *common, *limits])
     assert result.exit_code == 0, result.output
     both = ["--target", name, "--target", "metal", "--schedule", "default", "-p", "16", "-n", "4", "-r", "2"]
