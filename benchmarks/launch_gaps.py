@@ -27,7 +27,7 @@ def main() -> None:
     args = parser.parse_args()
 
     session = inputs.open_session("cuda", 0, args.work_dir, "gaps")
-    load = inputs.loads([args.model], [args.scheme], 1, args.prompt, args.context)[0]
+    load = inputs.workloads([args.model], [args.scheme], 1, args.prompt, args.context)[0]
     lowered = app._lower(session, load)
     plan = Plan((), schedules=("tuned",))
     engine = load_arms([lowered], plan, lambda words: None)["tuned"].loaded

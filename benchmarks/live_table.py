@@ -32,7 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         session = inputs.open_session("llvm", 0, Path(folder), "picture")
         inputs.make_folder(session.results_path.parent)
-        lowered = lower(session, inputs.loads(["demo"], [SCHEME], 1, "128", CONTEXT)[0])
+        lowered = lower(session, inputs.workloads(["demo"], [SCHEME], 1, "128", CONTEXT)[0])
         run_tune(lowered, Options(TRIALS, MINUTES * 60.0), shown.append)
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(TuneView(console, f"demo {SCHEME}").frame(shown[-1]))

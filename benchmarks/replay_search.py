@@ -239,7 +239,8 @@ def stock(task: Task, target: tvm.target.Target, threads: int, times: dict, seed
         task.mod, target=target, space_generator=context.space_generator, search_strategy="evolutionary",
         task_name=task.name, num_threads=1, rand_state=seed + 1,
     )  # fmt: skip
-    model, order = ms.cost_model.XGBModel(verbose_eval=10**9), []
+    model = ms.cost_model.XGBModel(verbose_eval=10**9)
+    order: list[int] = []
     known = {**times["programs"]}
     with tempfile.TemporaryDirectory() as folder:
         records = ms.database.JSONDatabase(work_dir=folder, module_equality="structural")
@@ -249,8 +250,10 @@ def stock(task: Task, target: tvm.target.Target, threads: int, times: dict, seed
         while len(order) < STEPS[-1] and (candidates := context.generate_measure_candidates()):
             taken = [known.get(program_key(each.sch.mod)) or 10**15 for each in candidates]
             results = [ms.runner.RunnerResult([ns / 1e9], None) for ns in taken]
-            fresh = [(program_key(c.sch.mod), ns) for c, ns in zip(candidates, taken, strict=True)]
-            order += [ns for key, ns in fresh if key not in asked and not asked.add(key)]
+            for each, ns in zip(candidates, taken, strict=True):
+                key = program_key(each.sch.mod)
+                order += [] if key in asked else [ns]
+                asked.add(key)
             for each, ns in zip(candidates, taken, strict=True):
                 record = ms.database.TuningRecord(each.sch.trace, workload_of, [ns / 1e9], target, each.args_info)
                 records.commit_tuning_record(record)
