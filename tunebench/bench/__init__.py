@@ -1,0 +1,1 @@
+"""One model end to end, its arms interleaved."""

@@ -57,9 +57,8 @@ def export_command(
     if plan is None:
         raise TuneBenchError(f"target {target} makes no plan.", "Choose webgpu or opencl.")
     arrays = read(lowered.model, weights) if weights else workloads.random_weights(lowered.model, seed)
-    turns = [("rope_cos_sin", workloads.rope_cos_sin(lowered.model))]
     with inputs.status(f"writing {folder}"):
-        browser_export.export_plan(plan, (each for part in (turns, arrays) for each in part), folder)
+        browser_export.export_plan(plan, workloads.with_rope(lowered.model, arrays), folder)
     console.print(f"Written: {folder}. `tunebench browse {folder}` runs it in a web browser.", soft_wrap=True)
 
 

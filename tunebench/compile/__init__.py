@@ -1,0 +1,1 @@
+"""IRModule -> executable, or sources and launches."""

@@ -12,11 +12,11 @@ import tvm
 from tunebench import environment
 from tunebench.compile.build import Compiled, compile_plan
 from tunebench.devices.api_probe import ApiProbe
-from tunebench.devices.base import CACHE_BYTES, MOST_WORKERS, SYSTEMS, AnyProbe, Arrays, Records
+from tunebench.devices.base import CACHE_BYTES, MOST_WORKERS, SYSTEMS, AnyProbe, Arrays, Device, Records
 from tunebench.engines.base import Engine
 from tunebench.engines.plan import Memory, PlanEngine
 from tunebench.errors import TuneBenchError
-from tunebench.model.workload import Model, rope_cos_sin
+from tunebench.model.workload import Model, with_rope
 from tunebench.runners.base import Runner
 from tunebench.runners.gpu import GpuRunner
 from tunebench.runners.shader import ShaderPrimitives
@@ -25,10 +25,8 @@ from tunebench.runtime.cuda import DeviceMemory
 from tunebench.spec import EngineName, TargetPreset
 
 
-class ShaderDevice:
+class ShaderDevice(Device):
     """The first device of a GPU API, which runs plans."""
-
-    kind, threads, absent = "gpu", 0, ""
 
     def __init__(self, preset: TargetPreset) -> None:
         self.target_name, self.engine = preset.name, EngineName(preset.api)
@@ -63,8 +61,7 @@ class ShaderDevice:
     def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
         """Plans over one copy of the weights."""
         plans = {name: each.plan for name, each in compiled.items() if each.plan}
-        arrays = ((name, array) for each in (weights, [("rope_cos_sin", rope_cos_sin(model))]) for name, array in each)
-        memory = Memory(self._device, next(iter(plans.values())), arrays)
+        memory = Memory(self._device, next(iter(plans.values())), with_rope(model, weights))
         return {name: PlanEngine(plan, memory) for name, plan in plans.items()}
 
     def probe(self) -> AnyProbe:

@@ -1,6 +1,6 @@
 """What runs a target's kernels on this machine: a CPU, CUDA, or a GPU API that takes source text.
 
-Each device makes the parts that differ: TVM's target, the runner of trials, the compiled model, the engine, the probe.
+A kind of device makes the parts that differ: TVM's target, the runner, the compiled model, the engines, the probe.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import numpy as np
 import tvm
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench.compile.build import Compiled
+from tunebench.compile.build import Compiled, compile_model
 from tunebench.engines.base import Engine
+from tunebench.errors import TuneBenchError
 from tunebench.model.workload import Model
 from tunebench.runners.base import Runner
 from tunebench.runtime.cuda import DeviceMemory
@@ -42,47 +43,6 @@ class AnyProbe(Protocol):
         ...
 
 
-class Device(Protocol):
-    """One target on one device of this machine."""
-
-    target_name: str  # as the user says it
-    target: tvm.target.Target
-    name: str  # by its maker
-    engine: EngineName  # its own
-    kind: str  # cpu or gpu: which of the two ways to write kernels
-    threads: int  # of a CPU; 0 on a GPU
-    absent: str  # why it can be compiled for, but not run here; empty where it can
-    cold_bytes: int  # inputs larger than this do not stay in the caches
-
-    def free_bytes(self) -> int | None:
-        """Memory for a model; None where nobody says."""
-        ...
-
-    def facts(self) -> dict[str, Any]:
-        """What results keep of the device beside the machine's own description."""
-        ...
-
-    def runner(self) -> Runner:
-        """Builds, checks and times candidates."""
-        ...
-
-    def compile(self, mod: tvm.IRModule, model: Model, records: Records, folder: Path) -> Compiled:
-        """A module after the prefix; `folder` may keep what can be used again."""
-        ...
-
-    def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
-        """An engine for each, over weights and a cache that they share."""
-        ...
-
-    def probe(self) -> AnyProbe:
-        """Measures what the device can do."""
-        ...
-
-    def memory(self) -> DeviceMemory | None:
-        """Counts the device's memory from now on, where it can be counted."""
-        ...
-
-
 class NoProbe:
     """For a device without a probe."""
 
@@ -94,3 +54,45 @@ class NoProbe:
     def rates(self, taken: Mapping[str, Samples]) -> dict[str, float]:
         """None."""
         return {}
+
+
+class Device:
+    """One target on one device of this machine: a kind of device says what differs from the usual answers here."""
+
+    target_name: str  # as the user says it
+    target: tvm.target.Target
+    name: str  # by its maker
+    engine: EngineName = EngineName.TVM  # its own
+    kind: str = "gpu"  # or cpu: which of the two ways to write kernels
+    threads: int = 0  # of a CPU
+    absent: str = ""  # why it can be compiled for, but not run here
+    cold_bytes: int = 2 * CACHE_BYTES  # inputs larger than this do not stay in the caches
+    hint: str = "`tunebench compile` needs no device."  # where it is absent, what to do
+
+    def free_bytes(self) -> int | None:
+        """Memory for a model; None where nobody says."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """What results keep of the device beside the machine's own description."""
+        return {}
+
+    def runner(self) -> Runner:
+        """Builds, checks and times candidates; TuneBenchError where nothing can be measured."""
+        raise TuneBenchError(f"{self.target_name}: {self.absent}.", self.hint)
+
+    def compile(self, mod: tvm.IRModule, model: Model, records: Records, folder: Path) -> Compiled:
+        """A module after the prefix, for TVM's virtual machine; `folder` may keep what can be used again."""
+        return compile_model(mod, self.target, records)
+
+    def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
+        """An engine for each, over weights and a cache that they share."""
+        return {}
+
+    def probe(self) -> AnyProbe:
+        """Measures what the device can do."""
+        return NoProbe()
+
+    def memory(self) -> DeviceMemory | None:
+        """Counts the device's memory from now on, where it can be counted."""
+        return None

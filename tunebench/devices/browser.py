@@ -9,30 +9,25 @@ from typing import Any
 import tvm
 
 from tunebench.compile.build import Compiled, compile_plan
-from tunebench.devices.base import CACHE_BYTES, AnyProbe, Arrays, NoProbe, Records
+from tunebench.devices.base import Arrays, Device, Records
 from tunebench.engines.base import Engine
 from tunebench.engines.browser import engine as browser_engine
 from tunebench.errors import TuneBenchError
-from tunebench.model.workload import Model, rope_cos_sin
+from tunebench.model.workload import Model, with_rope
 from tunebench.runners.base import Runner
-from tunebench.runtime.cuda import DeviceMemory
 from tunebench.spec import EngineName, TargetPreset
 
 
-class BrowserDevice:
+class BrowserDevice(Device):
     """The WebGPU of this machine's web browser, which runs plans in a page."""
 
-    engine, kind, threads, absent, cold_bytes = EngineName.BROWSER, "gpu", 0, "", CACHE_BYTES
+    engine = EngineName.BROWSER
 
     def __init__(self, preset: TargetPreset) -> None:
         self.target_name = preset.name
         self._facts = browser_engine.adapter_facts()
         self.name = str(self._facts["name"])
         self.target = tvm.target.Target(browser_engine.webgpu_target(self._facts))
-
-    def free_bytes(self) -> int | None:
-        """A page is not told."""
-        return None
 
     def facts(self) -> dict[str, Any]:
         """The adapter, its features and limits."""
@@ -49,7 +44,7 @@ class BrowserDevice:
 
     def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
         """Plans on one page, over one copy of the weights."""
-        arrays = ((name, array) for each in (weights, [("rope_cos_sin", rope_cos_sin(model))]) for name, array in each)
+        arrays = with_rope(model, weights)
         made: dict[str, Engine] = {}
         first: browser_engine.BrowserEngine | None = None
         for name, each in compiled.items():
@@ -57,11 +52,3 @@ class BrowserDevice:
                 made[name] = engine = browser_engine.BrowserEngine(each.plan, () if first else arrays, beside=first)
                 first = first or engine
         return made
-
-    def probe(self) -> AnyProbe:
-        """Nothing is measured."""
-        return NoProbe()
-
-    def memory(self) -> DeviceMemory | None:
-        """Nobody counts it."""
-        return None

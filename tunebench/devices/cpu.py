@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import tvm
 
 from tunebench import environment
 from tunebench.compile import passes
-from tunebench.compile.build import Compiled, compile_model
-from tunebench.devices.base import MOST_WORKERS, AnyProbe, Arrays, Records
+from tunebench.compile.build import Compiled
+from tunebench.devices.base import MOST_WORKERS, AnyProbe, Arrays, Device
 from tunebench.devices.cpu_probe import Probe
 from tunebench.devices.targets import device_name
 from tunebench.engines.base import Engine
@@ -19,14 +17,13 @@ from tunebench.engines.tvm import TvmEngine, load
 from tunebench.model.workload import Model
 from tunebench.runners.base import Runner
 from tunebench.runners.local import LocalRunner
-from tunebench.runtime.cuda import DeviceMemory
-from tunebench.spec import EngineName, TargetPreset
+from tunebench.spec import TargetPreset
 
 
-class CpuDevice:
+class CpuDevice(Device):
     """This machine's CPU."""
 
-    engine, kind, absent = EngineName.TVM, "cpu", ""
+    kind = "cpu"
 
     def __init__(self, preset: TargetPreset, threads: int) -> None:
         self.target_name = preset.name
@@ -39,17 +36,9 @@ class CpuDevice:
         """Of main memory."""
         return environment.available_memory_bytes()
 
-    def facts(self) -> dict[str, Any]:
-        """Nothing: the machine's description has the CPU."""
-        return {}
-
     def runner(self) -> Runner:
         """Worker processes that build and measure in turn."""
         return LocalRunner(self.target, self.threads, min(MOST_WORKERS, environment.usable_cores()))
-
-    def compile(self, mod: tvm.IRModule, model: Model, records: Records, folder: Path) -> Compiled:
-        """For TVM's virtual machine."""
-        return compile_model(mod, self.target, records)
 
     def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
         """TVM's virtual machine."""
@@ -60,7 +49,3 @@ class CpuDevice:
     def probe(self) -> AnyProbe:
         """Read bandwidth and multiply-adds."""
         return Probe(self.target, self.threads)
-
-    def memory(self) -> DeviceMemory | None:
-        """The process's own counters serve."""
-        return None

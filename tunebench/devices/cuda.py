@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import tvm
 
 from tunebench import environment
 from tunebench.compile import nvrtc, passes
 from tunebench.compile.build import Compiled, compile_model
-from tunebench.devices.base import AnyProbe, Arrays, Records
+from tunebench.devices.base import AnyProbe, Arrays, Device, Records
 from tunebench.devices.cuda_probe import CudaProbe
 from tunebench.devices.targets import device_name
 from tunebench.engines.base import Engine
@@ -24,13 +23,11 @@ from tunebench.runners.gpu import GpuRunner
 from tunebench.runtime import cublas
 from tunebench.runtime import cuda as cuda_runtime
 from tunebench.runtime.cuda import DeviceMemory
-from tunebench.spec import EngineName, TargetPreset
+from tunebench.spec import TargetPreset
 
 
-class CudaDevice:
+class CudaDevice(Device):
     """This machine's first NVIDIA GPU, through CUDA."""
-
-    engine, kind, threads, absent = EngineName.TVM, "gpu", 0, ""
 
     def __init__(self, preset: TargetPreset) -> None:
         cublas.register()  # which kernels may call
@@ -42,10 +39,6 @@ class CudaDevice:
     def free_bytes(self) -> int | None:
         """Of device memory."""
         return cuda_runtime.free_bytes()
-
-    def facts(self) -> dict[str, Any]:
-        """Nothing: the machine's description has NVIDIA's GPUs."""
-        return {}
 
     def runner(self) -> Runner:
         """One core is left for the search, one for the process on the GPU."""

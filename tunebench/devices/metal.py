@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import tvm
 
 from tunebench.compile import passes
-from tunebench.compile.build import Compiled, compile_model
-from tunebench.devices.base import CACHE_BYTES, AnyProbe, Arrays, NoProbe, Records
+from tunebench.compile.build import Compiled
+from tunebench.devices.base import Arrays, Device
 from tunebench.engines.base import Engine
 from tunebench.engines.tvm import TvmEngine, load
 from tunebench.errors import TuneBenchError
 from tunebench.model.workload import Model
 from tunebench.runners.base import Runner
 from tunebench.runners.local import LocalRunner
-from tunebench.runtime.cuda import DeviceMemory
-from tunebench.spec import EngineName, TargetPreset
+from tunebench.spec import TargetPreset
 
 
-class MetalDevice:
+class MetalDevice(Device):
     """The first GPU of an API that TVM's own runtime has, as Metal on macOS."""
-
-    engine, kind, threads, absent, cold_bytes = EngineName.TVM, "gpu", 0, "", 2 * CACHE_BYTES
 
     def __init__(self, preset: TargetPreset) -> None:
         self.target_name = preset.name
@@ -34,31 +29,11 @@ class MetalDevice:
         self.name = str(self._device.device_name)
         self.target = passes.tvm_target(preset, 0)
 
-    def free_bytes(self) -> int | None:
-        """TVM does not say."""
-        return None
-
-    def facts(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
     def runner(self) -> Runner:
         """One process that builds and measures."""
         return LocalRunner(self.target, 1, 1, self._device.type)
-
-    def compile(self, mod: tvm.IRModule, model: Model, records: Records, folder: Path) -> Compiled:
-        """For TVM's virtual machine."""
-        return compile_model(mod, self.target, records)
 
     def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
         """TVM's virtual machine."""
         loaded = load(model, weights, self._device)
         return {name: TvmEngine(model, each.executable, loaded, self._device) for name, each in compiled.items()}
-
-    def probe(self) -> AnyProbe:
-        """Nothing is measured."""
-        return NoProbe()
-
-    def memory(self) -> DeviceMemory | None:
-        """Nobody counts it."""
-        return None

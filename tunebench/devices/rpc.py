@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-import tvm
-from tvm.s_tir import meta_schedule as ms
 
 from tunebench import environment
 from tunebench.compile import passes
-from tunebench.compile.build import Compiled
-from tunebench.engines.base import Engine
+from tunebench.devices.base import Device
 from tunebench.errors import TuneBenchError
 from tunebench.runners.base import Runner
 from tunebench.runners.rpc import runner as rpc_runner
 from tunebench.runners.rpc.device import Facts
-from tunebench.spec import EngineName, TargetPreset
-
-HINT = "Bench where the device is, with the database that this machine made."
+from tunebench.spec import TargetPreset
 
 
-class RpcDevice:
+class RpcDevice(Device):
     """CPUs reached over RPC. `say` gets a line for what happens to them."""
 
-    engine, kind = EngineName.TVM, "cpu"
+    kind = "cpu"
+    hint = "Bench where the device is, with the database that this machine made."
 
     def __init__(
         self, preset: TargetPreset, tracker: str, key: str, threads: int, linker: str, say: Callable[[str], None]
@@ -49,10 +42,6 @@ class RpcDevice:
         self.cold_bytes = 2 * (self._facts["cache_bytes"] or environment.ASSUMED_CACHE_BYTES)
         self.absent = f"{key} is reached over RPC"
 
-    def free_bytes(self) -> int | None:
-        """The model is never on the device as a whole."""
-        return None
-
     def facts(self) -> dict[str, Any]:
         """The devices, and what they said; a runner knows how they compare."""
         return {"rpc": {"tracker": self._tracker, "key": self._key, "devices": self._devices, **self._facts}}
@@ -64,25 +53,6 @@ class RpcDevice:
         return rpc_runner.RpcRunner(
             self.target, self.threads, builders, self._tracker, self._key, form, self._linker, self._say
         )
-
-    def compile(
-        self, mod: tvm.IRModule, model: Any, records: Mapping[str, ms.database.TuningRecord], folder: Path
-    ) -> Compiled:
-        """Raises: there is nothing here to run it."""
-        raise TuneBenchError(f"{self.absent}.", HINT)
-
-    def engines(
-        self, model: Any, compiled: Mapping[str, Compiled], weights: Iterable[tuple[str, np.ndarray]]
-    ) -> dict[str, Engine]:
-        """None."""
-        return {}
-
-    def probe(self) -> Any:
-        """Raises: only kernels are measured over RPC."""
-        raise TuneBenchError(f"{self.absent}.", HINT)
-
-    def memory(self) -> None:
-        """None."""
 
 
 def _told(preset: TargetPreset, key: str, facts: Facts) -> TargetPreset:

@@ -1,0 +1,1 @@
+"""What can prefill and decode."""

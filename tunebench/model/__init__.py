@@ -1,0 +1,1 @@
+"""What is run: architectures, schemes, weights."""

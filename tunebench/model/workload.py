@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -229,6 +229,12 @@ def rope_cos_sin(model: Model) -> Array:
     frequency = (1.0 / np.float32(model.config.rope_theta) ** exponent).astype(np.float32)
     turned = np.arange(model.workload.context, dtype=np.float32)[:, None] * frequency
     return np.stack([np.cos(turned), np.sin(turned)]).astype(np.float32)
+
+
+def with_rope(model: Model, weights: Iterable[tuple[str, Array]]) -> Iterator[tuple[str, Array]]:
+    """Weights by name, and then the cosines and sines that a plan takes beside them."""
+    yield from weights
+    yield "rope_cos_sin", rope_cos_sin(model)
 
 
 def random_weights(model: Model, seed: int) -> Iterator[tuple[str, Array]]:

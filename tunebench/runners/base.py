@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from typing import Protocol as Interface
@@ -79,6 +79,11 @@ class Died(Failed):
 
 
 Outcome = Timed | Failed
+
+
+def for_each(found: Any, names: Iterable[str]) -> dict[str, Outcome]:
+    """Outcomes by name; where what should have them failed as a whole, that is what became of each."""
+    return found if isinstance(found, dict) else dict.fromkeys(names, found)
 
 
 class Runner(Interface):

@@ -28,6 +28,7 @@ from tunebench.runners.base import (
     NotBuilt,
     Outcome,
     Trial,
+    for_each,
 )
 from tunebench.runners.bench import Primitives, Rules
 from tunebench.runners.worker import Process
@@ -104,8 +105,7 @@ class GpuRunner:
     ) -> dict[str, Outcome]:
         """Check and time several candidates, interleaved."""
         built = {candidate.name: _realized(candidate) for candidate in candidates}
-        outcomes = self._ask(worker.compare, given, built, protocol, with_default)
-        return outcomes if isinstance(outcomes, dict) else dict.fromkeys(built, outcomes)
+        return for_each(self._ask(worker.compare, given, built, protocol, with_default), built)
 
     def _ask(self, function: Callable[..., Any], *args: object) -> Any:
         if not self._process.is_alive:

@@ -28,6 +28,7 @@ from tunebench.runners.base import (
     MeasureInput,
     Outcome,
     Trial,
+    for_each,
 )
 from tunebench.runners.bench import Buffer, Kernel, Primitives, Rotation, Sampler
 from tunebench.runners.worker import Process
@@ -97,8 +98,7 @@ class LocalRunner:
     ) -> dict[str, Outcome]:
         """Check and time several candidates, interleaved with each other and the default (named `default`)."""
         built = {candidate.name: candidate.json for candidate in candidates}
-        outcomes = self._ask(0, LONG_TIMEOUT_S, worker.compare, given, built, protocol, with_default)
-        return outcomes if isinstance(outcomes, dict) else dict.fromkeys(built, outcomes)
+        return for_each(self._ask(0, LONG_TIMEOUT_S, worker.compare, given, built, protocol, with_default), built)
 
     def _ask(self, index: int, timeout_s: float, function: Callable[..., Any], *args: object) -> Any:
         with _environment(TVM_NUM_THREADS=str(self._threads)):  # in case it is started again

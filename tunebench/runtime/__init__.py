@@ -1,0 +1,1 @@
+"""Memory, launches and clocks of a device."""

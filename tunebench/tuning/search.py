@@ -174,7 +174,7 @@ def _described(sch: s_tir.Schedule, target: tvm.target.Target, threads: int) -> 
     blocks = tuple(passes.block_names(sch))
     if passes.is_cpu(target):
         lanes = int(codegen.llvm_get_vector_width(target)) // 32
-        dots = {bits: int8_dot.instruction(target, bits) for bits in (4, 8)}
+        dots = {bits: int8_dot.instruction(target, bits) for bits in int8_dot.MASKS}
         return spaces.Kernel(blocks, lanes, threads, dots, int8_dot.matrix_instruction(target))
     operation = gpu_kernels.operation(sch.mod["main"])
     return spaces.Kernel(blocks, lanes=4, cores=0, operation=operation, gpu=templates.gpu_of(target))

@@ -15,7 +15,7 @@ from tunebench.kernels.shader_dialect import Param, Shared, product_params, stor
 from tunebench.kernels.templates import FLOAT16, INT4, Choices, Decisions, Gpu, Template, in_one_launch, shader_for
 from tunebench.runtime.plan import Program
 
-GROUP = 32
+GROUP = INT4.group
 VECTORS = {2: "u32", 4: "vec2u", 8: "vec4u"}  # of so many halves
 MOST_SCALES = 8
 TILE = 16

@@ -16,7 +16,7 @@ from tunebench.kernels.shader_dialect import Param, Shared, product_params, stor
 from tunebench.kernels.templates import FLOAT16, INT4, Choices, Decisions, Gpu, Template, in_one_launch, shader_for
 from tunebench.runtime.plan import Program
 
-GROUP = 32
+GROUP = INT4.group
 MOST_SCALES = 8
 MOST_STAGES = 4
 SPARE_BYTES = 64  # of shared memory, for the compiler

@@ -29,7 +29,7 @@ from tunebench.kernels.templates import (
 )
 from tunebench.runtime.plan import Program
 
-GROUP = 32
+GROUP = INT4.group
 BIAS = "0x64006400u"  # 1024 twice, whose mantissa's low bits take an integer
 LOW = ("0x000f000fu", "0x3c003c00u", "0xe407e407u")  # the lowest 4-bit integers of both halves: times 1, minus 1031
 MOST = "126.0f"  # of an exponent of 2: compilers may take it that nothing is infinite

@@ -14,7 +14,7 @@ from tunebench.kernels.shader_dialect import Shared, nibble, product_params, sto
 from tunebench.kernels.templates import FLOAT16, INT4, Choices, Decisions, Gpu, Template, in_one_launch, shader_for
 from tunebench.runtime.plan import Program
 
-GROUP = 32
+GROUP = INT4.group
 ROW = 9  # vectors of 4 halves from one row to the next: 8, and one to spare
 FLUSH = 2  # groups that are added up in half precision
 ACROSS = 100  # "tile": this many times the rows of a thread, and its columns

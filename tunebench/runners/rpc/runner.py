@@ -36,6 +36,7 @@ from tunebench.runners.base import (
     NotBuilt,
     Outcome,
     Trial,
+    for_each,
 )
 from tunebench.runners.bench import count_sets
 from tunebench.runners.rpc import device as rpc_device
@@ -187,8 +188,7 @@ class RpcRunner:
             except Exception as error:  # whatever code generation raises is the candidate's fault
                 outcomes[name] = NotBuilt(brief(error))
         found = self._now(_Task(given, worker.compare, (given, libraries, protocol, with_default), LONG_TIMEOUT_S))
-        found = found if isinstance(found, dict) else dict.fromkeys(libraries, found)
-        return {**outcomes, **found}
+        return {**outcomes, **for_each(found, libraries)}
 
     def disagreement(self) -> str:
         """In words, where devices of the key differ by more than `AGREE` in the probe's time; else empty."""
