@@ -108,3 +108,23 @@ def test_every_kernel_has_a_space_and_every_space_a_kernel(target: tvm.target.Ta
         begin_search(task, target).space for scheme in SCHEMES for task in lower(load_model(config, scheme), target)[1]
     }
     assert used == {name for name, space in spaces.spaces().items() if space.device == "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("tuning/spaces/cpu_dot.py", True),
+        ("kernels/int8_dot.py", True),
+        ("kernels/shader_dialect.py", True),
+        ("kernels/templates/shader_row.py", True),
+        ("kernels/cuda/matvec.cuh", True),
+        ("report/words.py", False),
+    ],
+)
+def test_the_revision_changes_with_what_a_space_draws(name: str, counts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, read = spaces.revision(), Path.read_bytes
+    assert (Path(spaces.__file__).parents[2] / name).exists()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * path.as_posix().endswith(name))
+    spaces.revision.cache_clear()
+    assert (spaces.revision() != before) == counts
+    spaces.revision.cache_clear()
