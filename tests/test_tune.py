@@ -212,7 +212,9 @@ def test_the_local_runner_holds_to_it_too(found: list[Task], target: tvm.target.
     progress = run(found, target, tmp_path, LocalRunner(target, 2, 2), options)
     assert progress.valid == progress.trials > 0
     database = database_of(tmp_path, target)
-    assert {entry.decision for entry in database.entries.values()} <= {"promoted", "kept default", "inconclusive"}
+    assert all(entry.decision and entry.default_ns for entry in database.entries.values())
+    searched = {search.task.key for search in progress.searches if search.trials}
+    assert all(database.entries[key].tuned_ns for key in searched)
     assert set(database.promoted()) == {k for k, e in database.entries.items() if e.decision == "promoted"}
     assert progress.curve[-1]["trials"] == progress.trials
     assert sum(progress.costs.seconds.values()) <= progress.elapsed_s
