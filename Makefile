@@ -1,5 +1,6 @@
 # make demo   a short tuning run on this machine's CPU and its report
 # make test   linters, type checks and tests
+# make slow   the tests that take longer: every value of every decision, Arm under emulation
 #
 # PYTHON=python3.12 picks the interpreter. PIP_ARGS is handed to pip; on Linux x86-64 use it to name a
 # source of CPU builds of torch for `make test`, or pip takes the CUDA build. EXTRAS=test,peers also installs the
@@ -20,13 +21,16 @@ NO_AMX = $(shell $(or $(CXX),c++) -march=native -dM -E -x c++ /dev/null 2>/dev/n
   /__clang__/ {clang = 1} $$2 == "__GNUC__" {version = $$3} END {if (amx && !clang && version < 14) \
   print "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"}')
 
-.PHONY: demo test lint clean
+.PHONY: demo test slow lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tunebench demo
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
