@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ MIB = 1 << 20
 
 
 @pytest.fixture(autouse=True)
-def fresh_caches() -> None:
-    for function in (environment.cpu_name, environment.isa, environment.cache_bytes, environment._cpuinfo):
+def fresh_caches() -> Iterator[None]:
+    """Before a test, and after it: what it made up is no other test's machine."""
+    functions = (environment.cpu_name, environment.isa, environment.cache_bytes, environment._cpuinfo)
+    for function in functions:
+        function.cache_clear()
+    yield
+    for function in functions:
         function.cache_clear()
 
 
