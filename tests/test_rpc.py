@@ -33,11 +33,13 @@ from tunebench.devices.targets import presets
 from tunebench.errors import TuneBenchError, brief
 from tunebench.runners.base import Candidate, NotBuilt, Outcome, Timed, Trial, Wrong
 from tunebench.runners.bench import count_sets
+from tunebench.runners.rpc import client as rpc_client
 from tunebench.runners.rpc import library as rpc_library
 from tunebench.runners.rpc import runner as rpc_runner
 from tunebench.runners.rpc import tracker as tracker_client
+from tunebench.runners.rpc.client import disagreement
 from tunebench.runners.rpc.device import Lost
-from tunebench.runners.rpc.runner import RpcRunner, disagreement
+from tunebench.runners.rpc.runner import RpcRunner
 from tunebench.runners.rpc.tracker import Tracker
 from tunebench.tuning.database import Database
 from tunebench.tuning.search import Trials
@@ -171,7 +173,7 @@ def rack() -> Iterator[Rack]:
 
 
 class Forked:
-    """Stands for `rpc._Client`: a process of this one's, which need not start and import."""
+    """Stands for `client.Client`: a process of this one's, which need not start and import."""
 
     made: ClassVar[list[Forked]] = []
 
@@ -182,7 +184,7 @@ class Forked:
         theirs.close()
 
     def ask(self, timeout_s: float, function: Callable[..., Any], *args: object) -> Any:
-        """As a `_Client` does."""
+        """As a `Client` does."""
         try:
             self._pipe.send((function, args))
             if not self._pipe.poll(timeout_s):
@@ -217,7 +219,8 @@ def _obey(pipe: multiprocessing.connection.Connection) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds in this process, and clients that were forked before it had threads."""
     monkeypatch.setattr(rpc_runner, "PopenPoolExecutor", lambda max_workers, timeout: ThreadPoolExecutor(max_workers))
-    monkeypatch.setattr(rpc_runner, "_Client", lambda: Forked.made.pop())
+    for module in (rpc_runner, rpc_client):
+        monkeypatch.setattr(module, "Client", lambda: Forked.made.pop())
 
 
 @pytest.fixture(scope="module")
@@ -471,7 +474,7 @@ def test_what_is_no_tracker_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_process_that_does_not_answer_is_ended() -> None:
-    client = rpc_runner._Client()
+    client = rpc_runner.Client()
     assert client.ask(WAIT_S, min, 2, 1) == 1
     with pytest.raises(Lost, match="no answer"):
         client.ask(0.5, time.sleep, WAIT_S)

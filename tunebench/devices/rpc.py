@@ -11,6 +11,7 @@ from tunebench.compile import passes
 from tunebench.devices.base import Device
 from tunebench.errors import TuneBenchError
 from tunebench.runners.base import Runner
+from tunebench.runners.rpc import client
 from tunebench.runners.rpc import runner as rpc_runner
 from tunebench.runners.rpc.device import Facts
 from tunebench.spec import TargetPreset
@@ -33,7 +34,7 @@ class RpcDevice(Device):
             missing = "--key" if tracker else "--tracker"
             raise TuneBenchError(f"--runner rpc needs {missing}.", "Write --tracker HOST:PORT --key NAME.")
         self._tracker, self._key, self._linker, self._say = tracker, key, linker, say
-        self._facts, self._devices = rpc_runner.describe(tracker, key)
+        self._facts, self._devices = client.describe(tracker, key)
         self.target_name = preset.name
         self.threads = threads or self._facts["threads"] or 1
         self.target = passes.tvm_target(_told(preset, key, self._facts), self.threads)

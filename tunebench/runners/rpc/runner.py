@@ -9,7 +9,6 @@ does not, which TVM's server only does when the session's time is over.
 from __future__ import annotations
 
 import itertools
-import subprocess
 import tempfile
 import threading
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm.support.popen_pool import PopenPoolExecutor, PopenWorker
+from tvm.support.popen_pool import PopenPoolExecutor
 
 from tunebench.errors import TuneBenchError, brief
 from tunebench.runners import worker
@@ -41,13 +40,12 @@ from tunebench.runners.base import (
 from tunebench.runners.bench import count_sets
 from tunebench.runners.rpc import device as rpc_device
 from tunebench.runners.rpc import library as rpc_library
-from tunebench.runners.rpc.device import Facts, Lost
+from tunebench.runners.rpc.client import CONNECT_TIMEOUT_S, SESSION_S, Client, disagreement
+from tunebench.runners.rpc.device import Lost
 from tunebench.runners.rpc.library import HELD_BYTES
 from tunebench.runners.rpc.tracker import Grant, Tracker
 from tunebench.timing import Protocol
 
-SESSION_S = 400.0  # of a session with a device, unless it must be longer
-CONNECT_TIMEOUT_S = 20.0
 SET_UP_TIMEOUT_S = 180.0  # of inputs on their way to a device, and one run of the default schedule
 RUN_TIMEOUT_S = 20.0  # of a candidate; a slow kernel gets more
 LONG_TIMEOUT_S = 900.0  # of what runs a default schedule many times, which nothing bounds
@@ -55,7 +53,6 @@ MOST_LOSSES = 2  # a candidate that takes so many devices down is at fault
 MOST_SET_UPS = 4  # devices that may be lost before they have a kernel's inputs
 GONE_S = 30.0  # without a device, before the run gives up where the tracker has none either
 ASK_AGAIN_S = 1.0
-AGREE = 1.25  # devices of one key should not differ by more than this factor in the probe's time
 
 
 @dataclass
@@ -74,28 +71,6 @@ class _Task:
     def needs_s(self) -> float:
         """At most, of a session."""
         return SET_UP_TIMEOUT_S + self.timeout_s
-
-
-class _Client(PopenWorker):
-    """A process that has sessions with devices, one after the other."""
-
-    def __init__(self) -> None:
-        super().__init__(stderr=subprocess.DEVNULL)
-
-    def ask(self, timeout_s: float, function: Callable[..., Any], *args: object) -> Any:
-        """What a function of `device` returns there; Lost where the device, or that process, is gone."""
-        self.send(function, args, timeout=timeout_s)
-        try:
-            return self.recv()
-        except TimeoutError:
-            raise Lost(f"no answer in {timeout_s:.0f} s") from None
-        except (ChildProcessError, OSError) as error:
-            raise Lost(brief(error)) from None
-
-    def stop(self) -> None:
-        """End the process at once, from any thread; who waits for it gets Lost."""
-        if self._proc:
-            self._proc.kill()
 
 
 class RpcRunner:
@@ -119,8 +94,8 @@ class RpcRunner:
         self._queue: deque[_Task] = deque()
         self._change = threading.Condition()
         self._closed = False
-        self._idle: list[_Client] = []
-        self._busy: dict[str, _Client] = {}  # by device
+        self._idle: list[Client] = []
+        self._busy: dict[str, Client] = {}  # by device
         self._hung: dict[str, str] = {}  # devices that were lost and did not come back, and why
         self.probe_ns: dict[str, float] = {}  # by device
         self.lost: list[str] = []  # a line for each loss
@@ -191,7 +166,7 @@ class RpcRunner:
         return {**outcomes, **for_each(found, libraries)}
 
     def disagreement(self) -> str:
-        """In words, where devices of the key differ by more than `AGREE` in the probe's time; else empty."""
+        """In words, where devices of the key differ by more than `client.AGREE` in the probe's time; else empty."""
         return disagreement(self._key, dict(self.probe_ns))
 
     # -- builds -----------------------------------------------------------------------------------------------
@@ -265,7 +240,7 @@ class RpcRunner:
 
     def _acquire(self) -> None:
         """Take every device that the tracker gives, each in a thread of its own."""
-        client: _Client | None = None
+        client: Client | None = None
         while not self._closed:
             try:
                 client = client or self._ready()  # first: a server takes back what nobody uses within seconds
@@ -280,12 +255,12 @@ class RpcRunner:
         if client:
             client.kill()
 
-    def _ready(self) -> _Client:
+    def _ready(self) -> Client:
         """A process that has imported what it needs."""
         with self._change:
             if self._idle:
                 return self._idle.pop()
-            client = self._busy[""] = _Client()
+            client = self._busy[""] = Client()
         try:
             client.ask(START_TIMEOUT_S, rpc_device.disconnect)
         finally:
@@ -293,7 +268,7 @@ class RpcRunner:
                 self._busy.pop("")
         return client
 
-    def _serve(self, grant: Grant, client: _Client) -> None:
+    def _serve(self, grant: Grant, client: Client) -> None:
         """One session with one device: task after task."""
         with self._change:
             if not self._closed:
@@ -320,7 +295,7 @@ class RpcRunner:
             self._idle += [client] if kept else []
             self._change.notify_all()
 
-    def _greet(self, device: str, client: _Client) -> None:
+    def _greet(self, device: str, client: Client) -> None:
         """A device that is new is probed."""
         self._hung.pop(device, None)
         if device in self.probe_ns:
@@ -345,7 +320,7 @@ class RpcRunner:
                 self._change.wait(ASK_AGAIN_S)
         return None
 
-    def _do(self, client: _Client, task: _Task) -> None:
+    def _do(self, client: Client, task: _Task) -> None:
         """A task on a device. Where that loses the device, another one does it, but not again and again."""
         try:
             reference = Path(self._references[task.given.name].result())
@@ -374,42 +349,6 @@ class RpcRunner:
         line = f"device {device} was lost ({why}); others go on, and it may come back"
         self.lost.append(line)
         self._say(line)
-
-
-def disagreement(key: str, probe_ns: dict[str, float]) -> str:
-    """In words, where devices differ by more than `AGREE` in the probe's time; else empty."""
-    if not probe_ns or max(probe_ns.values()) <= AGREE * min(probe_ns.values()):
-        return ""
-    slowest, fastest = max(probe_ns, key=lambda d: probe_ns[d]), min(probe_ns, key=lambda d: probe_ns[d])
-    factor = probe_ns[slowest] / probe_ns[fastest]
-    return (
-        f"devices of key {key!r} disagree: {slowest} takes {factor:.2f}x as long as {fastest} for the same kernel "
-        f"({AGREE:.2f}x is allowed), so times of trials are not comparable; decisions are each from one device"
-    )
-
-
-def describe(tracker: str, key: str) -> tuple[Facts, list[str]]:
-    """What the first device that is free says of itself, and all devices of the key; TuneBenchError without one."""
-    queue = Tracker(tracker)
-    devices = queue.devices(key)
-    client = _Client()
-    failures = []
-    try:
-        client.ask(START_TIMEOUT_S, rpc_device.disconnect)
-        for _ in devices:
-            try:
-                grant = queue.request(key)
-                place = (grant.host, grant.port, grant.match_key, SESSION_S, 0)
-                client.ask(CONNECT_TIMEOUT_S, rpc_device.connect, *place)
-                facts: Facts = client.ask(CONNECT_TIMEOUT_S, rpc_device.describe)
-                return facts, devices
-            except Exception as error:  # the next one may answer
-                failures.append(brief(error))
-    finally:
-        client.kill()
-    raise TuneBenchError(
-        f"no device of key {key!r} answers: {failures[-1]}.", "Restart their servers, and look at what they print."
-    )
 
 
 def _build(mod_json: str, sets: int, stem: str, target: str, form: str, linker: str) -> str:
