@@ -129,13 +129,13 @@ class Bench:
         self._device, self._output = device, len(arrays) - 1
         self._dtypes = {i: _compared_as(arrays, i) for i in written(mod)}
         first = [device.allocate(array) for array in arrays]
-        count = count_sets(given, device.rules.set_bytes)
+        count = _count(mod["main"].params, given, device.rules.set_bytes)
         self._rotation = Rotation([first] + [self._another(first) for _ in range(count - 1)])
         self._found = {i: device.duplicate(first[i]) for i in self._dtypes}
         self._before = {i: device.duplicate(first[i]) for i in self._dtypes if i != self._output}
         garbage = np.full(arrays[-1].nbytes, 0xFF, np.uint8).view(arrays[-1].dtype)  # NaN in every float type
         self._before[self._output] = device.allocate(garbage.reshape(arrays[-1].shape))
-        self.held_bytes = held_bytes(given, device.rules.set_bytes)
+        self.held_bytes = count * sum(map(_bytes, mod["main"].params))
         self.default = device.load(reference)
         self._expected = device.remember(given.name, self._reference_outputs)
 
@@ -193,7 +193,10 @@ class Bench:
 
 def count_sets(given: MeasureInput, most_bytes: int) -> int:
     """How many input sets of a kernel are larger than the caches together, within `most_bytes`."""
-    params = tvm.ir.load_json(given.reference)["main"].params
+    return _count(tvm.ir.load_json(given.reference)["main"].params, given, most_bytes)
+
+
+def _count(params: Sequence[tvm.tirx.Buffer], given: MeasureInput, most_bytes: int) -> int:
     touched = sum(_bytes(param) * _touched(param, given.depth) for param in params)
     return max(1, min(MOST_SETS, math.ceil(given.cold_bytes / touched), most_bytes // sum(map(_bytes, params))))
 
@@ -201,7 +204,7 @@ def count_sets(given: MeasureInput, most_bytes: int) -> int:
 def held_bytes(given: MeasureInput, most_bytes: int) -> int:
     """What the input sets of a kernel take."""
     params = tvm.ir.load_json(given.reference)["main"].params
-    return count_sets(given, most_bytes) * sum(map(_bytes, params))
+    return _count(params, given, most_bytes) * sum(map(_bytes, params))
 
 
 def _bytes(param: tvm.tirx.Buffer) -> int:

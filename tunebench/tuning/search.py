@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections import Counter, defaultdict
@@ -118,9 +119,9 @@ class TaskSearch:
         """Whether the search may go on."""
         return not self.reason and self.entry.exhausted != spaces.revision()
 
-    @property
+    @functools.cached_property
     def given(self) -> MeasureInput:
-        """The kernel as a runner wants it."""
+        """The kernel as a runner wants it, made once for all its candidates."""
         return MeasureInput(self.task.key, tvm.ir.save_json(self.default_mod), self.depth, self.cold_bytes)
 
     @property
