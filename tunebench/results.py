@@ -8,6 +8,8 @@ Schema history
      Of a tuning run over RPC `environment` has `rpc` (the devices, their times in the probe, which were lost), and
      `cost_s` has `queue`, the wait for a device.
   2  a kernel's `bucket` is called `chunk`.
+  3  `model_id`, `run_name`, `settings`, `joules_per_token`, `conditions` and `throttled` are new; a kernel's decision
+     may be "not searched" or "nothing to decide", which were "kept default".
 """
 
 import datetime
@@ -23,7 +25,8 @@ from tunebench import stored
 from tunebench.errors import TuneBenchError
 from tunebench.spec import Amount, Count, Kernel, Schedule, Size
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+Setting = str | int | float | bool | None
 Status = Literal["ok", "failed", "not_run"]
 
 
@@ -45,7 +48,10 @@ class Result(Struct, frozen=True, tag_field="kind", tag="case"):
     status: Status
     reason: str = ""  # why it is not ok
     run_id: str = ""  # rows of one run were interleaved on one machine and may be compared
+    run_name: str = ""  # as its user named the run; empty: it is named by its start
     test_time: str = ""  # ISO 8601, start of the case, UTC
+    model_id: str = ""  # 12 hex digits of a hash of what the model computes; empty: unknown
+    settings: dict[str, Setting] = {}  # what else makes it another case, such as llama-bench's n_ubatch or flash_attn
     samples_ns: list[Size] = []
     warmup_ns: list[Size] = []
     model_type: str = ""  # as llama-bench: a description
@@ -62,6 +68,9 @@ class Result(Struct, frozen=True, tag_field="kind", tag="case"):
     kernels: list[Kernel] = []
     probe: dict[str, float] = {}  # read_bytes_per_s, flops_per_s, int8_ops_per_s, of this run
     noise: float | None = None  # largest effect, as a ratio - 1, that an A/A comparison in this run still allows
+    joules_per_token: float | None = None  # of the device while the samples were taken; None: there is no counter
+    conditions: dict[str, Any] = {}  # clocks, temperature, throttle reasons at `start` and `end` of the case
+    throttled: list[Amount] = []  # places in `samples_ns` of those taken while the device was throttled
     environment: dict[str, Any] = {}
     schema_version: int = SCHEMA_VERSION
 
@@ -76,7 +85,9 @@ class TuneResult(Struct, frozen=True, tag_field="kind", tag="tune"):
     batch: Size
     n_threads: Amount
     run_id: str = ""
+    run_name: str = ""
     test_time: str = ""
+    model_id: str = ""
     trials: Amount = 0  # measured in this run
     valid_trials: Amount = 0  # of those, built, correct and timed
     cost_s: dict[str, float] = {}  # search, build, run, model, verify, total, queue if any

@@ -9,7 +9,8 @@ from msgspec import Meta, Struct
 Phase = Literal["prefill", "decode"]
 Schedule = Literal["default", "tuned", "library"]
 """Where a kernel comes from; `library` also where an engine brings all of its own."""
-Decision = Literal["promoted", "kept default", "inconclusive"]
+Decision = Literal["promoted", "kept default", "inconclusive", "not searched", "nothing to decide"]
+"""`kept default`: searched, and none won. `not searched`: may win yet. `nothing to decide`: no space is for it."""
 Amount = Annotated[int, Meta(ge=0)]
 """Of bytes, tokens, nanoseconds: whole and not negative."""
 Size = Annotated[int, Meta(ge=1)]
