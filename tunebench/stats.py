@@ -1,20 +1,23 @@
 """Statistics over raw samples: robust summaries, speed-ups with intervals, decisions, stability warnings.
 
-Samples are times in nanoseconds; every function accepts any number of them, none included.
+Samples are times in nanoseconds; every function accepts any number of them, none included. Two arms of one run were
+measured in turn, so their n-th samples share what the machine was like at that moment: they are compared pair by pair,
+by the trimmed mean of the logarithms of their ratios (Yuen 1974, for pairs; Welch's form where there are none).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isfinite, nan
+from math import exp, inf, isfinite, log, nan, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
 
 from tunebench.spec import Decision, Kernel
 
-CONFIDENCE = 0.95
-RESAMPLES = 4000
-SEED = 20_240_601
+CONFIDENCE = 0.99  # of an interval that decides
+FLOOR_CONFIDENCE = 0.8  # of the one whose end is the noise floor
+TRIM = 0.2  # of the pairs at either end, which are outliers or straddle a change of the machine's speed
 FEWEST = 5  # the range of fewer samples holds the median in less than nine of ten cases
 ENOUGH = 10
 LARGE_SPREAD = 0.05  # half the interquartile range, over the median
@@ -25,11 +28,12 @@ OUTLIER = 1.5
 
 @dataclass(frozen=True)
 class Interval:
-    """A speed-up and its 95 % interval; `low` is 0 and `high` infinite where there are too few samples."""
+    """A speed-up and its 99 % interval; `low` is 0 and `high` infinite where there are too few samples."""
 
     ratio: float
     low: float
     high: float
+    p: float = 1.0  # the chance of a ratio so far from 1, either way, between two arms of the same program
 
     @property
     def known(self) -> bool:
@@ -59,21 +63,47 @@ def spread(values: Sequence[float]) -> float:
     return float(high - low) / 2
 
 
-def ratio_interval(reference: Sequence[float], candidate: Sequence[float]) -> Interval:
-    """The speed-up of `candidate` over `reference` (medians of times, reference / candidate), with its interval.
+def ratio_interval(
+    reference: Sequence[float], candidate: Sequence[float], interleaved: bool = True, confidence: float = CONFIDENCE
+) -> Interval:
+    """The speed-up of `candidate` over `reference` (times, reference / candidate), with its interval.
 
-    A percentile bootstrap with a fixed seed, so the same samples always give the same interval.
+    `interleaved`: the n-th samples of both were taken in the same round. An arm that stopped early has fewer, and the
+    other's samples beyond are left out. With too few for an interval the ratio is of medians.
     """
     if not len(reference) or not len(candidate) or min(*reference, *candidate) <= 0:
         return Interval(nan, 0.0, inf)
-    ratio = median(reference) / median(candidate)
     if _too_few(reference, candidate):
-        return Interval(ratio, 0.0, inf)
-    generator = np.random.default_rng(SEED)
-    ratios = _medians(reference, generator) / _medians(candidate, generator)
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(ratios, (tail, 100 - tail))
-    return Interval(ratio, min(float(low), ratio), max(float(high), ratio))
+        return Interval(median(reference) / median(candidate), 0.0, inf)
+    arms = [np.log(np.asarray(arm, dtype=np.float64)) for arm in (reference, candidate)]
+    if interleaved:
+        pairs = min(map(len, arms))
+        parts = [_trimmed(arms[0][:pairs] - arms[1][:pairs])]
+        centre = parts[0][0]
+    else:
+        parts = [_trimmed(arm) for arm in arms]
+        centre = parts[0][0] - parts[1][0]
+    return _student(centre, parts, confidence)
+
+
+def effect(interval: Interval, noise: float | None) -> int:
+    """1 where the candidate is faster beyond doubt and beyond the `noise` floor, -1 where it is slower, else 0."""
+    return effects([interval], [noise])[0]
+
+
+def effects(intervals: Sequence[Interval], noises: Sequence[float | None]) -> list[int]:
+    """The `effect` of each of many comparisons that are looked at together.
+
+    Each p-value is held against how many there are (Holm 1979): not one in a hundred such lists has a false effect.
+    """
+    known = [place for place, interval in enumerate(intervals) if interval.known]
+    called = [0] * len(intervals)
+    for rank, place in enumerate(sorted(known, key=lambda place: intervals[place].p)):
+        interval, noise = intervals[place], noises[place] or 0.0
+        if interval.p * (len(known) - rank) >= 1 - CONFIDENCE:
+            break
+        called[place] = (interval.ratio > 1 + noise) - (interval.ratio < 1 / (1 + noise))
+    return called
 
 
 def decide(default_ns: Sequence[float], tuned_ns: Sequence[float], noise: float = 0.0) -> Decided:
@@ -86,7 +116,7 @@ def decide(default_ns: Sequence[float], tuned_ns: Sequence[float], noise: float 
     if not interval.known:
         fewest = min(len(default_ns), len(tuned_ns))
         return Decided("inconclusive", f"too few samples ({fewest}, at least {FEWEST} are needed)", interval)
-    bounds = f"{interval.ratio:.3f}x, 95 % interval {interval.low:.3f} to {interval.high:.3f}"
+    bounds = f"{interval.ratio:.3f}x, 99 % interval {interval.low:.3f} to {interval.high:.3f}"
     floor = f"the noise floor of {noise:.1%}"
     if interval.low > 1 and interval.ratio > 1 + noise:
         return Decided("promoted", f"faster: {bounds}, above {floor}", interval)
@@ -106,11 +136,11 @@ def kernel_decision(kernel: Kernel) -> Decided:
 
 
 def noise_floor(aa_first: Sequence[float], aa_second: Sequence[float]) -> float | None:
-    """The largest effect, as a ratio - 1, that the interval of two arms of the same code still allows.
+    """The effect, as a ratio - 1, that two arms of the same program showed: the far end of its 80 % interval.
 
     None where there are too few samples to tell.
     """
-    interval = ratio_interval(aa_first, aa_second)
+    interval = ratio_interval(aa_first, aa_second, confidence=FLOOR_CONFIDENCE)
     return max(interval.high, 1 / interval.low) - 1 if interval.known else None
 
 
@@ -127,10 +157,27 @@ def _too_few(*arms: Sequence[float]) -> bool:
     return min(len(arm) for arm in arms) < FEWEST
 
 
-def _medians(values: Sequence[float], generator: np.random.Generator) -> NDArray[np.float64]:
-    data = np.asarray(values, dtype=np.float64)
-    picks = generator.integers(0, len(data), size=(RESAMPLES, len(data)))
-    return np.asarray(np.median(data[picks], axis=1), dtype=np.float64)
+def _trimmed(values: NDArray[np.float64]) -> tuple[float, float, int]:
+    """Trimmed mean, its squared standard error (of the winsorized values), and how many values are left."""
+    ordered = np.sort(values)
+    count, cut = len(ordered), int(TRIM * len(ordered))
+    left = count - 2 * cut
+    winsorized = np.clip(ordered, ordered[cut], ordered[count - cut - 1])
+    squared = float(winsorized.var(ddof=1)) * (count - 1) / (left * (left - 1))
+    return float(ordered[cut : count - cut].mean()), squared, left
+
+
+def _student(centre: float, parts: Sequence[tuple[float, float, int]], confidence: float) -> Interval:
+    """Student's interval around a difference of logarithms, by Welch's degrees of freedom."""
+    variance = sum(squared for _, squared, _ in parts)
+    if not variance > 0:  # every pair says the same
+        return Interval(exp(centre), exp(centre), exp(centre), float(centre == 0))
+    freedom = variance**2 / sum(squared**2 / (left - 1) for _, squared, left in parts)
+    error, reach = sqrt(variance), float(stdtrit(freedom, 0.5 + confidence / 2))
+    p = 2 * float(stdtr(freedom, -abs(centre) / error))
+    most = log(np.finfo(np.float64).max) / 2
+    low, high = (exp(min(most, max(-most, centre + sign * reach * error))) for sign in (-1, 1))
+    return Interval(exp(centre), low, high, p)
 
 
 def _few(samples: Sequence[float]) -> str:
@@ -164,7 +211,11 @@ def _outlier(samples: Sequence[float]) -> str:
 
 def _drift(samples: Sequence[float]) -> str:
     half = len(samples) // 2
-    change = ratio_interval(samples[-half:], samples[:half]) if half >= FEWEST else Interval(1.0, 0.0, inf)
+    change = (
+        ratio_interval(samples[-half:], samples[:half], interleaved=False)
+        if half >= FEWEST
+        else Interval(1.0, 0.0, inf)
+    )
     clear = change.low > 1 or change.high < 1
     if not clear or abs(change.ratio - 1) <= DRIFT:
         return ""
