@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import tvm
@@ -104,6 +105,17 @@ def test_a_right_kernel_is_timed(runner: LocalRunner) -> None:
 @pytest.mark.parametrize("kind", ["wrong", "nan", "silent"])
 def test_a_wrong_result_is_rejected(kind: str, runner: LocalRunner) -> None:
     assert isinstance(outcome(runner, kind), Wrong)
+
+
+def test_outputs_may_be_compared_with_exact_ones(runner: LocalRunner) -> None:
+    """The default is wrong here, and does not count."""
+    given = replace(input_of("exactly", kernel("wrong")), exact=tvm.ir.save_json(kernel("good")))
+    found = {}
+    for kind in ("good", "wrong"):
+        trial = Trial(given, ONCE, 10**6)
+        found[kind] = runner.build(trial, [Candidate(kind, kernel(kind))]).get(kind) or runner.time(trial, kind)
+    assert isinstance(found["good"], Timed)
+    assert isinstance(found["wrong"], Wrong)
 
 
 def test_what_does_not_compile_says_so(runner: LocalRunner) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import tvm
 from tvm import s_tir
 
+from tunebench.compile import in_float64
 from tunebench.dtypes import numpy_dtype
 from tunebench.runners.base import MeasureInput, Outcome, Timed, Wrong
 from tunebench.timing import Protocol, Samples, interleave
@@ -137,7 +138,10 @@ class Bench:
         self._before[self._output] = device.allocate(garbage.reshape(arrays[-1].shape))
         self.held_bytes = count * sum(map(_bytes, mod["main"].params))
         self.default = device.load(reference)
-        self._expected = device.remember(given.name, self._reference_outputs)
+        if given.exact:
+            self._expected = self._exact_outputs(given.exact, arrays)
+        else:
+            self._expected = device.remember(given.name, self._reference_outputs)
 
     def _another(self, first: Sequence[Buffer]) -> list[Buffer]:
         return [b if i == self._output else self._device.duplicate(b) for i, b in enumerate(first)]
@@ -145,6 +149,11 @@ class Bench:
     def _reference_outputs(self) -> dict[int, Any]:
         self._run(self.default)
         return {i: self._device.keep(buffer) for i, buffer in self._found.items()}
+
+    def _exact_outputs(self, mod_json: str, arrays: Sequence[np.ndarray]) -> dict[int, Any]:
+        exact = in_float64.outputs(tvm.ir.load_json(mod_json), arrays)
+        rounded = {i: exact[i].astype(arrays[i].dtype) for i in self._dtypes}
+        return {i: self._device.keep(self._device.allocate(array)) for i, array in rounded.items()}
 
     def _run(self, kernel: Kernel) -> None:
         """Run once into `_found`, whose output starts as garbage, so that what is not written shows."""
