@@ -228,7 +228,7 @@ def report_command(
 
 @app.command(name="import")
 def import_command(
-    file: Annotated[Path, typer.Argument(help="What llama-bench wrote with -o json or -o jsonl.")],
+    file: Annotated[Path, typer.Argument(help="What llama-bench wrote: JSON, JSONL, CSV or Markdown.")],
     model: Annotated[str, typer.Option("--model", "-m", help="The model's name here; its file's name without.")] = "",
     work_dir: WorkDir = Path("tunebench-work"),
     name: Name = "local",
@@ -239,9 +239,7 @@ def import_command(
 
     rows = llama_bench.read(file, model)
     path = work_dir / "reports" / name / "results.jsonl"
-    inputs.make_folder(path.parent)
-    for row in rows:
-        results.append(path, row)
+    results.append(path, *rows)
     console.print(f"{len(rows)} rows from {file} added to {path}", soft_wrap=True)
 
 
