@@ -34,7 +34,7 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
 def decode(data: bytes) -> Any:
     """Any JSON, in UTF-8; a ValueError where it is none, or says something twice, or is nested too deeply."""
     try:
-        return json.loads(data, object_pairs_hook=_distinct)
+        return json.loads(data, object_pairs_hook=_distinct, parse_int=_whole)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -52,6 +52,12 @@ def check(value: object, depth: int = MOST_DEPTH) -> None:
         raise ValueError(f"a text has more than {MOST_LETTERS:,} letters")
     elif isinstance(value, int | float) and not abs(value) <= MOST_NUMBER:
         raise ValueError("a number is not between -2^63 and 2^63")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 100:
+        raise ValueError(f"a number has {len(digits):,} digits")
+    return int(digits)
 
 
 def _distinct(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
