@@ -34,7 +34,7 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
 def decode(data: bytes) -> Any:
     """Any JSON, in UTF-8; a ValueError where it is none, or says something twice, or is nested too deeply."""
     try:
-        return json.loads(data, object_pairs_hook=_distinct, parse_int=_whole)
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_distinct, parse_int=_whole)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

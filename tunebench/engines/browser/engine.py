@@ -128,7 +128,7 @@ class Chromium:
                 continue
             try:
                 with PageServer() as server, _open(browser, server) as page:
-                    return browser, dict(_checked(call(page, "facts"), AdapterFacts))
+                    return browser, read_facts(page)
             except (Error, TuneBenchError) as error:
                 reason = str(error).strip().splitlines()[0]
                 browser.close()
@@ -180,6 +180,11 @@ def _checked(answer: object, kind: type[Checked]) -> Checked:
         raise TuneBenchError(
             f"the page answered with something else ({brief(error)}).", "Update the browser."
         ) from None
+
+
+def read_facts(page: Page) -> dict[str, Any]:
+    """What a page says of its adapter; a TuneBenchError where that is not `AdapterFacts`."""
+    return dict(_checked(call(page, "facts"), AdapterFacts))
 
 
 def adapter_facts() -> dict[str, Any]:

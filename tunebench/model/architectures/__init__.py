@@ -51,15 +51,17 @@ Config = TypeVar("Config", bound=ModelConfig)
 
 def read_config(kind: type[Config], data: Mapping[str, Any], source: str) -> Config:
     """A config of some type; a TuneBenchError names what is missing or makes no sense. null is as good as missing."""
-    given = {name: value for name, value in data.items() if value is not None}
-    missing = [field.name for field in msgspec.structs.fields(kind) if field.required and field.name not in given]
+    fields = msgspec.structs.fields(kind)
+    given = {field.name: data[field.name] for field in fields if data.get(field.name) is not None}
+    missing = [field.name for field in fields if field.required and field.name not in given]
     if missing:
         raise TuneBenchError(f"{source} is no model config: {', '.join(missing)} missing.", "Name a config.json.")
     try:
         return msgspec.convert(given, kind)
-    except msgspec.ValidationError as error:
+    except ValueError as error:
         what, _, place = str(error).partition(" - at `$.")
-        raise TuneBenchError(f"{source}: {place.removesuffix('`')}: {what}.", "Name a config.json.") from None
+        where = f"{source}: {place.removesuffix('`')}" if place else source
+        raise TuneBenchError(f"{where}: {what}.", "Name a config.json.") from None
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,7 @@ class LlamaConfig(ModelConfig, frozen=True, kw_only=True):
     def from_dict(data: Mapping[str, Any], source: str) -> LlamaConfig:
         """Read Hugging Face's config; a TuneBenchError names what is missing, makes no sense or is not supported."""
         rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
-        if not isinstance(rope, Mapping):
-            raise TuneBenchError(f"{source}: rope_parameters is no object.", "Name a config.json.")
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
+        if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type", "default")) != "default":
             raise TuneBenchError(f"{source} asks for scaled rotary embedding, which is not supported.")
         if data.get("attention_bias") or data.get("mlp_bias") or data.get("hidden_act", "silu") != "silu":
             raise TuneBenchError(f"{source} asks for biases or another activation than silu: not supported.")
