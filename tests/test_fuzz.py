@@ -217,9 +217,8 @@ def read_options(path: Path) -> None:
 
 def tiny_model() -> Model:
     """With few and small weights."""
-    with contextlib.ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        return load_model(write_config(folder, num_hidden_layers=1, vocab_size=64), "q4f16_1")
+    with tempfile.TemporaryDirectory() as folder:
+        return load_model(write_config(Path(folder), num_hidden_layers=1, vocab_size=64), "q4f16_1")
 
 
 TINY = tiny_model()
@@ -354,9 +353,7 @@ OPTIONS = b"128,512\n90s\nboth\n0\nllvm\n1.5h\n192.168.1.2:9190"
 READERS = (
     Reader("results", rows_text(), read_results),
     Reader("llama-bench json", json.dumps([BENCHED, BENCHED]).encode(), read_llama_bench),
-    Reader(
-        "llama-bench json, lines of a log", f"loading\n{json.dumps([BENCHED])}\nend\n".encode(), read_llama_bench
-    ),
+    Reader("llama-bench json, lines of a log", f"loading\n{json.dumps([BENCHED])}\nend\n".encode(), read_llama_bench),
     Reader("llama-bench jsonl", (json.dumps(BENCHED) + "\n").encode() * 2, read_llama_bench),
     Reader("llama-bench csv", CSV.encode(), read_llama_bench),
     Reader("llama-bench md", MARKDOWN.encode(), read_llama_bench),
