@@ -78,17 +78,20 @@ def read(path: Path, model: str = "") -> list[Result]:
     text = _text(path)
     rows: list[tuple[_Row, Fields]] = []
     found: list[Result] = []
+    number = 1
     try:
         for fields in _fields(text):
             rows.append((msgspec.convert(fields, _Row, strict="samples_ns" in fields), fields))
+            number += 1
         files = Counter(_stem(name) for name in {row.model_filename for row, _ in rows})
+        number = 1
         for row, fields in rows:
             found.append(_result(row, fields, model, named=files[_stem(row.model_filename)] > 1))
             results.check(found[-1])
+            number += 1
     except (ValueError, csv.Error) as error:
-        where = f"{path}, row {1 + len(found or rows)}"
         what = one_line(str(error), 200)
-        raise TuneBenchError(f"{where} is none of llama-bench's ({what}).", HINT) from None
+        raise TuneBenchError(f"{path}, row {number} is none of llama-bench's ({what}).", HINT) from None
     if not found:
         raise TuneBenchError(f"{path} holds no row of llama-bench.", HINT)
     return found
