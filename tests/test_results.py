@@ -56,7 +56,7 @@ def test_rows_come_back_as_they_went(tmp_path: Path) -> None:
     assert results.read(path) == ([ROW, TUNE], [])
 
 
-@given(samples=st.lists(st.integers(1, 2**60)), reason=st.text(), coverage=st.none() | st.floats(0, 1))
+@given(samples=st.lists(st.integers(1, 2**60), min_size=1), reason=st.text(), coverage=st.none() | st.floats(0, 1))
 def test_any_row_comes_back(
     tmp_path_factory: pytest.TempPathFactory, samples: list[int], reason: str, coverage: float | None
 ) -> None:

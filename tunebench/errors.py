@@ -1,10 +1,19 @@
 """The one exception a user is meant to read."""
 
 import functools
+import re
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 Value = TypeVar("Value")
+
+ESCAPES = r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"
+"""What terminals take for colours, moves and titles."""
+DIRECTIONS = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+NOT_TEXT = re.compile(
+    f"{ESCAPES}|[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff{DIRECTIONS}]"
+)
+"""Escape sequences, control characters but newline and tab, marks that turn the direction, halves of a pair."""
 
 
 class TuneBenchError(Exception):
@@ -19,9 +28,10 @@ class TuneBenchError(Exception):
         return f"{self.message} {self.hint}".strip()
 
 
-def one_line(text: str) -> str:
-    """A text of several lines in one."""
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+def one_line(text: str, most: int = 2000) -> str:
+    """A text of several lines in one, of at most so many letters, without what a terminal or a page would obey."""
+    shown = " ".join(filter(None, (NOT_TEXT.sub("", line).strip() for line in text.splitlines())))
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
 
 
 def remembered(function: Callable[..., Value]) -> Callable[..., Value]:

@@ -12,6 +12,8 @@ from typing import Protocol, TypeVar
 
 from tunebench.errors import TuneBenchError
 
+LONGEST = 80  # letters of a name that are shown
+
 
 class Named(Protocol):
     @property
@@ -47,6 +49,7 @@ def pick(entries: Mapping[str, Value], name: str, what: str) -> Value:
 def unknown(name: str, choices: Iterable[str], what: str) -> TuneBenchError:
     """The error for a name that is none of `choices`."""
     ordered = sorted(map(str, choices))
-    near = difflib.get_close_matches(name, ordered, n=1)
+    shown = name if len(name) <= LONGEST else f"{name[:LONGEST]}…"
+    near = difflib.get_close_matches(shown, ordered, n=1)
     guess = f"Did you mean {near[0]!r}? " if near else ""
-    return TuneBenchError(f"unknown {what} {name!r}.", f"{guess}Choose from: {', '.join(ordered)}.")
+    return TuneBenchError(f"unknown {what} {shown!r}.", f"{guess}Choose from: {', '.join(ordered)}.")

@@ -11,10 +11,18 @@ Schedule = Literal["default", "tuned", "library"]
 """Where a kernel comes from; `library` also where an engine brings all of its own."""
 Decision = Literal["promoted", "kept default", "inconclusive", "not searched", "nothing to decide"]
 """`kept default`: searched, and none won. `not searched`: may win yet. `nothing to decide`: no space is for it."""
-Amount = Annotated[int, Meta(ge=0)]
+MOST = 2**62
+Amount = Annotated[int, Meta(ge=0, le=MOST)]
 """Of bytes, tokens, nanoseconds: whole and not negative."""
-Size = Annotated[int, Meta(ge=1)]
+Size = Annotated[int, Meta(ge=1, le=MOST)]
 """What there is at least one of."""
+Figure = Annotated[float, Meta(ge=0, le=1e24)]
+"""A rate, a time or a ratio: finite, also after it was scaled."""
+Words = Annotated[str, Meta(max_length=1 << 16)]
+"""A name or a sentence: any text, but not any length."""
+Amounts = Annotated[list[Amount], Meta(max_length=1000)]
+Sizes = Annotated[list[Size], Meta(max_length=1000)]
+"""Samples, among others; every interval takes thousands of resamples of them."""
 Layout = Literal["NK", "KN", "N16"]
 """How a weight of N outputs and K inputs is stored: N-major [N, K], K-major [K, N], or [N / 16, K, 16]."""
 Packing = Literal["in_order", "by_byte"]
@@ -149,20 +157,20 @@ class Count(Struct, frozen=True):
     """An amount of memory and the counter it came from; `bytes` is None where there is no counter."""
 
     bytes: Amount | None
-    counter: str
+    counter: Words
 
 
 class Kernel(Struct, frozen=True):
     """One kernel of a phase: how much of the phase it takes, and which schedule it has and why."""
 
-    task: str
+    task: Words
     phase: Phase
     chunk: Size  # tokens of the chunk it works on
     calls: Size  # per chunk
     share: Annotated[float, Meta(ge=0, le=1)]  # of the phase's time under the schedules in use
     schedule: Schedule
-    reason: str  # the decision in words
+    reason: Words  # the decision in words
     decision: Decision | Literal[""] = ""  # empty where there is no decision yet
-    default_ns: list[Amount] = []  # fresh samples, cold caches
-    tuned_ns: list[Amount] = []
-    by_source: dict[Schedule, list[Amount]] = {}  # the fastest of tuned and library, where both ran
+    default_ns: Amounts = []  # fresh samples, cold caches
+    tuned_ns: Amounts = []
+    by_source: dict[Schedule, Amounts] = {}  # the fastest of tuned and library, where both ran

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tunebench.cli import export, inputs, options
-from tunebench.cli.inputs import console
+from tunebench.cli.inputs import PlainConsole, console
 from tunebench.errors import TuneBenchError
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ Schemes = Annotated[list[str], typer.Option("--scheme", "-q", help="Quantization
 TargetName = Annotated[str, typer.Option("--target", help="What to compile for; `list targets`.")]
 TargetNames = Annotated[list[str], typer.Option("--target", help="As for tune; repeat to compare several in one run.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a kernel; 0: all cores.")]
-Batch = Annotated[int, typer.Option(min=1, help="Sequences at a time.")]
-Context = Annotated[int, typer.Option(min=16, help="Positions of the KV cache.")]
+Batch = Annotated[int, typer.Option(min=1, max=1024, help="Sequences at a time.")]
+Context = Annotated[int, typer.Option(min=16, max=1 << 20, help="Positions of the KV cache.")]
 Chunks = Annotated[str, typer.Option("--prompt", "--chunks", help="Lengths that prompts are cut into, e.g. 128,512.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 2, help="Of random weights, prompts and search.")]
 WorkDir = Annotated[Path, typer.Option(help="Where databases and reports go.")]
@@ -56,7 +55,8 @@ def main() -> None:
     try:
         app()
     except TuneBenchError as error:
-        Console(stderr=True, soft_wrap=True).print(Text("error: ", "bold red").append(str(error), "not bold default"))
+        words = Text("error: ", "bold red").append(str(error), "not bold default")
+        PlainConsole(stderr=True).print(words, soft_wrap=True)
         sys.exit(2)
 
 
@@ -65,13 +65,16 @@ def tune_command(
     model: Models,
     scheme: Schemes = ["q4f16_1"],  # noqa: B006
     target: TargetName = "llvm",
-    trials: Annotated[int, typer.Option(min=1, help="At most so many candidates of each kernel.")] = 64,
+    trials: Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many candidates of each kernel.")] = 64,
     time_limit: Annotated[str, typer.Option(help="For each model and scheme, e.g. 90s, 20m, 1h.")] = "20m",
     prompt: Chunks = "128",
     batch: Batch = 1,
     context: Context = 2048,
     depth: Annotated[
-        int, typer.Option(min=0, help="Positions in the cache where attention is first measured, and from then on.")
+        int,
+        typer.Option(
+            min=0, max=1 << 20, help="Positions in the cache where attention is first measured, and from then on."
+        ),
     ] = 256,
     phase: Annotated[str, typer.Option(help="Kernels of which phase: decode, prefill, or both.")] = "both",
     threads: Threads = 0,
@@ -179,7 +182,7 @@ def bench_command(
     batch: Batch = 1,
     context: Context = 2048,
     threads: Threads = 0,
-    reps: Annotated[int, typer.Option("-r", "--reps", min=1, help="Samples of each test, at most.")] = 10,
+    reps: Annotated[int, typer.Option("-r", "--reps", min=1, max=1000, help="Samples of each test, at most.")] = 10,
     sample_limit: Annotated[str, typer.Option(help="Leave out a test whose one sample takes longer.")] = "5m",
     weights: Weights = None,
     seed: Seed = 0,
@@ -228,7 +231,7 @@ def report_command(
 
 @app.command(name="import")
 def import_command(
-    file: Annotated[Path, typer.Argument(help="What llama-bench wrote with -o json or -o jsonl.")],
+    file: Annotated[Path, typer.Argument(help="What llama-bench wrote: JSON, JSONL, CSV or Markdown.")],
     model: Annotated[str, typer.Option("--model", "-m", help="The model's name here; its file's name without.")] = "",
     work_dir: WorkDir = Path("tunebench-work"),
     name: Name = "local",
@@ -239,9 +242,7 @@ def import_command(
 
     rows = llama_bench.read(file, model)
     path = work_dir / "reports" / name / "results.jsonl"
-    inputs.make_folder(path.parent)
-    for row in rows:
-        results.append(path, row)
+    results.append(path, *rows)
     console.print(f"{len(rows)} rows from {file} added to {path}", soft_wrap=True)
 
 

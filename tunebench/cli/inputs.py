@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from tunebench.cli import options
-from tunebench.errors import TuneBenchError
+from tunebench.errors import NOT_TEXT, TuneBenchError
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -17,7 +19,20 @@ if TYPE_CHECKING:
     from tunebench.spec import Workload
     from tunebench.tuning.session import Session
 
-console = Console(markup=False)  # what is printed may hold brackets
+
+class PlainConsole(Console):
+    """A console that prints what a terminal would obey in a name or a reason as nothing, and brackets as they are."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(markup=False, stderr=stderr)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Rich's own, whose colours are no part of the text yet."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=NOT_TEXT.sub("", segment.text))
+
+
+console = PlainConsole()
 
 
 def check_engines(names: list[str]) -> None:

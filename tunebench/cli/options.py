@@ -9,6 +9,9 @@ from tunebench.errors import TuneBenchError
 from tunebench.spec import Phase, Schedule, Test
 
 SMALLEST_CHUNK = 16  # of those that prompts are cut into: there is always one of so many tokens
+MOST_TOKENS = 1 << 20  # of a prompt, a generation or a context
+MOST_NUMBERS = 64  # in a list
+MOST_SECONDS = 30 * 24 * 3600
 
 
 def tests(prompts: str, generated: str, depths: str, context: int) -> tuple[Test, ...]:
@@ -29,17 +32,24 @@ def tests(prompts: str, generated: str, depths: str, context: int) -> tuple[Test
 
 
 def numbers(text: str, option: str) -> list[int]:
-    """Whole numbers written like 128,512."""
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise TuneBenchError(f"{option} {text!r} is not a list of whole numbers.", "Write it like 128,512.")
-    return [int(part) for part in text.split(",")]
+    """Whole numbers written like 128,512, up to `MOST_NUMBERS` of up to `MOST_TOKENS`."""
+    if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
+        raise TuneBenchError(f"{option} {_short(text)} is not a list of whole numbers.", "Write it like 128,512.")
+    parts = text.split(",")
+    found = [int(part) for part in parts if len(part.lstrip("0")) < 10]
+    if len(parts) > MOST_NUMBERS or len(found) < len(parts) or max(found) > MOST_TOKENS:
+        raise TuneBenchError(
+            f"{option} {_short(text)} is out of range.",
+            f"Write at most {MOST_NUMBERS} numbers, each from 0 to {MOST_TOKENS:,}.",
+        )
+    return found
 
 
 def phases(text: str) -> tuple[Phase, ...]:
     """The phases that decode, prefill or both names."""
     both: tuple[Phase, ...] = ("decode", "prefill")
     if text not in (*both, "both"):
-        raise TuneBenchError(f"there is no phase {text!r}.", "Write decode, prefill or both.")
+        raise TuneBenchError(f"there is no phase {_short(text)}.", "Write decode, prefill or both.")
     return tuple(phase for phase in both if text in (phase, "both"))
 
 
@@ -51,7 +61,14 @@ def schedules(names: list[str]) -> tuple[Schedule, ...]:
 
 def seconds(text: str) -> float:
     """A duration written like 90s, 20m or 1h."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([smh]?)", text.strip())
     if not match:
-        raise TuneBenchError(f"{text!r} is no duration.", "Write it like 90s, 20m or 1h.")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+        raise TuneBenchError(f"{_short(text)} is no duration.", "Write it like 90s, 20m or 1h.")
+    found = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+    if found > MOST_SECONDS:
+        raise TuneBenchError(f"{_short(text)} is too long.", f"Write at most {MOST_SECONDS // 3600}h.")
+    return found
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= registry.LONGEST else f"{text[: registry.LONGEST]}…")

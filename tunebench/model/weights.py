@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from tunebench import stored
 from tunebench.dtypes import numpy_dtype
 from tunebench.errors import TuneBenchError
 from tunebench.model import quantization
@@ -19,15 +19,24 @@ from tunebench.model.workload import Model, stored_scheme
 from tunebench.spec import WeightFormat
 
 ROWS = 2048  # of a matrix held in float32 at once
+INDEX = "model.safetensors.index.json"
+INDEX_BYTES = 64 << 20
+FLOATS = ("F16", "BF16", "F32", "F64")
+WAY_ON = "Name the folder of this very model."
 
 
 def read(model: Model, folder: Path) -> Iterator[tuple[str, Array]]:
-    """Every parameter in stored form, from the folder's *.safetensors; missing or wrong-shaped ones are named."""
+    """Every parameter in stored form, from the folder's *.safetensors.
+
+    A TuneBenchError names a tensor that is missing, of another shape or type, or not finite.
+    """
     with contextlib.ExitStack() as stack:
         tensors = _Tensors(folder, stack)
         tensors.check(_wanted(model))
+        for matrix in model.matrices.values():
+            tensors.check_rows(matrix)
         for name, length in model.architecture.vectors(model.config).items():
-            yield name, tensors.rows(name, 0, length).astype(numpy_dtype(model.workload.scheme.dtype))
+            yield name, tensors.rows(name, 0, length, model.workload.scheme.dtype)
         for name, matrix in model.matrices.items():
             for suffix, part in _store(tensors, matrix, stored_scheme(model.workload.scheme, matrix).weight).items():
                 yield f"{name}.{suffix}", part
@@ -50,13 +59,11 @@ def _store(tensors: _Tensors, matrix: Matrix, weight: WeightFormat) -> Arrays:
     for source in matrix.sources:
         n = tensors.shapes[source][0]
         for start in range(0, n, ROWS):
-            rows = tensors.rows(source, start, min(start + ROWS, n)).astype(np.float32)
-            blocks.append(kind.quantize(weight, rows))
+            block = kind.quantize(weight, tensors.rows(source, start, min(start + ROWS, n), "float32"))
+            tensors.check_finite(source, *block.values())
+            blocks.append(block)
     axis = 1 if weight.layout == "KN" else 0
-    parts = {suffix: np.concatenate([block[suffix] for block in blocks], axis=axis) for suffix in blocks[0]}
-    if parts and sum(tensors.shapes[source][0] for source in matrix.sources) != matrix.n:
-        raise TuneBenchError(f"{' + '.join(matrix.sources)} do not add up to {matrix.n} rows.")
-    return parts
+    return {suffix: np.concatenate([block[suffix] for block in blocks], axis=axis) for suffix in blocks[0]}
 
 
 class _Tensors:
@@ -74,33 +81,70 @@ class _Tensors:
                 self._slices[name] = file.get_slice(name)
         self.shapes = {name: tuple(part.get_shape()) for name, part in self._slices.items()}
 
-    def rows(self, name: str, start: int, stop: int) -> Array:
-        """Rows [start, stop) of a tensor."""
-        return np.asarray(self._slices[name][start:stop])
+    def rows(self, name: str, start: int, stop: int, dtype: str) -> Array:
+        """Rows [start, stop) of a tensor in a float type; a TuneBenchError where one is not finite in it."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = np.asarray(self._slices[name][start:stop]).astype(numpy_dtype(dtype))
+        self.check_finite(name, found)
+        return found
+
+    def check_finite(self, name: str, *arrays: Array) -> None:
+        """Raise a TuneBenchError where what was made of a tensor has a value that is not finite."""
+        for array in arrays:
+            if array.dtype.kind not in "iu" and not np.isfinite(array).all():
+                what = f"{name} in {self.folder} has values that are not finite in {array.dtype}"
+                raise TuneBenchError(f"{what}.", "Copy it again, or choose a scheme of larger floats.")
 
     def check(self, wanted: dict[str, tuple[int, ...]]) -> None:
-        """Raise a TuneBenchError that names what is missing or has the wrong shape."""
-        way_on = "Name the folder of this very model."
+        """Raise a TuneBenchError that names what is missing, or has the wrong shape or type."""
         missing = [name for name in wanted if name not in self.shapes]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise TuneBenchError(f"{self.folder} lacks {', '.join(missing[:3])}{more}.", way_on)
+            raise TuneBenchError(f"{self.folder} lacks {', '.join(missing[:3])}{more}.", WAY_ON)
         for name, expected in wanted.items():
-            shape = self.shapes[name]
+            shape, dtype = self.shapes[name], self._slices[name].get_dtype()
             if (shape if expected[0] else (0, *shape[1:])) != expected:
                 want = list(expected) if expected[0] else f"[any, {expected[1]}]"
-                raise TuneBenchError(f"{name} in {self.folder} has shape {list(shape)}, not {want}.", way_on)
+                raise TuneBenchError(f"{name} in {self.folder} has shape {list(shape)}, not {want}.", WAY_ON)
+            if dtype not in FLOATS:
+                raise TuneBenchError(f"{name} in {self.folder} is {dtype}, not {', '.join(FLOATS)}.", WAY_ON)
+
+    def check_rows(self, matrix: Matrix) -> None:
+        """Raise a TuneBenchError where the tensors stacked in a matrix have other rows than it."""
+        rows = [self.shapes[source][0] for source in matrix.sources]
+        if sum(rows) != matrix.n or not all(rows):
+            raise TuneBenchError(f"{' + '.join(matrix.sources)} have {rows} rows, not {matrix.n} in all.", WAY_ON)
 
 
 def _files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise TuneBenchError(f"{index} is no index of weights ({error!r}).", "Copy it again.") from None
-        return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"))
+        return [_inside(folder, name) for name in _indexed(index)]
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
         raise TuneBenchError(f"no *.safetensors in {folder}.", "Name a folder with Hugging Face weights.")
-    return files
+    return [_inside(folder, name) for name in files]
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files that an index names."""
+    try:
+        names = stored.decode(stored.read_bytes(index, INDEX_BYTES))["weight_map"].values()
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("a file's name is no text")
+        return sorted(set(names))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TuneBenchError(f"{index} is no index of weights ({error!r}).", "Copy it again.") from None
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of the folder, or what stands for it in Hugging Face's cache; TuneBenchError for any other."""
+    home = folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    try:
+        path = (home / name).resolve()
+        if any(path.is_relative_to(each) for each in homes) and path.is_file():
+            return path
+    except (OSError, ValueError, RuntimeError):  # a name with a NUL, or links in a circle
+        pass
+    raise TuneBenchError(f"{name[:200]!r} is no file in {folder}.", "Copy the weights into that folder.")

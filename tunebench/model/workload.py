@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import tvm
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, spec
 
-from tunebench import installation, registry
+from tunebench import installation, registry, stored
 from tunebench.dtypes import numpy_dtype
 from tunebench.errors import TuneBenchError
 from tunebench.kernels import cpu as cpu_kernels
@@ -24,6 +23,8 @@ from tunebench.model import architectures, quantization
 from tunebench.model.architectures import Matrix, ModelConfig
 from tunebench.model.quantization import Array, Arrays
 from tunebench.spec import Scheme, Workload
+
+CONFIG_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,12 @@ def load_model(workload: Workload) -> Model:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text())
+        data = stored.decode(stored.read_bytes(path, CONFIG_BYTES))
     except FileNotFoundError:
         raise TuneBenchError(f"no model config at {path}.", f"Name a file, or one of: {', '.join(names())}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise TuneBenchError(f"cannot read {path} ({error}).", "Name a Hugging Face config.json.") from None
+    except ValueError as error:
         raise TuneBenchError(f"{path} is not JSON ({error}).", "Name a Hugging Face config.json.") from None
     if not isinstance(data, dict) or "model_type" not in data:
         raise TuneBenchError(f"{path} is no model config: model_type is missing.", "Name a Hugging Face config.json.")
@@ -142,7 +145,7 @@ def _check_shape(workload: Workload, config: ModelConfig) -> None:
             f"a chunk of {max(workload.chunks)} tokens does not fit a context of {workload.context}.",
             "Lower --prompt, or raise --context.",
         )
-    if config.hidden_size % cpu_kernels.LANES or config.head_dim % 2:
+    if config.hidden_size % cpu_kernels.LANES or config.head_dim % 2 or not config.head_dim:
         raise TuneBenchError(
             f"hidden_size {config.hidden_size} and head_dim {config.head_dim} are not supported.",
             f"hidden_size must be divisible by {cpu_kernels.LANES}, head_dim by 2.",

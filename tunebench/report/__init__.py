@@ -3,18 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+import msgspec
 import pandas as pd
 import rich.table
 from rich.text import Text
 
 from tunebench import results
-from tunebench.errors import TuneBenchError
+from tunebench.errors import TuneBenchError, one_line
 from tunebench.report import charts, findings, frame, render, sources, tables
 from tunebench.report.tables import Table
 from tunebench.results import Result, TuneResult
 
 RATE = " tok/s"
+LONGEST = 1000  # letters of a text
+Row = TypeVar("Row", Result, TuneResult, Result | TuneResult)
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,25 @@ def _read(paths: list[Path]) -> tuple[list[Result | TuneResult], list[str]]:
     warnings: list[str] = []
     for path in paths:
         found, torn = results.read(path)
-        rows += found
+        rows += map(_shown, found)
         warnings += torn
     if not rows:
         names = ", ".join(map(str, paths)) or "no file"
         raise TuneBenchError(f"no result rows in {names}.", "; ".join(warnings) or "Run `tunebench bench` first.")
     return rows, warnings
+
+
+def _shown(row: Row) -> Row:
+    """A row whose texts are lines that any page, chart and terminal can show."""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {one_line(name, LONGEST): shown(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return list(map(shown, value))
+        return one_line(value, LONGEST) if isinstance(value, str) else value
+
+    return msgspec.convert(shown(msgspec.to_builtins(row)), type(row))
 
 
 def _latest_tunes(rows: Sequence[TuneResult]) -> list[TuneResult]:
@@ -100,4 +117,9 @@ def _write(report: Report, newest: pd.DataFrame, drawn: render.Drawn) -> None:
     content = ("TuneBench report", report.findings, report.tables, drawn, report.warnings)
     (out / "report.md").write_text(render.markdown(*content), encoding="utf-8")
     (out / "report.html").write_text(render.html(*content), encoding="utf-8")
-    newest.drop(columns="latest").to_csv(out / "summary.csv", index=False)
+    newest.drop(columns="latest").map(_csv_cell).to_csv(out / "summary.csv", index=False)
+
+
+def _csv_cell(value: Any) -> Any:
+    """What no spreadsheet takes for a formula: a text that begins like one gets a quote before it, as OWASP advises."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value

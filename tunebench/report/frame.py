@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from msgspec.structs import replace
 
 from tunebench import stats
 from tunebench.report import metrics
@@ -28,6 +29,11 @@ PLACES = ("target", "device", "n_threads")
 
 def case_key(row: Result) -> tuple[Any, ...]:
     """What makes two rows the same case."""
+    settings = frozenset((name, str(value)) for name, value in row.settings.items())
+    return (*_named(row), row.model_id, row.type_k, settings)
+
+
+def _named(row: Result) -> tuple[Any, ...]:
     return tuple(getattr(row, name) for name in CASE)
 
 
@@ -40,12 +46,14 @@ def build(rows: Sequence[Result]) -> pd.DataFrame:
     """A line per row in the order of time, in base units; columns that have no value hold NaN or None."""
     ordered = _by_time(rows)
     newest = set(map(id, latest(rows)))
-    references = {(row.run_id, case_key(row)): row for row in ordered if row.status == "ok" and row.run_id}
+    comparable = [row for row in ordered if row.status == "ok" and row.run_id]
+    references = {(row.run_id, case_key(row)): row for row in comparable}
+    ours = {(row.run_id, _named(row)): row for row in comparable}
     several = _varying(ordered)
     across = _Across(ordered)
     lines = [
         _line(row, references.get((row.run_id, _reference_key(row))), several)
-        | _lead(row, references.get((row.run_id, _tuned_key(row))))
+        | _lead(row, ours.get((row.run_id, _tuned_key(row))))
         | across.line(row)
         | {"latest": id(row) in newest}
         for row in ordered
@@ -104,8 +112,7 @@ def _test_label(row: Result) -> str:
 
 def _reference_key(row: Result) -> tuple[Any, ...]:
     """The case that a tuned row is compared with: the same in all but the schedule. Other rows have none."""
-    named = row.schedule not in (PEER, "default")
-    return tuple("default" if name == "schedule" else getattr(row, name) for name in CASE) if named else ()
+    return case_key(replace(row, schedule="default")) if row.schedule not in (PEER, "default") else ()
 
 
 def _tuned_key(row: Result) -> tuple[Any, ...]:

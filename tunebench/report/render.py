@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from tunebench.errors import one_line
 from tunebench.report.charts import INK, STYLE, Chart
 from tunebench.report.tables import Table
 
@@ -75,14 +76,14 @@ def save_charts(drawn: Drawn, folder: Path) -> None:
 def markdown(
     title: str, findings: Sequence[str], tables: Sequence[Table], drawn: Drawn, warnings: Sequence[str]
 ) -> str:
-    """The report as Markdown; the charts are links into `charts/`."""
-    parts = [f"# {title}", "\n".join(f"- {finding}" for finding in findings)]
+    """The report as Markdown; the charts are links into `charts/`. Notes are ours, and may hold emphasis."""
+    parts = [f"# {_plain(title)}", "\n".join(f"- {_item(finding)}" for finding in findings)]
     for table in tables:
-        parts += [f"## {table.title}", *([table.note] if table.note else []), _markdown_table(table)]
+        parts += [f"## {_plain(table.title)}", *([table.note] if table.note else []), _markdown_table(table)]
         parts += [f"![{chart.title}](charts/{chart.name}.svg)" for chart, _ in _under(table, drawn)]
     parts += [f"![{chart.title}](charts/{chart.name}.svg)" for chart, _ in _leftover(tables, drawn)]
     if warnings:
-        parts += ["## Warnings", "\n".join(f"- {warning}" for warning in warnings)]
+        parts += ["## Warnings", "\n".join(f"- {_item(warning)}" for warning in warnings)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -111,11 +112,17 @@ def _leftover(tables: Sequence[Table], drawn: Drawn) -> Drawn:
 
 def _markdown_table(table: Table) -> str:
     lines = [table.columns, tuple("---" for _ in table.columns), *table.rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
 
 
-def _cell(words: str) -> str:
-    return words.replace("|", "\\|").replace("\n", " ")
+def _plain(words: str) -> str:
+    """A text in one line that Markdown shows as it is; an underscore within a word is one already."""
+    return re.sub(r"([\\`*\[\]<>|~$&])|(?<!\w)_|_(?!\w)", r"\\\g<0>", one_line(words))
+
+
+def _item(words: str) -> str:
+    """The text of a list's item, which begins no heading, list or rule of its own."""
+    return re.sub(r"^(\d{0,9})([-+#=.):])", r"\1\\\2", _plain(words))
 
 
 def _html_table(table: Table) -> str:

@@ -20,6 +20,7 @@ from tunebench.errors import TuneBenchError
 from tunebench.spec import Amount, Size
 
 FORMAT, VERSION = "tunebench-plan", 2
+PLAN_BYTES, SOURCE_BYTES = 64 << 20, 4 << 20
 Language = Literal["wgsl", "opencl", "metal"]
 SUFFIXES: Mapping[Language, str] = {"wgsl": "wgsl", "opencl": "cl", "metal": "metal"}
 """Of source files, by language."""
@@ -129,7 +130,7 @@ def write(plan: Plan, folder: Path) -> None:
 def read(folder: Path) -> Plan:
     """The plan in a folder; a TuneBenchError where there is none, or one of another version."""
     try:
-        data = (folder / "plan.json").read_bytes()
+        data = stored.read_bytes(folder / "plan.json", PLAN_BYTES)
         found = msgspec.json.decode(data, type=_Format)
         if (found.format, found.version) != (FORMAT, VERSION):
             raise TuneBenchError(
@@ -137,10 +138,18 @@ def read(folder: Path) -> Plan:
                 "Export it again with this TuneBench.",
             )
         plan = msgspec.json.decode(data, type=Plan)
-        sources = {name: (folder / shader.source).read_text() for name, shader in plan.shaders.items()}
-    except (OSError, ValueError) as error:
+        sources = {name: _source(folder, shader.source) for name, shader in plan.shaders.items()}
+    except (OSError, ValueError, RecursionError) as error:
         raise TuneBenchError(
             f"no plan in {folder} (plan.json: {error}).", "Make one: tunebench export --format plan."
         ) from None
     shaders = {name: replace(shader, source=sources[name]) for name, shader in plan.shaders.items()}
     return replace(plan, shaders=shaders)
+
+
+def _source(folder: Path, place: str) -> str:
+    """A source; a ValueError for a place that is none in the folder."""
+    path = (folder / place).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"{place!r} is outside the folder")
+    return stored.read_bytes(path, SOURCE_BYTES).decode()

@@ -14,18 +14,22 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict, TypeVar
 
+import msgspec
 import numpy as np
+from msgspec import Meta, Struct
 
 from tunebench.engines.browser.export import WEIGHTS, Arrays, write_plan, write_weights
 from tunebench.engines.browser.server import PageServer
 from tunebench.engines.chunked import ChunkedEngine
-from tunebench.errors import TuneBenchError
+from tunebench.errors import TuneBenchError, brief, one_line
 from tunebench.installation import install_hint
 from tunebench.runtime import webgpu_common
 from tunebench.runtime.plan import Plan
+from tunebench.spec import Amount, Words
 
+Checked = TypeVar("Checked")
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -52,6 +56,25 @@ SOFTWARE = ("--use-webgpu-adapter=swiftshader",)
 def find_executables() -> list[str]:
     """The browsers of this machine, the preferred first."""
     return [found for name in EXECUTABLES if (found := shutil.which(name))]
+
+
+class AdapterFacts(TypedDict):
+    """What the page says of its adapter."""
+
+    name: Words
+    software: bool
+    browser: Words
+    lanes: Annotated[int, Meta(ge=0, le=1024)]  # of a subgroup; 0 where it has no one size
+    features: list[Words]
+    limits: dict[str, Amount | None]
+
+
+class _Answer(Struct):
+    """Of a call: its value, or what went wrong, with the stack where that is a bug."""
+
+    value: Any = None
+    error: str | None = None
+    stack: str | None = None
 
 
 class Chromium:
@@ -105,7 +128,7 @@ class Chromium:
                 continue
             try:
                 with PageServer() as server, _open(browser, server) as page:
-                    return browser, call(page, "facts")
+                    return browser, read_facts(page)
             except (Error, TuneBenchError) as error:
                 reason = str(error).strip().splitlines()[0]
                 browser.close()
@@ -141,12 +164,27 @@ def _open(browser: Browser, server: PageServer) -> Page:
 
 def call(page: Page, name: str, *given: object) -> Any:
     """What a function of `browser/driver.js` answers; a TuneBenchError where the page refuses."""
-    answer = page.evaluate("([name, given]) => window.tunebench(name, given)", [name, list(given)])
-    if "error" not in answer:
-        return answer.get("value")
-    if answer["stack"]:
-        raise RuntimeError(f"{name} failed in the browser: {answer['stack']}")
-    raise TuneBenchError(answer["error"])
+    answer = _checked(page.evaluate("([name, given]) => window.tunebench(name, given)", [name, list(given)]), _Answer)
+    if answer.error is None and answer.stack is None:
+        return answer.value
+    if answer.stack:
+        raise RuntimeError(f"{name} failed in the browser: {one_line(answer.stack)}")
+    raise TuneBenchError(answer.error or f"{name} failed in the browser.")
+
+
+def _checked(answer: object, kind: type[Checked]) -> Checked:
+    """What the page answered, if it is of that type; a TuneBenchError for anything else."""
+    try:
+        return msgspec.convert(answer, kind)
+    except (ValueError, RecursionError) as error:
+        raise TuneBenchError(
+            f"the page answered with something else ({brief(error)}).", "Update the browser."
+        ) from None
+
+
+def read_facts(page: Page) -> dict[str, Any]:
+    """What a page says of its adapter; a TuneBenchError where that is not `AdapterFacts`."""
+    return dict(_checked(call(page, "facts"), AdapterFacts))
 
 
 def adapter_facts() -> dict[str, Any]:
@@ -192,7 +230,7 @@ class _Tab:
         """The plan's number on the page. The first one brings the weights, which are written once it has compiled."""
         name = f"beside-{self.plans}" if self.plans else ""
         write_plan(plan, self.folder / name)
-        number: int = call(self.page, "prepare", f"plan/{name}".rstrip("/"))
+        number = _checked(call(self.page, "prepare", f"plan/{name}".rstrip("/")), Amount)
         if not self.plans:
             write_weights(plan, arrays, self.folder)
         call(self.page, "fill", number, 0 if self.plans else None)
@@ -260,8 +298,11 @@ class BrowserEngine(ChunkedEngine):
         if not self._has_run:
             raise ValueError("nothing has been processed yet")
         self.wait()
-        data = base64.b64decode(call(self._tab.page, "logits", self._number))
-        return np.frombuffer(data, np.float32).reshape(self._batch, -1).copy()
+        data = base64.b64decode(_checked(call(self._tab.page, "logits", self._number), str))
+        shape = (self._batch, self.plan.facts.vocab_size)
+        if len(data) != 4 * shape[0] * shape[1]:
+            raise TuneBenchError(f"the page answered with {len(data)} bytes of logits, not {list(shape)} floats.")
+        return np.frombuffer(data, np.float32).reshape(shape).copy()
 
     def close(self) -> None:
         """Close the page with the last engine on it, and the browser with its last page."""

@@ -120,19 +120,19 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _find(address: str, folder: Path) -> Path | None:
     """The file that an address means; None for whatever is none, or lies outside."""
-    name = unquote(urlsplit(address).path).lstrip("/") or "index.html"
-    first, _, rest = name.partition("/")
-    root, inner = (folder, rest) if first == "plan" and rest else (PAGE, name)
     try:
+        name = unquote(urlsplit(address).path).lstrip("/") or "index.html"
+        first, _, rest = name.partition("/")
+        root, inner = (folder, rest) if first == "plan" and rest else (PAGE, name)
         path = (root / inner).resolve()
         return path if path.is_relative_to(root.resolve()) and path.is_file() else None
-    except (OSError, ValueError):  # a name too long, or with a NUL
+    except (OSError, ValueError):  # a name too long, or with a NUL; or no address
         return None
 
 
 def _range(words: str, size: int) -> tuple[int, int] | None:
     """Begin and end of a range of bytes; None where it is none, or nothing of it is there."""
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", words.strip())
+    match = re.fullmatch(r"bytes=([0-9]{0,30})-([0-9]{0,30})", words.strip())
     if not match or not any(match.groups()):
         return None
     first, last = match.groups()

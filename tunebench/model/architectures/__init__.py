@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
     from tunebench.spec import Workload
 
-Extent = Annotated[int, msgspec.Meta(ge=1)]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+Extent = Annotated[int, msgspec.Meta(ge=1, le=1 << 22)]
+"""Of a matrix: four million are more than any has."""
+Layers = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+Heads = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+Positions = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,13 +32,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     hidden_size: Extent
     intermediate_size: Extent
-    num_hidden_layers: Extent
-    num_attention_heads: Extent
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
     vocab_size: Extent
-    num_key_value_heads: Extent = 0  # left out: as many as attention heads
-    head_dim: Extent = 0  # left out: hidden_size / num_attention_heads
+    num_key_value_heads: Heads = 0  # left out: as many as attention heads
+    head_dim: Heads = 0  # left out: hidden_size / num_attention_heads
     rope_theta: Positive = 10000.0
-    max_position_embeddings: Extent = 2048
+    max_position_embeddings: Positions = 2048
 
     def __post_init__(self) -> None:
         heads = self.num_attention_heads
@@ -47,15 +51,17 @@ Config = TypeVar("Config", bound=ModelConfig)
 
 def read_config(kind: type[Config], data: Mapping[str, Any], source: str) -> Config:
     """A config of some type; a TuneBenchError names what is missing or makes no sense. null is as good as missing."""
-    given = {name: value for name, value in data.items() if value is not None}
-    missing = [field.name for field in msgspec.structs.fields(kind) if field.required and field.name not in given]
+    fields = msgspec.structs.fields(kind)
+    given = {field.name: data[field.name] for field in fields if data.get(field.name) is not None}
+    missing = [field.name for field in fields if field.required and field.name not in given]
     if missing:
         raise TuneBenchError(f"{source} is no model config: {', '.join(missing)} missing.", "Name a config.json.")
     try:
         return msgspec.convert(given, kind)
-    except msgspec.ValidationError as error:
+    except ValueError as error:
         what, _, place = str(error).partition(" - at `$.")
-        raise TuneBenchError(f"{source}: {place.removesuffix('`')}: {what}.", "Name a config.json.") from None
+        where = f"{source}: {place.removesuffix('`')}" if place else source
+        raise TuneBenchError(f"{where}: {what}.", "Name a config.json.") from None
 
 
 @dataclass(frozen=True)

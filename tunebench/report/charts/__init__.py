@@ -41,6 +41,7 @@ STYLE: Any = {
     "ytick.color": INK,
     "svg.fonttype": "none",  # text stays text: small, sharp, and can be searched and copied
     "svg.hashsalt": "tunebench",
+    "text.parse_math": False,  # a name may hold a $
 }
 
 Colours = dict[str, str]  # by arm

@@ -7,7 +7,7 @@ is `Lost`, whatever the error said; any other error is the candidate's.
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +23,9 @@ from tunebench.runners.base import MeasureInput
 from tunebench.runners.bench import Buffer, Kernel, Primitives, Rotation, Rules, Sampler
 from tunebench.runners.rpc.library import HELD_BYTES, PROBE_SIZE
 
+MOST_SECONDS = 1e5  # of a call
+MOST_THREADS = 4096
+MOST_CACHE_BYTES = 1 << 31
 PROBE_SAMPLES, PROBE_CALLS = 7, 20
 CACHES = "/sys/devices/system/cpu/cpu0/cache/index{index}/size"
 MOST_CACHES = 6
@@ -58,11 +61,11 @@ def connect(host: str, port: int, match_key: str, lifetime_s: float, threads: in
 
 
 def describe() -> Facts:
-    """What the device says of itself."""
+    """What the device says of itself, as far as it can be: what is none of LLVM's names, or no number, is left out."""
     return {
-        "cpu": str(_told("target.llvm_get_system_cpu", "")),
-        "triple": str(_told("target.llvm_get_system_triple", "")),
-        "threads": int(str(_told("runtime.NumThreads", 0))),
+        "cpu": _named(_told("target.llvm_get_system_cpu", "")),
+        "triple": _named(_told("target.llvm_get_system_triple", "")),
+        "threads": _number(_told("runtime.NumThreads", 0), MOST_THREADS),
         "form": "ll" if _has("ffi.Module.load_from_file.ll") else "o",
         "cache_bytes": _cache_bytes(),
     }
@@ -173,7 +176,7 @@ def _check_session(error: Exception) -> None:
 
 def _sane(seconds: float) -> float:
     """A time that a clock can have measured; ValueError for any other."""
-    if not (math.isfinite(seconds) and seconds > 0):
+    if not 0 < seconds < MOST_SECONDS:
         raise ValueError(f"the device returned a time of {seconds} s")
     return seconds
 
@@ -200,6 +203,17 @@ def _told(name: str, otherwise: object) -> object:
     return _remote(name)() if _has(name) else otherwise
 
 
+def _named(told: object) -> str:
+    """A name of a CPU or a triple; empty for anything else."""
+    return str(told) if re.fullmatch(r"[\w.+-]{1,100}", str(told), re.ASCII) else ""
+
+
+def _number(told: object, most: int) -> int:
+    """A whole number from 0 to `most`; 0 for anything else."""
+    text = str(told)
+    return int(text) if re.fullmatch(r"[0-9]{1,15}", text) and int(text) <= most else 0
+
+
 def _cache_bytes() -> int:
     """The largest cache of the first core, by Linux; 0 where it does not say."""
     sizes = [0]
@@ -208,6 +222,6 @@ def _cache_bytes() -> int:
             size = bytes(_state.session.download(CACHES.format(index=index))).strip(b"\0\n ")
         except Exception:  # no such file, or no such system
             break
-        if size.endswith(b"K") and size[:-1].isdigit():
-            sizes.append(int(size[:-1]) << 10)
+        if size.endswith(b"K"):
+            sizes.append(_number(size[:-1].decode(errors="replace"), MOST_CACHE_BYTES >> 10) << 10)
     return max(sizes)

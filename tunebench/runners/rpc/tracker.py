@@ -6,13 +6,30 @@ import socket
 import struct
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, TypeVar
 
+import msgspec
+from msgspec import Meta, Struct
 from tvm.rpc import base
 
-from tunebench.errors import TuneBenchError
+from tunebench.errors import TuneBenchError, brief, one_line
 
 ANSWER_TIMEOUT_S = 5.0
+ANSWER_BYTES = 1 << 20
+Answer = TypeVar("Answer")
+Name = Annotated[str, Meta(max_length=250)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class _Server(Struct):
+    """What a tracker says of a server."""
+
+    key: Name  # `server:` and its key
+    addr: tuple[Name | None, Port]
+
+
+class _Summary(Struct):
+    server_info: list[_Server]
 
 
 @dataclass(frozen=True)
@@ -44,9 +61,8 @@ class Tracker:
 
     def devices(self, key: str) -> list[str]:
         """The servers of a key, free or not; TuneBenchError where there are none, or no tracker."""
-        found = self._summary()
-        names = [(str(each["key"]).partition(":")[2], each["addr"]) for each in found]
-        devices = sorted(f"{addr[0]}:{addr[1]}" for name, addr in names if name == key)
+        names = [(one_line(each.key).partition(":")[2], each.addr) for each in self._summary()]
+        devices = sorted(one_line(f"{host}:{port}") for name, (host, port) in names if name == key)
         if not devices:
             others = ", ".join(sorted({name for name, _ in names})) or "none"
             raise TuneBenchError(
@@ -64,13 +80,12 @@ class Tracker:
                 self._asking = sock
             sock.settimeout(None)
             base.sendjson(sock, [base.TrackerCode.REQUEST, key, "", 1])
-            code, value = base.recvjson(sock)
+            code, value = _answer(sock, tuple[int, msgspec.Raw])
             with self._lock:
                 self._asking = None
         if code != base.TrackerCode.SUCCESS:
-            raise OSError(f"the tracker refused: {value}")
-        host, port, match_key = value
-        return Grant(str(host), int(port), str(match_key))
+            raise OSError(f"the tracker refused: {one_line(bytes(value).decode(errors='replace'), 200)}")
+        return Grant(*_decoded(value, tuple[Name, Port, Name]))
 
     def close(self) -> None:
         """Leave the queue."""
@@ -92,15 +107,28 @@ class Tracker:
             raise OSError("it is no tracker")
         return sock
 
-    def _summary(self) -> list[dict[str, Any]]:
+    def _summary(self) -> list[_Server]:
         try:
             with self._connect() as sock:
                 base.sendjson(sock, [base.TrackerCode.SUMMARY])
-                _, summary = base.recvjson(sock)
-        except (OSError, ValueError) as error:
+                return _answer(sock, tuple[int, _Summary])[1].server_info
+        except OSError as error:
             raise TuneBenchError(
                 f"no tracker answers at {self.address} ({error}).",
                 f"Start one: python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port {self._port}",
             ) from None
-        servers: list[dict[str, Any]] = summary["server_info"]
-        return servers
+
+
+def _answer(sock: socket.socket, kind: type[Answer]) -> Answer:
+    """What a tracker answers, of that type; an OSError for anything else."""
+    (size,) = struct.unpack("<i", base.recvall(sock, 4))
+    if not 0 <= size <= ANSWER_BYTES:
+        raise OSError(f"it sent an answer of {size} bytes")
+    return _decoded(base.recvall(sock, size), kind)
+
+
+def _decoded(data: bytes | bytearray | msgspec.Raw, kind: type[Answer]) -> Answer:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (ValueError, RecursionError) as error:
+        raise OSError(f"it sent what no tracker sends: {brief(error)}") from None

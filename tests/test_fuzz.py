@@ -1,0 +1,442 @@
+"""Every reader of files, options and answers takes damaged ones: it accepts, or says in a line what is wrong.
+
+A reader is one entry of `READERS`: what it reads undamaged, and how. Some inputs of each are tried always, and more
+than 20,000 with `-m slow`; none may raise anything but a TuneBenchError, wait, or take half a gigabyte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import signal
+import socket
+import socketserver
+import struct
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from conftest import LLAMA, load_model, write_config
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save
+from test_results import ROW, TUNE
+from tvm.rpc import base
+
+from tunebench import registry, results
+from tunebench.cli import options
+from tunebench.engines.browser import engine as browser_engine
+from tunebench.engines.browser import export as browser_export
+from tunebench.engines.browser.server import PageServer
+from tunebench.errors import NOT_TEXT, TuneBenchError
+from tunebench.model import quantization, weights
+from tunebench.model import workload as workloads
+from tunebench.model.workload import Model
+from tunebench.report import llama_bench, write_report
+from tunebench.runners.rpc.tracker import Tracker
+from tunebench.runtime import plan as plans
+from tunebench.runtime.plan import Buffer, Facts, Launch, Plan, Shader, Step
+from tunebench.spec import Workload
+
+MEMORY_BYTES = 1 << 29  # more than any reader may take
+PATIENCE_S = 60  # for one input of a few kilobytes: far more than any takes
+FEW, MANY = 60, 1500  # inputs for each reader
+
+BENCHED: dict[str, Any] = {
+    "build_commit": "8cf427ff",
+    "build_number": 5163,
+    "cpu_info": "AMD Ryzen 7 7800X3D 8-Core Processor",
+    "gpu_info": "NVIDIA GeForce RTX 4080",
+    "backends": "CUDA",
+    "model_filename": "models/Qwen2.5-7B-Instruct-Q4_K_M.gguf",
+    "model_type": "qwen2 7B Q4_K - Medium",
+    "model_size": 4677120000,
+    "model_n_params": 7615616512,
+    "n_batch": 2048,
+    "n_ubatch": 512,
+    "n_threads": 8,
+    "cpu_mask": "0x0",
+    "cpu_strict": False,
+    "type_k": "f16",
+    "type_v": "f16",
+    "n_gpu_layers": -1,
+    "flash_attn": -1,
+    "tensor_split": "0.00",
+    "n_prompt": 512,
+    "n_gen": 0,
+    "n_depth": 0,
+    "test_time": "2025-04-24T11:58:50Z",
+    "avg_ns": 72135640,
+    "stddev_ns": 1453752,
+    "avg_ts": 7100.002165,
+    "stddev_ts": 140.34152,
+    "samples_ns": [74601900, 71632900, 71745200],
+    "samples_ts": [6863.1, 7147.55, 7136.37],
+}
+WITHOUT_SAMPLES = {name: value for name, value in BENCHED.items() if not name.startswith("samples")}
+CSV = ",".join(WITHOUT_SAMPLES) + "\n" + ",".join(f'"{value}"' for value in WITHOUT_SAMPLES.values()) + "\n"
+MARKDOWN = """ggml_cuda_init: found 1 CUDA devices:
+| model                  |       size |     params | backend    | ngl | n_ubatch | fa |   test |              t/s |
+| ---------------------- | ---------: | ---------: | ---------- | --: | -------: | -: | -----: | ---------------: |
+| qwen2 7B Q4_K - Medium |   4.36 GiB |     7.62 B | CUDA       |  99 |      512 |  1 |  pp512 |  2368.80 ± 93.24 |
+| qwen2 7B Q4_K - Medium |   4.36 GiB |     7.62 B | CUDA       |  99 |      512 |  1 |  tg128 |    131.42 ± 0.59 |
+
+build: 8cf427ff (5163)
+"""
+PLAN = Plan(
+    "wgsl",
+    Facts("tiny", "q0f32", 1, 32, (16,), 128),
+    (Buffer("w", 64, "weight", (4, 4), "float32"), Buffer("logits", 512, "output")),
+    {"add": Shader("main", "fn main() {}", (1, 1, 1), (False, True))},
+    {1: Step((Launch("add", (0, 1), (1, 1, 1)),), 1)},
+)
+ADAPTER = {"name": "llvmpipe", "software": True, "browser": "Chromium", "lanes": 8, "features": ["subgroups"]}
+ODD = (
+    *(None, True, -1, 0, 0.5, 2**31, 2**62, 2**63, 10**30, 1e308, -1e308, 5e-324, float("nan"), float("inf")),
+    *("", "0", "x" * 100_000, "\ud800", "\x00", "\x1b[31mred\x1b[0m", "\u202egnp", "../../../etc/passwd", "/dev/zero"),
+    *("$\\frac$", "=1+1", "<b>|`*_[x](y)", "a\nb\rc", [], {}, [[]], {"": {}}, [1] * 2000, ["x"], {"model": 1}),
+    *("@deep@", "@digits@", "@exponent@"),
+)
+"""In place of a value; the last ones stand for what Python would not write."""
+PIECES = (
+    b"",
+    b"\0",
+    b"\n",
+    b"}{",
+    b'"',
+    b"[" * 50_000,
+    b"9" * 5000,
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b",",
+    b"-",
+    b"NaN",
+    b"|",
+)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What reads `seed`, damaged; `read` gets the path of a file in a folder of its own."""
+
+    name: str
+    seed: bytes
+    read: Callable[[Path], object]
+    file: str = "input"
+    marks: tuple[pytest.MarkDecorator, ...] = ()
+
+
+def swapped(draw: st.DrawFn, text: str) -> str:
+    """JSON with one of its values swapped for an odd one."""
+    root = [json.loads(text)]
+    places: list[tuple[Any, Any]] = []
+    left: list[Any] = [root]
+    while left:
+        value = left.pop()
+        names = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+        places += [(value, name) for name in names]
+        left += [value[name] for name in names]
+    holder, name = draw(st.sampled_from(places))
+    holder[name] = draw(st.sampled_from(ODD))
+    text = json.dumps(root[0])
+    for word, stands_for in (("deep", "[" * 50_000 + "]" * 50_000), ("digits", "9" * 5000), ("exponent", "1e400")):
+        text = text.replace(f'"@{word}@"', stands_for)
+    return text
+
+
+@st.composite
+def damaged(draw: st.DrawFn, seed: bytes) -> bytes:
+    """Odd values in its JSON, if it has any; bits that are flipped, slices that are cut, doubled or put in."""
+    lines = seed.decode(errors="replace").split("\n")
+    jsons = [index for index, line in enumerate(lines) if line.startswith(("{", "["))]
+    data = seed
+    if jsons and draw(st.booleans()):
+        index = draw(st.sampled_from(jsons))
+        lines[index] = swapped(draw, lines[index])
+        data = "\n".join(lines).encode(errors="surrogatepass")
+    for _ in range(draw(st.integers(int(data == seed), 3))):
+        data = hurt(draw, data)
+    return data
+
+
+def hurt(draw: st.DrawFn, data: bytes) -> bytes:
+    """One place is."""
+    at = draw(st.integers(0, max(0, len(data) - 1)))
+    end = min(len(data), at + draw(st.sampled_from((1, 2, 7, 40, 1000))))
+    how = draw(st.sampled_from(("flip", "cut", "delete", "double", "put", "replace")))
+    piece = draw(st.sampled_from(PIECES))
+    if how == "flip":
+        return data[:at] + bytes(byte ^ (1 << draw(st.integers(0, 7))) for byte in data[at : at + 1]) + data[at + 1 :]
+    kept = {"cut": b"", "delete": data[end:], "double": data[at:end] + data[at:], "put": piece + data[at:]}
+    return data[:at] + kept.get(how, piece + data[end:])
+
+
+def read_results(path: Path) -> None:
+    """What is read can be written, and then is read again."""
+    rows, warnings = results.read(path)
+    assert not any(NOT_TEXT.search(warning) or "\n" in warning for warning in warnings)
+    for row in rows:
+        results.check(row)
+
+
+def read_llama_bench(path: Path) -> None:
+    """As `import` does."""
+    rows = llama_bench.read(path)
+    copy = path.with_name("results.jsonl")
+    copy.unlink(missing_ok=True)
+    results.append(copy, *rows)
+    assert results.read(copy) == (rows, [])
+
+
+def read_config(path: Path) -> None:
+    """As every command with a model does."""
+    workloads.load_model(Workload(str(path), quantization.schemes()["q4f16_1"], chunks=(16,), context=128))
+
+
+def read_options(path: Path) -> None:
+    """The words that options take."""
+    words = path.read_bytes().decode(errors="surrogateescape")
+    for option in words.split("\n"):
+        for function in (lambda text: options.numbers(text, "-p"), options.seconds, options.phases, Tracker):
+            with contextlib.suppress(TuneBenchError):
+                function(option)
+        with contextlib.suppress(TuneBenchError):
+            options.tests(option, option, "0", 1 << 20)
+        with contextlib.suppress(TuneBenchError):
+            registry.pick({"llvm": 1}, option, "target")
+    options.schedules([words])
+
+
+def tiny_model() -> Model:
+    """With few and small weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load_model(write_config(Path(folder), num_hidden_layers=1, vocab_size=64), "q4f16_1")
+
+
+TINY = tiny_model()
+
+
+def tiny_weights() -> bytes:
+    """Of that model, as safetensors."""
+    shapes = {name: (length,) for name, length in TINY.architecture.vectors(TINY.config).items()}
+    for matrix in TINY.matrices.values():
+        shapes |= dict.fromkeys(matrix.sources, (matrix.n if len(matrix.sources) == 1 else 0, matrix.k))
+    rows = {"q_proj": 64, "k_proj": 32, "v_proj": 32, "gate_proj": 96, "up_proj": 96}
+    sized = {name: (rows[name.split(".")[-2]], *shape[1:]) if not shape[0] else shape for name, shape in shapes.items()}
+    return save({name: np.full(shape, 0.5, np.float16) for name, shape in sized.items()})
+
+
+def read_weights(path: Path) -> None:
+    """Every parameter of the tiny model."""
+    for _, array in weights.read(TINY, path.parent):
+        assert array.dtype.kind in "iu" or np.isfinite(array).all()
+
+
+def read_index(path: Path) -> None:
+    """Beside good weights, with a file outside."""
+    (path.parent / "model.safetensors").write_bytes(tiny_weights())
+    read_weights(path)
+
+
+def read_plan(path: Path) -> None:
+    """As `browse` does."""
+    plans.write(PLAN, path.parent / "other")
+    (path.parent / "shaders").mkdir(exist_ok=True)
+    (path.parent / "shaders" / "add.wgsl").write_text("fn main() {}")
+    (path.parent / "model.safetensors").touch()
+    browser_export.check(path.parent)
+
+
+def plan_text() -> bytes:
+    """The plan as it is written."""
+    with tempfile.TemporaryDirectory() as folder:
+        plans.write(PLAN, Path(folder))
+        return (Path(folder) / "plan.json").read_bytes()
+
+
+def read_facts(path: Path) -> None:
+    """What a page says, as Playwright hands it over."""
+    try:
+        answer = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return
+    facts = browser_engine.read_facts(Page(answer))  # type: ignore[arg-type]
+    assert set(facts) == {*ADAPTER, "limits"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that answers with the same to every question."""
+
+    answer: object
+
+    def evaluate(self, code: str, given: object) -> object:
+        return self.answer
+
+
+def ask_server(path: Path) -> None:
+    """A request, all of it; the server answers, or hangs up."""
+    with serving() as (server, errors):
+        address = server.url.split("/")[2]
+        request = path.read_bytes().replace(b"HOST", address.encode())
+        answer = exchange(address, request)
+        assert errors == []
+        assert not answer or answer.startswith((b"HTTP/1.1 ", b"<!DOCTYPE", b"<!doctype", b"0123"))
+        assert b"secret" not in answer
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[tuple[PageServer, list[object]]]:
+    """A page server, and what went wrong in it."""
+    errors: list[object] = []
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socketserver.BaseServer, "handle_error", lambda *given: errors.append(sys.exc_info()))
+        (Path(folder) / "plan").mkdir()
+        (Path(folder) / "secret").write_text("secret")
+        (Path(folder) / "plan" / "file").write_text("0123456789")
+        with PageServer(Path(folder) / "plan") as server:
+            yield server, errors
+
+
+def exchange(address: str, request: bytes) -> bytes:
+    """What is answered until the end of the connection."""
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), PATIENCE_S) as sock, contextlib.suppress(ConnectionError):
+        sock.sendall(request)
+        sock.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: sock.recv(1 << 16), b""))
+    return b""
+
+
+def ask_tracker(path: Path) -> None:
+    """A tracker that answers with whatever the file holds."""
+    data = path.read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            sock, _ = server.accept()
+            with sock, contextlib.suppress(OSError):
+                sock.sendall(data)
+                sock.shutdown(socket.SHUT_WR)
+                while sock.recv(1 << 16):
+                    pass
+
+        threading.Thread(target=answer, daemon=True).start()
+        Tracker(f"127.0.0.1:{server.getsockname()[1]}").devices("pi")
+
+
+def tracker_answer() -> bytes:
+    """Of a tracker with one device."""
+    summary = {"queue_info": {}, "server_info": [{"key": "server:pi", "addr": ["127.0.0.1", 9090]}]}
+    text = json.dumps([base.TrackerCode.SUCCESS, summary]).encode()
+    return struct.pack("<ii", base.RPC_TRACKER_MAGIC, len(text)) + text
+
+
+def rows_text() -> bytes:
+    """Three rows as they are written."""
+    with tempfile.TemporaryDirectory() as folder:
+        results.append(Path(folder) / "results.jsonl", ROW, TUNE, ROW)
+        return (Path(folder) / "results.jsonl").read_bytes()
+
+
+REQUEST = b"GET /plan/file?x=1 HTTP/1.1\r\nHost: HOST\r\nRange: bytes=2-5\r\nAccept: */*\r\n\r\n"
+INDEX = json.dumps({"metadata": {}, "weight_map": {"a": "model.safetensors", "b": "model.safetensors"}}).encode()
+OPTIONS = b"128,512\n90s\nboth\n0\nllvm\n1.5h\n192.168.1.2:9190"
+READERS = (
+    Reader("results", rows_text(), read_results),
+    Reader("llama-bench json", json.dumps([BENCHED, BENCHED]).encode(), read_llama_bench),
+    Reader("llama-bench json, lines of a log", f"loading\n{json.dumps([BENCHED])}\nend\n".encode(), read_llama_bench),
+    Reader("llama-bench jsonl", (json.dumps(BENCHED) + "\n").encode() * 2, read_llama_bench),
+    Reader("llama-bench csv", CSV.encode(), read_llama_bench),
+    Reader("llama-bench md", MARKDOWN.encode(), read_llama_bench),
+    Reader("llama-bench utf-16", (json.dumps(BENCHED) + "\n").encode("utf-16"), read_llama_bench),
+    Reader("config", json.dumps(LLAMA).encode(), read_config, "config.json"),
+    Reader("options", OPTIONS, read_options),
+    Reader("safetensors", tiny_weights(), read_weights, "model.safetensors"),
+    Reader("safetensors index", INDEX, read_index, "model.safetensors.index.json"),
+    Reader("plan", plan_text(), read_plan, "plan.json"),
+    Reader("page", json.dumps({"value": {**ADAPTER, "limits": {"maxBufferSize": 1 << 30}}}).encode(), read_facts),
+    Reader("request", REQUEST, ask_server),
+    Reader("tracker", tracker_answer(), ask_tracker),
+)
+
+
+@pytest.fixture
+def bounded() -> Iterator[None]:
+    """Half a gigabyte more than this process has, and no more; no input may take a minute."""
+
+    def late(number: int, frame: object) -> None:
+        raise AssertionError(f"an input took more than {PATIENCE_S} s")
+
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    before = signal.signal(signal.SIGALRM, late)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + MEMORY_BYTES, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def survives(reader: Reader, data: bytes, folder: Path) -> None:
+    """The reader accepts the input, or refuses it in one line that a terminal may show."""
+    (folder / reader.file).write_bytes(data)
+    signal.alarm(PATIENCE_S)
+    said = ""
+    try:
+        reader.read(folder / reader.file)
+    except TuneBenchError as error:
+        said = str(error)
+    finally:
+        signal.alarm(0)
+    assert "\n" not in said
+    assert len(said) < 5000
+    assert not NOT_TEXT.search(said)
+
+
+def fuzz(reader: Reader, folder: Path, count: int) -> None:
+    """So many damaged inputs, the same ones each time."""
+
+    @settings(
+        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(damaged(reader.seed))
+    def run(data: bytes) -> None:
+        survives(reader, data, folder)
+
+    run()
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_what_is_whole_is_accepted(reader: Reader, tmp_path: Path) -> None:
+    (tmp_path / reader.file).write_bytes(reader.seed)
+    with contextlib.suppress(TuneBenchError) if reader.name == "options" else contextlib.nullcontext():
+        reader.read(tmp_path / reader.file)
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_what_is_damaged_is_refused_in_a_line(reader: Reader, tmp_path: Path, bounded: None) -> None:
+    fuzz(reader, tmp_path, FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_whatever_is_damaged_is_refused_in_a_line(reader: Reader, tmp_path: Path, bounded: None) -> None:
+    fuzz(reader, tmp_path, MANY)
+
+
+def read_report(path: Path) -> None:
+    """The whole report of a damaged row among whole ones."""
+    write_report([path], path.parent / "report")
+
+
+@pytest.mark.slow
+def test_no_row_that_is_read_stops_a_report(tmp_path: Path, bounded: None) -> None:
+    fuzz(Reader("report", rows_text(), read_report), tmp_path, 300)
