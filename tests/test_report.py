@@ -256,7 +256,7 @@ def test_coverage_names_the_misses_of_its_phase(report: Report) -> None:
 
 
 def test_tuning_pays_back_after_some_tokens(report: Report) -> None:
-    line = next(line for line in table(report, "tuning_cost") if line["model"] == "tinyllama-1.1b")
+    line = next(line for line in table(report, "tuning_cost") if line["model"] == "tinyllama-1.1b (llvm, 8 threads)")
     assert re.fullmatch(r"[\d.]+ k tokens of tg128", line["pays back after"])
 
 

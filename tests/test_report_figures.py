@@ -101,8 +101,18 @@ def test_tuning_runs_of_one_case_are_all_listed_with_their_cost(tmp_path: Path) 
     lines = table(report, "tuning_cost")
     assert [line["run"] for line in lines] == ["2026-01-02 02:04", "2026-02-02 10:20"]
     assert [line["decisions"] for line in lines] == ["6 of 10 kernels promoted, 2 kept default, 2 inconclusive"] * 2
-    assert {line["run"] for line in table(report, "kernels")} == {"2026-02-02 10:20"}
+    assert [line["pays back after"] == "-" for line in lines] == [True, False]
+    assert len(table(report, "kernels")) == 10
     assert "Tuning took 11.7 min and 1034 trials." in report.findings
+
+
+def test_kernels_of_one_model_tuned_on_several_targets_are_told_apart(tmp_path: Path) -> None:
+    runs = [replace(tune("llama-7b", "q4f16_1"), target=name, run_id=name) for name in ("dawn", "opencl")]
+    report = write(tmp_path, [*runs, tune("llama-7b", "q0f16")])
+    names = list(dict.fromkeys((line["model"], line["scheme"]) for line in table(report, "kernels")))
+    assert names[0][0].startswith("llama-7b (dawn, 8 threads, run ")
+    assert names[1][0].startswith("llama-7b (opencl, 8 threads, run ")
+    assert names[2] == ("llama-7b", "q0f16")
 
 
 def test_two_models_of_one_name_are_told_apart_by_their_hash(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tables of what tuning did: its cost, the decision on every kernel, and how much of each case it covers."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,16 +26,17 @@ def latest_tunes(rows: Sequence[TuneResult]) -> list[TuneResult]:
 def tuning_cost(rows: Sequence[dict[str, Any]], tunes: Sequence[TuneResult], called: dict[str, str]) -> Table:
     """What each tuning run cost, and after how many tokens the latest of a case has paid for itself."""
     newest = {id(tune) for tune in latest_tunes(tunes)}
-    lines = [_cost_line(tune, rows if id(tune) in newest else [], called) for tune in tunes]
+    models = [f"{short_name(tune.model)} ({probes.through(tune)})" for tune in tunes]
+    who = [(called[tune.run_id], model, _scheme(tune)) for tune, model in zip(tunes, models, strict=True)]
+    figures = [_cost_cells(tune, rows if id(tune) in newest else []) for tune in tunes]
+    lines = [(*names, *cells) for names, cells in zip(who, figures, strict=True)]
     columns = (
         "run",
         "model",
         "scheme",
-        "target",
         "trials",
         "decisions",
-        "total",
-        "spent on",
+        "time",
         "decode step",
         "prefill chunk",
         "pays back after",
@@ -46,24 +48,31 @@ def tuning_cost(rows: Sequence[dict[str, Any]], tunes: Sequence[TuneResult], cal
     return Table("tuning_cost", "What tuning cost", columns, lines, note)
 
 
-def _cost_line(tune: TuneResult, rows: Sequence[dict[str, Any]], called: dict[str, str]) -> tuple[str, ...]:
+def _cost_cells(tune: TuneResult, rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     total = tune.cost_s.get("total")
     parts = [f"{name} {words.seconds(cost)}" for name, cost in tune.cost_s.items() if name != "total"]
     return (
-        *_tune_who(tune, called),
         f"{tune.trials} trials ({tune.valid_trials} valid{_pace(tune)})",
         decisions(tune.kernels) or words.MISSING,
-        words.seconds(total),
-        ", ".join(parts) or words.MISSING,
+        words.seconds(total) + (f": {', '.join(parts)}" if parts else ""),
         _course(tune, "decode_ns"),
         _course(tune, "prefill_ns"),
         _payback(tune, rows, total),
     )
 
 
-def _tune_who(tune: TuneResult, called: dict[str, str]) -> tuple[str, str, str, str]:
-    batch = f", batch {tune.batch}" if tune.batch > 1 else ""
-    return called[tune.run_id], short_name(tune.model), tune.scheme + batch, probes.through(tune)
+def _scheme(tune: TuneResult) -> str:
+    return tune.scheme + (f", batch {tune.batch}" if tune.batch > 1 else "")
+
+
+def _who(tunes: Sequence[TuneResult], called: dict[str, str]) -> list[tuple[str, str]]:
+    """Model and scheme of each run, with its target and name where another one has the same."""
+    plain = [(short_name(tune.model), _scheme(tune)) for tune in tunes]
+    often = Counter(plain)
+    full = [
+        f"{model} ({probes.through(t)}, run {called[t.run_id]})" for t, (model, _) in zip(tunes, plain, strict=True)
+    ]
+    return [(name if often[who] > 1 else who[0], who[1]) for name, who in zip(full, plain, strict=True)]
 
 
 def _pace(tune: TuneResult) -> str:
@@ -90,13 +99,12 @@ def _payback(tune: TuneResult, rows: Sequence[dict[str, Any]], total: float | No
 def kernels(tunes: Sequence[TuneResult], called: dict[str, str]) -> Table:
     """The decision on every kernel of every tuning run, a step after the other."""
     lines = [
-        (*_tune_who(tune, called), *_kernel_cells(step, kernel))
-        for tune in tunes
+        (*who, *_kernel_cells(step, kernel))
+        for tune, who in zip(tunes, _who(tunes, called), strict=True)
         for step in steps(tune.kernels)
         for kernel in step.kernels
     ]
-    who, what = ("run", "model", "scheme", "target"), ("step", "kernel", "share of step")
-    columns = (*who, *what, "decision", "over default", "reason")
+    columns = ("model", "scheme", "step", "kernel", "share of step", "decision", "over default", "reason")
     note = (
         "Fresh samples, taken after the search chose its winner. Shares are of the measured time of one step, and add "
         "up to 100 %; that of a kernel that nobody measured is *unknown*. *Over default* with its 95 % interval."

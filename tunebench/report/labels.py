@@ -26,4 +26,4 @@ def told_apart(rows: Sequence[Row], every: Sequence[Result | TuneResult]) -> lis
 
 
 def _name(row: Result | TuneResult) -> str:
-    return f"{short_name(row.model)} {row.model_id[:DIGITS] or 'of no known hash'}"
+    return f"{short_name(row.model)} {row.model_id[:DIGITS]}".rstrip()  # of no known hash: the plain name

@@ -89,13 +89,15 @@ def earlier(rows: Sequence[dict[str, Any]]) -> Table:
             row["test_label"],
             row["arm"],
             words.measured(row),
+            words.over_default(row),
             words.ratio(row["change"], row["change_low"], row["change_high"]),
             _verdict(row),
         )
         for row in rows
         if not row["latest"]
     ]
-    columns = ("run", "model", "scheme", "test", "arm", "throughput", "latest over it", "beyond the noise floor")
+    case, figures = ("run", "model", "scheme", "test", "arm"), ("throughput", "over default")
+    columns = (*case, *figures, "latest over it", "beyond the noise floor")
     note = (
         "Rows whose case was measured again later; other tables show the latest. *Latest over it* is the ratio of the "
         "median times with its 95 % interval; two runs are not interleaved."

@@ -67,8 +67,7 @@ def _summary_line(arms: dict[str, dict[str, Any]], name: str) -> tuple[str, ...]
 def _gain(row: dict[str, Any]) -> str:
     if row["reference"] is None:
         return words.MISSING if row["schedule"] == "default" else "no default figure"
-    elsewhere = row["reference_run"] != row["run"]
-    return words.compared(row, "speedup") + (f": reference from run {row['reference_run']}" if elsewhere else "")
+    return words.over_default(row)
 
 
 def _share(row: dict[str, Any]) -> str:

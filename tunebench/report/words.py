@@ -34,6 +34,12 @@ def compared(row: dict[str, Any], name: str) -> str:
     return figure if effect in (None, "faster", "slower") else f"{figure}, {effect}"
 
 
+def over_default(row: dict[str, Any]) -> str:
+    """The speed-up of a frame's row, with the run that its reference is from where it is not the row's."""
+    elsewhere = row["reference_run"] not in (None, row["run"])
+    return compared(row, "speedup") + (f": reference from run {row['reference_run']}" if elsewhere else "")
+
+
 def who(row: dict[str, Any]) -> tuple[str, str]:
     """The model of a frame's row with its place, and its scheme."""
     place = f" ({row['place']})" if row["place"] else ""

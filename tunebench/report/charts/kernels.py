@@ -60,7 +60,8 @@ def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
         _speedups(right, kernels)
     figure.axes[-2].set_xlabel("share of the step's measured time")
     figure.axes[-1].set_xlabel("times as fast as default; whisker: 95 % interval")
-    present = {stats.kernel_decision(kernel).decision for _, _, kernels in found for kernel in kernels}
+    dots = [kernel for _, _, kernels in found for kernel in kernels if kernel.default_ns and kernel.tuned_ns]
+    present = {stats.kernel_decision(kernel).decision for kernel in dots}
     heading(figure, TITLE, [(name, colour) for name, colour in COLOURS.items() if name in present])
     return figure
 
