@@ -126,7 +126,9 @@ def test_two_models_of_one_name_are_told_apart_by_their_hash(tmp_path: Path) -> 
 def test_only_settings_that_differ_are_in_the_label() -> None:
     row = case("llama-7b", "q4f16_1", "tuned", TG, settings={"n_ubatch": 512, "flash_attn": True})
     rows = [row, replace(row, settings={"n_ubatch": 128, "flash_attn": True}), replace(row, test="tg64")]
-    assert list(frame.build(rows)["test_label"]) == ["tg128, n_ubatch 512", "tg128, n_ubatch 128", "tg64"]
+    built = frame.build(rows)
+    assert list(built["test_label"]) == ["tg128, n_ubatch 512", "tg128, n_ubatch 128", "tg64"]
+    assert built["latest"].all()  # none of them replaces another
 
 
 # Limits
@@ -278,11 +280,12 @@ def test_no_difference_within_the_noise_floor_is_called(noise: float | None, tim
         assert frame.build(pair_of)[f"{name}_effect"].dropna().iloc[-1] == expected, name
 
 
-def test_of_two_noise_floors_the_higher_counts() -> None:
+@pytest.mark.parametrize(("first", "second", "floor"), [(0.02, 0.05, 0.05), (None, 0.05, 0.05), (None, None, None)])
+def test_of_two_noise_floors_the_higher_counts(first: float | None, second: float | None, floor: float | None) -> None:
     row = case("llama-7b", "q4f16_1", "tuned", TG)
-    assert compare.noise_floor(replace(row, noise=0.02), replace(row, noise=0.05)) == 0.05
-    assert compare.noise_floor(replace(row, noise=None), replace(row, noise=0.05)) == 0.05
-    assert compare.noise_floor(replace(row, noise=None), replace(row, noise=None)) is None
+    found = compare.beside(replace(row, noise=first), replace(row, noise=second))
+    assert found is not None
+    assert found.noise == floor
 
 
 # Conditions

@@ -1,47 +1,70 @@
 """One row beside another: how many times as fast it is, with its interval, and whether that is called a difference."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import nan
 from typing import Any, Literal
 
 from tunebench import stats
 from tunebench.report.probes import device_key
 from tunebench.results import Result
+from tunebench.stats import Interval
 
 Effect = Literal["faster", "slower", "no clear difference", "too few samples", "noise floor unknown", "not interleaved"]
-CLEAR = ("faster", "slower")
+NAMES = ("speedup", "lead", "across", "change")
 PEER = "library"  # the schedule of engines that bring their own kernels
 
 
-def beside(name: str, reference: Result | None, row: Result | None) -> dict[str, Any]:
-    """How many times as fast `row` is as `reference`, as the columns of `name`; empty where one of them has no figure.
+@dataclass(frozen=True)
+class Comparison:
+    """How many times as fast a row is as its reference, and the noise floor below which that is no difference."""
 
-    The columns are the ratio `name`, its 95 % interval `name_low` and `name_high`, and the `Effect` `name_effect`.
+    interval: Interval
+    noise: float | None
+    to_call: bool  # whether a difference may be called one
+
+
+def beside(reference: Result | None, row: Result | None, same_run: bool = True) -> Comparison | None:
+    """`row` compared with `reference`; None where one of them is missing or has no figure.
+
+    With `same_run` no difference between rows of two runs is called one, as they were not interleaved.
     """
     if reference is None or row is None or row.status != "ok" or reference.status != "ok":
-        return dict.fromkeys((name, f"{name}_low", f"{name}_high"), nan) | {f"{name}_effect": None}
+        return None
     interval = stats.ratio_interval(reference.samples_ns, row.samples_ns)
-    found = effect(reference.samples_ns, row.samples_ns, noise_floor(reference, row))
-    return {name: interval.ratio, f"{name}_low": interval.low, f"{name}_high": interval.high, f"{name}_effect": found}
+    noise = max((each.noise for each in (reference, row) if each.noise is not None), default=None)
+    return Comparison(interval, noise, not same_run or reference.run_id == row.run_id)
 
 
-def noise_floor(*rows: Result) -> float | None:
-    """The floor below which no difference between `rows` is called, as a ratio - 1: the largest that is known."""
-    return max((row.noise for row in rows if row.noise is not None), default=None)
+def columns(name: str, found: Sequence[Comparison | None]) -> list[dict[str, Any]]:
+    """The columns of each comparison, which are all looked at together; empty where there is none.
+
+    They are the ratio `name`, its interval `name_low` to `name_high`, `name_noise`, and `name_effect`, an `Effect`.
+    """
+    effects = iter(_effects([each for each in found if each]))
+    return [_columns(name, each, next(effects) if each else None) for each in found]
 
 
-def effect(reference_ns: Sequence[float], samples_ns: Sequence[float], noise: float | None) -> Effect:
-    """What a difference is called: none is `faster` or `slower` that is within `noise`, or where that is unknown."""
-    floor = noise or 0.0
-    decided = stats.decide(reference_ns, samples_ns, floor)
-    interval = decided.interval
+def _columns(name: str, each: Comparison | None, effect: Effect | None) -> dict[str, Any]:
+    interval = each.interval if each else Interval(nan, nan, nan)
+    noise = nan if each is None or each.noise is None else each.noise
+    bounds = {name: interval.ratio, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return {**bounds, f"{name}_noise": noise, f"{name}_effect": effect}
+
+
+def _effects(found: Sequence[Comparison]) -> list[Effect]:
+    """What each difference is called: none is faster or slower that is within the noise floor, or has none."""
+    return [_effect(each.interval, each.noise) if each.to_call else "not interleaved" for each in found]
+
+
+def _effect(interval: Interval, noise: float | None) -> Effect:
     if not interval.known:
         return "too few samples"
     if noise is None:
         return "noise floor unknown"
-    if decided.decision == "promoted":
+    if interval.low > 1 and interval.ratio > 1 + noise:
         return "faster"
-    return "slower" if interval.high < 1 and interval.ratio < 1 / (1 + floor) else "no clear difference"
+    return "slower" if interval.high < 1 and interval.ratio < 1 / (1 + noise) else "no clear difference"
 
 
 class Across:
@@ -66,7 +89,7 @@ class Across:
         """The row beside its run's first target."""
         several = row.run_id in self._several and row.schedule != PEER
         first = self._first.get(row.run_id) if row.run_id in self._several else None
-        return {"first_target": first} | beside("across", self._rows.get(self._key(row)) if several else None, row)
+        return {"first_target": first, "across": beside(self._rows.get(self._key(row)) if several else None, row)}
 
 
 class Leaders:
@@ -88,4 +111,4 @@ class Leaders:
     def line(self, row: Result) -> dict[str, Any]:
         """By how much the fastest tuned case leads the row of another engine, and through which target."""
         ours = self._best.get(self._key(row)) if row.schedule == PEER else None
-        return {"lead_target": ours.target if ours else None} | beside("lead", row, ours)
+        return {"lead_target": ours.target if ours else None, "lead": beside(row, ours)}

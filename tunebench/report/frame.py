@@ -29,7 +29,8 @@ PLACES = ("target", "device", "n_threads")
 
 def case_key(row: Result) -> tuple[Any, ...]:
     """What makes two rows the same case."""
-    return tuple(getattr(row, name) for name in CASE)
+    settings = frozenset((name, str(value)) for name, value in row.settings.items())
+    return (*(getattr(row, name) for name in CASE), row.model_id, row.type_k, settings)
 
 
 def build(rows: Sequence[Result], called: Mapping[str, str] | None = None) -> pd.DataFrame:
@@ -39,6 +40,9 @@ def build(rows: Sequence[Result], called: Mapping[str, str] | None = None) -> pd
     """
     lines = _Lines(rows, called or runs.names(rows))
     built = [lines.line(row) for row in lines.rows]
+    for name in compare.NAMES:
+        for line, columns in zip(built, compare.columns(name, [line.pop(name) for line in built]), strict=True):
+            line |= columns
     return pd.DataFrame(built, columns=None if built else [*PLAIN, "latest"]).astype({"latest": bool})
 
 
@@ -106,16 +110,14 @@ class _Lines:
 
     def _speedup(self, row: Result) -> dict[str, Any]:
         key = _reference_key(row)
-        same_run = self._of_run.get((row.run_id, key))
-        reference = same_run or (self._of_any_run.get(key) if row.run_id else None)
-        line = beside("speedup", reference, row)
-        if reference is None or line["speedup_effect"] is None:
+        reference = self._of_run.get((row.run_id, key)) or (self._of_any_run.get(key) if row.run_id else None)
+        speedup = beside(reference, row)
+        if reference is None or speedup is None:
             names = ("reference_tokens_per_s", "reference_tokens_per_s_spread")
-            return line | dict.fromkeys(names, nan) | {"reference": None, "reference_run": None}
-        if same_run is None:
-            line["speedup_effect"] = "not interleaved"
+            return {"speedup": None, "reference": None, "reference_run": None} | dict.fromkeys(names, nan)
         before = metrics.evaluate(reference)
-        return line | {
+        return {
+            "speedup": speedup,
             "reference": "default",
             "reference_run": self._called[reference.run_id],
             "reference_tokens_per_s": before["tokens_per_s"],
@@ -125,9 +127,7 @@ class _Lines:
     def _change(self, row: Result) -> dict[str, Any]:
         """The latest row of the same case beside this one, for all but the latest."""
         newer = self._latest[case_key(row)]
-        noise = compare.noise_floor(row, newer)
-        line = beside("change", row, newer if newer is not row else None)
-        return line | {"change_noise": nan if noise is None else noise}
+        return {"change": beside(row, newer, same_run=False) if newer is not row else None}
 
 
 def _varying(rows: Sequence[Result]) -> list[str]:

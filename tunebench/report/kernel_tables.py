@@ -107,7 +107,7 @@ def kernels(tunes: Sequence[TuneResult], called: dict[str, str]) -> Table:
     columns = ("model", "scheme", "step", "kernel", "share of step", "decision", "over default", "reason")
     note = (
         "Fresh samples, taken after the search chose its winner. Shares are of the measured time of one step, and add "
-        "up to 100 %; that of a kernel that nobody measured is *unknown*. *Over default* with its 95 % interval."
+        f"up to 100 %; that of a kernel that nobody measured is *unknown*. *Over default* with its {words.INTERVAL}."
     )
     return Table("kernels", "Kernel decisions", columns, lines, note)
 

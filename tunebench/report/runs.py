@@ -100,7 +100,7 @@ def earlier(rows: Sequence[dict[str, Any]]) -> Table:
     columns = (*case, *figures, "latest over it", "beyond the noise floor")
     note = (
         "Rows whose case was measured again later; other tables show the latest. *Latest over it* is the ratio of the "
-        "median times with its 95 % interval; two runs are not interleaved."
+        f"times with its {words.INTERVAL}; two runs are not interleaved."
     )
     return Table("earlier", "Earlier runs", columns, lines, note)
 

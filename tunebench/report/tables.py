@@ -38,8 +38,8 @@ def summary(rows: list[dict[str, Any]]) -> Table:
         "Summary",
         ("model", "scheme", "test", "default", "tuned", "over default", "share of machine", "peak memory"),
         lines,
-        "Medians ± half the interquartile range. *Over default* is the ratio of the median times of the tuned and "
-        "the default schedule, with its 95 % interval, measured interleaved in the same run unless it says otherwise. "
+        "Medians ± half the interquartile range. *Over default* is the ratio of the times of the tuned and "
+        f"the default schedule, with its {words.INTERVAL}, interleaved in the same run unless it says otherwise. "
         "*Share of machine* (of the bandwidth for tg, of the rate of matrix products for pp; in brackets the probe "
         "that reached most on that device, and through what) and *peak memory* (with its counter) are those of the "
         "tuned case where there is one. Tokenisation and sampling are not included.",
@@ -97,7 +97,7 @@ def targets(rows: list[dict[str, Any]]) -> Table:
     columns = ("model", "scheme", "test", "schedule", "target", "throughput", "share of machine", "over the reference")
     note = (
         "The same weights and prompts on every target, measured interleaved in one run. The reference is the run's "
-        "first target, under the same schedule; the interval is 95 %."
+        f"first target, under the same schedule; with its {words.INTERVAL}."
     )
     return Table("targets", "Targets", columns, lines, note)
 
@@ -139,9 +139,9 @@ def engines(rows: list[dict[str, Any]], every: list[dict[str, Any]]) -> Table:
     )
     note = (
         "The same weights in every engine, measured interleaved in one run, where the last column has a ratio: of the "
-        "fastest of our targets on the same device, with its 95 % interval. An engine that has no such quantization "
-        "holds them dequantized: see their size under Memory. Rows of other runs, or with another scheme, are not "
-        "compared."
+        f"fastest of our targets on the same device, with its {words.INTERVAL}. An engine that has no such "
+        "quantization holds them dequantized: see their size under Memory. Rows of other runs, or with another scheme, "
+        "are not compared."
     )
     return Table("engines", "Other engines", columns, lines, note)
 

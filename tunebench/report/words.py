@@ -4,8 +4,10 @@ from math import isfinite
 from typing import Any
 
 from tunebench.report.charts import digits
+from tunebench.stats import CONFIDENCE
 
 MISSING = "-"
+INTERVAL = f"{100 * CONFIDENCE:g} % interval"
 
 
 def known(value: float | None) -> bool:

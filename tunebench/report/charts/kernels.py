@@ -59,7 +59,7 @@ def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
         _shares(left, title, step, kernels)
         _speedups(right, kernels)
     figure.axes[-2].set_xlabel("share of the step's measured time")
-    figure.axes[-1].set_xlabel("times as fast as default; whisker: 95 % interval")
+    figure.axes[-1].set_xlabel(f"times as fast as default; whisker: {words.INTERVAL}")
     dots = [kernel for _, _, kernels in found for kernel in kernels if kernel.default_ns and kernel.tuned_ns]
     present = {stats.kernel_decision(kernel).decision for kernel in dots}
     heading(figure, TITLE, [(name, colour) for name, colour in COLOURS.items() if name in present])
