@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 from test_report import PP, TG, case, kernels, on_targets, pair, samples, table, tune, write
 
-from tunebench.report import Report, compare, conditions, frame, metrics, summary_table, words
+from tunebench.report import Report, compare, conditions, frame, metrics, sources, summary_table, words
 from tunebench.report.steps import decisions, steps
 from tunebench.results import Result
 from tunebench.spec import Kernel
@@ -42,6 +42,8 @@ def test_a_later_partial_bench_keeps_the_speed_up_and_says_whose_reference_it_ha
     assert [row["reference_run"] for row in summary_csv(report)] == ["", "2026-01-02 03:04"]
     assert [row["run"] for row in summary_csv(report)] == ["2026-01-02 03:04", "2026-02-02 10:20"]
     assert "speedup" not in report.charts
+    svg = (report.out / "charts/throughput.svg").read_text()
+    assert svg.count("(run 2026-01-02 03:04)") == svg.count("(run 2026-02-02 10:20)") == 1
     assert report.findings[0].startswith("Beside a default figure of another run, not interleaved")
     assert any("its reference is from run 2026-01-02 03:04: not interleaved" in said for said in report.warnings)
     in_terminal = next(iter(summary_table(report).columns[5].cells))
@@ -52,6 +54,7 @@ def test_a_speed_up_within_one_run_names_that_run(tmp_path: Path) -> None:
     report = write(tmp_path, pair())
     assert [row["reference_run"] for row in summary_csv(report)] == ["", "2026-01-02 03:04"]
     assert "interleaved" not in table(report, "summary")[0]["over default"]
+    assert "(run " not in (report.out / "charts/throughput.svg").read_text()
 
 
 def test_earlier_rows_are_listed_beside_the_latest(tmp_path: Path) -> None:
@@ -215,6 +218,13 @@ def test_coverage_of_kernels_that_nobody_measured_is_unknown(tmp_path: Path) -> 
     report = write(tmp_path, [case("llama-7b", "q4f16_1", "tuned", TG, coverage=0.0, kernels=unmeasured)])
     (line,) = table(report, "coverage")
     assert line["under tuned kernels"] == "unknown"
+
+
+def test_times_added_up_without_an_unmeasured_kernel_are_a_lower_bound() -> None:
+    rows = [case("llama-7b", "q4f16_1", "tuned", test, n_threads=0, kernels=chunked()) for test in (TG, PP)]
+    cells = {line[2]: line[4] for line in sources.table(frame.newest(rows, frame.build(rows))).rows}
+    assert cells["1 token"].startswith("> ")
+    assert not cells["128 tokens"].startswith("> ")
 
 
 def test_small_shares_are_not_shown_as_nothing() -> None:

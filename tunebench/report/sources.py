@@ -42,7 +42,8 @@ def _cells(row: Result, chunk: int, kernels: Sequence[Kernel], names: Sequence[s
     totals = [sum(k.calls * _times(k).get(name, _times(k)["default"]) for k in kernels) for name in names]
     chosen = sum(kernel.calls * _times(kernel)[kernel.schedule] for kernel in kernels)
     tokens = f"{chunk} {'token' if chunk == 1 else 'tokens'}" + (f", batch {row.batch}" if row.batch > 1 else "")
-    spent = [words.seconds(total / 1e9) for total in (*totals, chosen)]
+    more = "> " if any(not kernel.share for kernel in kernels) else ""  # than what was measured of them
+    spent = [more + words.seconds(total / 1e9) for total in (*totals, chosen)]
     return (tokens, named, *spent, words.ratio(over_default(kernels)))
 
 
