@@ -209,7 +209,7 @@ def test_summary_compares_tuned_with_default(report: Report) -> None:
     gain, low, high = map(float, re.findall(r"[\d.]+", line["over default"]))
     assert low < gain < high
     assert gain == pytest.approx(0.71 / 0.42, rel=0.03)
-    assert line["share of machine"].endswith("% of 54.2 GB/s")
+    assert line["share of machine"].endswith("% of 54.2 GB/s (read, llvm, 8 threads)")
     assert float(line["share of machine"].split()[0]) == pytest.approx(71, rel=0.03)
 
 
@@ -225,7 +225,6 @@ def test_failures_peers_and_decisions_are_shown(report: Report) -> None:
         assert words_of in text
         assert words_of in (report.out / "report.md").read_text()
     assert {line["decision"] for line in table(report, "kernels")} == {"promoted", "kept default", "inconclusive"}
-    assert "11.3 GB" not in text or "VmHWM" in text
     assert {line["peak"].split("(")[1] for line in table(report, "memory") if "(" in line["peak"]} == {"VmHWM)"}
 
 
@@ -244,19 +243,20 @@ def test_a_lead_needs_one_run_and_one_scheme(tmp_path: Path) -> None:
 
 def test_the_headline_says_what_tuning_gained(report: Report) -> None:
     assert report.findings[0].startswith("Decode: 4 of 4 are faster with tuning over default, at the median 1.")
-    assert any("kept default" in finding for finding in report.findings)
+    assert "24 of 40 kernels promoted, 8 kept default, 8 inconclusive." in report.findings
 
 
 def test_coverage_names_the_misses_of_its_phase(report: Report) -> None:
     for line in table(report, "coverage"):
-        assert line["time under tuned kernels"] == "93.0 %"
+        assert line["under tuned kernels"] == "87.0 %"
+        assert line["never measured"] == "none"
         assert re.fullmatch(
             r"matmul_lm_head 8.0 %: slower.*; rms_norm 5.0 %: the interval includes 1", line["largest misses"]
         )
 
 
 def test_tuning_pays_back_after_some_tokens(report: Report) -> None:
-    line = next(line for line in table(report, "tuning_cost") if line["model"] == "tinyllama-1.1b")
+    line = next(line for line in table(report, "tuning_cost") if line["model"] == "tinyllama-1.1b (llvm, 8 threads)")
     assert re.fullmatch(r"[\d.]+ k tokens of tg128", line["pays back after"])
 
 
@@ -280,6 +280,7 @@ def test_ids_in_the_page_that_are_referred_to_exist(report: Report) -> None:
 
 def test_every_figure_in_a_table_has_a_unit(report: Report) -> None:
     free = {"model", "scheme", "test", "target", "reason", "largest misses", "value", "of the run", "kernel"}
+    free |= {"run", "started", "step"}
     cells = [
         cell
         for found in report.tables
@@ -303,15 +304,6 @@ def test_the_terminal_shows_the_summary(report: Report) -> None:
     text = console.export_text()
     assert "over default" in text
     assert "tok/s" in text
-
-
-def test_no_speed_up_across_runs(tmp_path: Path) -> None:
-    default, tuned = pair()
-    report = write(tmp_path, [default, replace(tuned, run_id="run-2")])
-    assert report.frame["speedup"].isna().all()
-    assert table(report, "summary")[0]["over default"] == "no default figure in this run"
-    assert "speedup" not in report.charts
-    assert any("bench both in one run" in warning for warning in report.warnings)
 
 
 def test_rows_without_a_run_are_not_compared(tmp_path: Path) -> None:
@@ -355,7 +347,7 @@ def test_no_difference_is_called_none(tmp_path: Path) -> None:
 def test_too_few_samples_are_said(tmp_path: Path, count: int) -> None:
     report = write(tmp_path, [replace(row, samples_ns=row.samples_ns[:count]) for row in pair()])
     assert table(report, "summary")[0]["over default"].endswith("too few samples")
-    assert "without an interval" in report.findings[0]
+    assert report.findings[0].endswith("and not called a difference: too few samples.")
     assert any("too few samples" in warning for warning in report.warnings)
 
 
@@ -488,7 +480,7 @@ def test_a_phase_that_was_not_tuned_has_no_panel_of_kernels() -> None:
     figure = charts.render(charts.load()["kernels"], frame.build([]), [run])
     assert figure is not None
     titles = [title for axes in figure.axes if (title := axes.get_title(loc="left"))]
-    assert titles == ["llama-7b q4f16_1, batch 4, decode"]
+    assert titles == ["llama-7b q4f16_1, batch 4, decode step"]
 
 
 def test_runs_on_several_targets_are_told_apart() -> None:
@@ -502,6 +494,11 @@ def test_runs_on_several_targets_are_told_apart() -> None:
             assert any(word.startswith(f"llama-7b q4f16_1, {target}") for word in words), (name, target)
 
 
+def sources_of(rows: list[Result]) -> list[tuple[str, ...]]:
+    """The lines of the table of sources over `rows`."""
+    return list(sources.table(frame.newest(rows, frame.build(rows))).rows)
+
+
 def test_a_table_shows_each_source_alone() -> None:
     def kernel(task: str, schedule: str, before: int, after: int, **others: int) -> Kernel:
         by_source = {name: [value] * 9 for name, value in others.items()}
@@ -513,11 +510,11 @@ def test_a_table_shows_each_source_alone() -> None:
         kernel("attention", "tuned", 9_000_000, 9_000),
         replace(kernel("take", "default", 1_000, 2_000), decision="kept default"),
     ]
-    (line,) = sources.table([case("llama-7b", "q4f16_1", "tuned", PP, kernels=found)]).rows
+    (line,) = sources_of([case("llama-7b", "q4f16_1", "tuned", PP, kernels=found)])
     assert line[2:4] == ("512 tokens", "1 default, 2 tuned, 1 library")
     assert line[4:8] == ("18.8 ms", "430 us", "18.2 ms", "230 us")
     assert line[8] == "3.99x"  # 4x and 4x, and 1x of a kernel of little time
-    assert not sources.table([case("llama-7b", "q4f16_1", "tuned", PP)]).rows
+    assert not sources_of([case("llama-7b", "q4f16_1", "tuned", PP)])
 
 
 def on_targets(**speeds: float) -> list[Result]:
@@ -555,5 +552,5 @@ def test_a_browser_is_told_from_its_target() -> None:
 
 
 def test_sources_of_several_targets_name_each(tmp_path: Path) -> None:
-    lines = sources.table(on_targets(webgpu=1.0, opencl=1.0)).rows
+    lines = sources_of(on_targets(webgpu=1.0, opencl=1.0))
     assert {line[0] for line in lines} == {"llama-7b (webgpu)", "llama-7b (opencl)"}

@@ -2,13 +2,14 @@
 
 import math
 import random
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunebench import stats
-from tunebench.spec import Kernel
+from tunebench.spec import Decision, Kernel
 
 SAMPLES = st.lists(st.integers(1, 10**12), max_size=30)
 
@@ -163,17 +164,33 @@ def kernel(decision: str, gain: float) -> Kernel:
     return Kernel("t", "decode", 1, 1, 0.5, schedule, "why", decision, *samples)
 
 
-@pytest.mark.parametrize("decision", ["promoted", "kept default", "inconclusive"])
+@pytest.mark.parametrize("decision", get_args(Decision))
 def test_a_stored_kernel_keeps_the_decision_of_the_tuner(decision: str) -> None:
     decided = stats.kernel_decision(kernel(decision, 1.5))
     assert (decided.decision, decided.reason) == (decision, "why")
     assert decided.interval.ratio == pytest.approx(1.5, rel=0.01)
 
 
-def test_a_kernel_never_judged_keeps_its_default() -> None:
-    decision = stats.kernel_decision(Kernel("t", "decode", 1, 1, 0.5, "default", "no match"))
-    assert decision.decision == "kept default"
-    assert not decision.interval.known
+@pytest.mark.parametrize(
+    ("decision", "reason", "expected"),
+    [
+        ("kept default", "not searched before the time ran out", "not searched"),
+        ("kept default", "never measured: run `tunebench tune`", "not searched"),
+        ("", "never measured: run `tunebench tune`", "not searched"),
+        ("", "not judged yet: the run was stopped", "not searched"),
+        ("kept default", "no space is for it", "nothing to decide"),
+        ("kept default", "no schedule space: an error", "nothing to decide"),
+        ("kept default", "no candidate ran and was correct", "kept default"),
+    ],
+)
+def test_decisions_that_had_one_name_are_told_apart_by_their_reason(decision: str, reason: str, expected: str) -> None:
+    decided = stats.kernel_decision(Kernel("t", "decode", 1, 1, 0.5, "default", reason, decision))
+    assert (decided.decision, decided.reason) == (expected, reason)
+    assert not decided.interval.known
+
+
+def test_a_kernel_that_was_timed_and_not_judged_is_inconclusive() -> None:
+    assert stats.kernel_decision(kernel("", 1.5)).decision == "inconclusive"
 
 
 STEADY = [1000 + step % 3 for step in range(20)]

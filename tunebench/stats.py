@@ -24,6 +24,8 @@ LARGE_SPREAD = 0.05  # half the interquartile range, over the median
 DRIFT = 0.03
 SLOW_START = 1.15
 OUTLIER = 1.5
+NO_SPACE = ("no space is for it", "no schedule space")  # how reasons of rows before schema 3 begin
+NOT_SEARCHED = ("not searched before the time ran out", "never measured")
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,16 @@ def decide(default_ns: Sequence[float], tuned_ns: Sequence[float], noise: float 
 def kernel_decision(kernel: Kernel) -> Decided:
     """The decision on a stored kernel as the tuner took it, with the interval from its samples."""
     interval = ratio_interval(kernel.default_ns, kernel.tuned_ns)
-    return Decided(kernel.decision or "kept default", kernel.reason, interval)
+    return Decided(_stored_decision(kernel), kernel.reason, interval)
+
+
+def _stored_decision(kernel: Kernel) -> Decision:
+    """The stored decision; those that had one name before schema 3 are told apart by their reason."""
+    if kernel.decision not in ("", "kept default") or kernel.tuned_ns:
+        return kernel.decision or "inconclusive"
+    if kernel.reason.startswith(NO_SPACE):
+        return "nothing to decide"
+    return "not searched" if not kernel.decision or kernel.reason.startswith(NOT_SEARCHED) else "kept default"
 
 
 def noise_floor(aa_first: Sequence[float], aa_second: Sequence[float]) -> float | None:

@@ -1,5 +1,6 @@
 """Rows -> report.md, report.html, summary.csv and charts. Never needs TVM."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from rich.text import Text
 
 from tunebench import results
 from tunebench.errors import TuneBenchError, one_line
-from tunebench.report import charts, findings, frame, render, sources, tables
-from tunebench.report.tables import Table
+from tunebench.report import charts, findings, frame, kernel_tables, labels, probes, render, runs, sources, tables
+from tunebench.report.table import Table
 from tunebench.results import Result, TuneResult
 
 RATE = " tok/s"
@@ -37,21 +38,31 @@ class Report:
 def write_report(paths: list[Path], out: Path) -> Report:
     """Read the rows of `paths` and write report.md, report.html, summary.csv and charts/ into `out`."""
     rows, torn = _read(paths)
-    cases = [row for row in rows if isinstance(row, Result)]
-    tunes = _latest_tunes([row for row in rows if isinstance(row, TuneResult)])
-    every = frame.build(cases)
+    cases = labels.told_apart([row for row in rows if isinstance(row, Result)], rows)
+    tunes = labels.told_apart([row for row in rows if isinstance(row, TuneResult)], rows)
+    tunes.sort(key=lambda row: row.test_time)
+    called = runs.names(rows)
+    every = frame.build(cases, called)
     newest = every[every["latest"]]
-    latest = frame.latest(cases)
-    origins = sources.table(latest)
-    shown = [*tables.build(newest, latest, tunes), *([origins] if origins.rows else [])]
-    shown.append(findings.environment(latest, tunes))
-    drawn = _draw(newest, tunes)
+    drawn = _draw(newest, kernel_tables.latest_tunes(tunes))
     said = findings.headline(newest, tunes)
-    report = Report(
-        every, tunes, said, shown, torn + findings.cautions(latest, newest), [c.name for c, _ in drawn], out
-    )
+    shown = _tables(every, cases, tunes, called)
+    warnings = torn + findings.cautions(frame.newest(cases, every))
+    report = Report(every, tunes, said, shown, warnings, [chart.name for chart, _ in drawn], out)
     _write(report, newest, drawn)
     return report
+
+
+def _tables(
+    every: pd.DataFrame, cases: Sequence[Result], tunes: Sequence[TuneResult], called: dict[str, str]
+) -> list[Table]:
+    """Every table that has a row, in the order of the report."""
+    newest = frame.newest(cases, every)
+    *of_cases, left_out = tables.build(every)
+    found = [*of_cases, kernel_tables.tuning_cost([line for _, line in newest], tunes, called)]
+    found += [kernel_tables.kernels(kernel_tables.latest_tunes(tunes), called), kernel_tables.coverage(newest)]
+    found += [left_out, sources.table(newest), probes.table(cases, called), runs.table([*cases, *tunes], called)]
+    return [*(table for table in found if table.rows), findings.environment([row for row, _ in newest], tunes)]
 
 
 def summary_table(report: Report) -> rich.table.Table:
@@ -60,7 +71,7 @@ def summary_table(report: Report) -> rich.table.Table:
     table = found.get("summary") or found.get("engines") or found.get("left_out") or report.tables[0]
     shown = rich.table.Table(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(table.columns):
-        in_rate = any(row[index].endswith(RATE) for row in table.rows)
+        in_rate = any(RATE in row[index] for row in table.rows)
         shown.add_column(f"{column},{RATE}" if in_rate else column, overflow="fold", no_wrap=index < 2)
     for row in table.rows:
         first, *rest = row  # the first says where, in brackets
@@ -69,8 +80,10 @@ def summary_table(report: Report) -> rich.table.Table:
 
 
 def _short(cell: str) -> str:
-    """A cell for the terminal: without its interval, what its share is of, and the unit that the heading has."""
-    return cell.partition(" of ")[0].partition(" (")[0].removesuffix(RATE).removesuffix(" figure in this run")
+    """A cell for the terminal: without what stands in brackets, what its share is of, and the unit of the heading."""
+    return (
+        re.sub(r" \(.*?\)", "", cell.partition(" of ")[0].partition(": ")[0]).replace(RATE, "").removesuffix(" figure")
+    )
 
 
 def _read(paths: list[Path]) -> tuple[list[Result | TuneResult], list[str]]:
@@ -97,12 +110,6 @@ def _shown(row: Row) -> Row:
         return one_line(value, LONGEST) if isinstance(value, str) else value
 
     return msgspec.convert(shown(msgspec.to_builtins(row)), type(row))
-
-
-def _latest_tunes(rows: Sequence[TuneResult]) -> list[TuneResult]:
-    ordered = sorted(rows, key=lambda row: row.test_time)
-    same = ("model", "scheme", "target", "device", "batch", "n_threads")
-    return list({tuple(getattr(row, name) for name in same): row for row in ordered}.values())
 
 
 def _draw(newest: pd.DataFrame, tunes: list[TuneResult]) -> render.Drawn:

@@ -6,10 +6,12 @@ from typing import Any
 import pandas as pd
 
 from tunebench import stats
-from tunebench.report import metrics, words
+from tunebench.report import words
 from tunebench.report.charts import records
-from tunebench.report.frame import short_name
-from tunebench.report.tables import Table
+from tunebench.report.compare import PEER
+from tunebench.report.kernel_tables import latest_tunes
+from tunebench.report.steps import decisions
+from tunebench.report.table import Table
 from tunebench.results import Result, TuneResult
 
 MOST_VALUES = 3
@@ -17,15 +19,15 @@ MOST_VALUES = 3
 
 def headline(frame: pd.DataFrame, tunes: Sequence[TuneResult]) -> list[str]:
     """One or two sentences per question: does tuning pay, what did it decide, what did it cost."""
-    rows = [row for row in records(frame) if row["reference"] is not None]
-    if not rows:
-        return _leads(frame) or [
-            "No speed-up is reported: no tuned case was measured in the same run as its default one. "
-            "Bench both schedules in one run to compare them."
-        ]
-    found = [_phase(rows, phase) for phase in ("decode", "prefill", "both")]
-    found += _leads(frame)
-    return [sentence for sentence in (*found, _kernels(tunes), _cost(tunes)) if sentence]
+    compared = [row for row in records(frame) if row["reference"] is not None]
+    rows = [row for row in compared if row["speedup_effect"] != "not interleaved"]
+    found = [_phase(rows, phase) for phase in ("decode", "prefill", "both")] + [_elsewhere(compared)] + _leads(frame)
+    none = (
+        "No speed-up is reported: no tuned case was measured in the same run as its default one. "
+        "Bench both schedules in one run to compare them."
+    )
+    found = [sentence for sentence in found if sentence] or [none]
+    return [sentence for sentence in (*found, _kernels(latest_tunes(tunes)), _cost(tunes)) if sentence]
 
 
 def _phase(rows: list[dict[str, Any]], phase: str) -> str:
@@ -33,13 +35,15 @@ def _phase(rows: list[dict[str, Any]], phase: str) -> str:
     if not rows:
         return ""
     name = {"both": "Prefill and decode together"}.get(phase, phase.capitalize())
-    faster = [row for row in rows if row["effect"] == "faster"]
-    slower = sum(row["effect"] == "slower" for row in rows)
+    faster = [row for row in rows if row["speedup_effect"] == "faster"]
+    slower = sum(row["speedup_effect"] == "slower" for row in rows)
     also = f" {slower} {_is(slower)} slower." if slower else ""
-    unknown = [row for row in rows if row["effect"] == "too few samples"]
-    if len(unknown) == len(rows):
+    uncalled = {row["speedup_effect"] for row in rows} & {"too few samples", "noise floor unknown"}
+    if all(row["speedup_effect"] in uncalled for row in rows):
         middle = words.ratio(stats.median([row["speedup"] for row in rows]))
-        return f"{name}: {middle} over default at the median, without an interval: too few samples."
+        return (
+            f"{name}: {middle} over default at the median, and not called a difference: {', '.join(sorted(uncalled))}."
+        )
     if not faster:
         return f"{name}: no case of {len(rows)} is clearly faster with tuning.{also}"
     best = max(faster, key=lambda row: float(row["speedup"]))
@@ -54,6 +58,20 @@ def _phase(rows: list[dict[str, Any]], phase: str) -> str:
     )
 
 
+def _elsewhere(rows: list[dict[str, Any]]) -> str:
+    """What stands beside the default figure of another run."""
+    found = [row for row in rows if row["speedup_effect"] == "not interleaved"]
+    if not found:
+        return ""
+    named = "; ".join(
+        f"{row['model_label']} {row['scheme']} {row['test_label']} {words.ratio(row['speedup'])} (run "
+        f"{row['reference_run']})"
+        for row in found[:MOST_VALUES]
+    )
+    more = f"; and {len(found) - MOST_VALUES} more" if len(found) > MOST_VALUES else ""
+    return f"Beside a default figure of another run, not interleaved and so not called a difference: {named}{more}."
+
+
 def _leads(frame: pd.DataFrame) -> list[str]:
     """How the tuned cases stand against each other engine."""
     rows = [row for row in records(frame) if row["lead"] is not None]
@@ -64,16 +82,13 @@ def _leads(frame: pd.DataFrame) -> list[str]:
 
 
 def _lead(row: dict[str, Any]) -> str:
-    figure = words.ratio(row["lead"], row["lead_low"], row["lead_high"])
-    return f"{row['model_label']} {row['scheme']} {row['test_label']} {figure}"
+    through = f" through {row['lead_target']}" if row["lead_target"] != row["target"] else ""
+    return f"{row['model_label']} {row['scheme']} {row['test_label']} {words.compared(row, 'lead')}{through}"
 
 
 def _kernels(tunes: Sequence[TuneResult]) -> str:
-    decisions = [stats.kernel_decision(kernel).decision for tune in tunes for kernel in tune.kernels]
-    if not decisions:
-        return ""
-    counts = {name: decisions.count(name) for name in ("promoted", "kept default", "inconclusive")}
-    return f"Of {len(decisions)} kernels, " + ", ".join(f"{count} {name}" for name, count in counts.items()) + "."
+    said = decisions([kernel for tune in tunes for kernel in tune.kernels])
+    return f"{said}." if said else ""
 
 
 def _cost(tunes: Sequence[TuneResult]) -> str:
@@ -98,18 +113,11 @@ def environment(rows: Sequence[Result], tunes: Sequence[TuneResult]) -> Table:
 
 
 def _measured(rows: Sequence[Result]) -> list[tuple[str, str]]:
-    """The machine's own figures, measured beside the cases."""
-    reads = [words.per_s(metrics.read_probe(row), "B") for row in rows]
-    flops = [words.per_s(row.probe.get("flops_per_s"), "flop") for row in rows]
+    """What the rows themselves say of where they were measured."""
     noise = [words.percent(row.noise) if row.noise is not None else words.MISSING for row in rows]
-    ints = [words.per_s(row.probe.get("int8_ops_per_s"), "op") for row in rows]
-    halves = [words.per_s(row.probe.get("f16_flops_per_s"), "flop") for row in rows]
-    lines = [("bandwidth, measured", reads), ("float32 matrix rate, measured", flops)]
-    lines += [("float16 matrix rate, measured", halves), ("int8 matrix rate, measured", ints)]
-    lines += [("noise floor (A/A)", noise)]
-    lines += [("targets", [f"{row.target} on {row.device}" for row in rows])]
     threads = [f"{row.n_threads} threads" if row.n_threads else "" for row in rows]
-    lines += [("threads", threads), ("runs", [row.run_id for row in rows])]
+    lines = [("noise floor (A/A)", noise), ("threads", threads)]
+    lines += [("targets", [f"{row.target} on {row.device}" for row in rows])]
     return [(name, _values([value for value in values if value not in ("", words.MISSING)])) for name, values in lines]
 
 
@@ -131,18 +139,31 @@ def _values(values: list[Any]) -> str:
     return f"{', '.join(distinct[:MOST_VALUES])} and {len(distinct) - MOST_VALUES} more"
 
 
-def cautions(latest: Sequence[Result], frame: pd.DataFrame) -> list[str]:
+def cautions(newest: Sequence[tuple[Result, dict[str, Any]]]) -> list[str]:
     """Stability warnings of the latest rows, and tuned rows that could not be compared."""
     found = []
-    for row in latest:
-        who = f"{short_name(row.model)} {row.scheme} {row.test}, {row.schedule} ({row.engine})"
-        if row.status == "ok":
-            found += [f"{who}: {warning}" for warning in stats.warnings(row.samples_ns, row.warmup_ns)]
-    for line in records(frame):
-        if line["status"] == "ok" and line["arm"] not in ("default", line["engine"]) and line["reference"] is None:
-            who = f"{line['model_label']} {line['scheme']} {line['test_label']}, {line['arm']}"
-            run = line["run_id"] or "without a name"
-            found.append(f"{who}: no default figure in run {run}; bench both in one run, or see what was left out")
-    if any(row.status == "ok" and row.noise is None for row in latest):
-        found.append("the noise floor was not measured for every row: small speed-ups may be noise")
+    measured = [(row, line) for row, line in newest if row.status == "ok"]
+    for row, line in measured:
+        warnings = [*_throttled(row), *stats.warnings(row.samples_ns, row.warmup_ns), *_uncompared(line)]
+        who = f"{' '.join(words.who(line))} {line['test_label']}, {row.schedule} ({row.engine})"
+        found += [f"{who}: {warning}" for warning in warnings]
+    if any(row.noise is None for row, _ in measured):
+        found.append("the noise floor was not measured for every row: where it is unknown, no difference is called")
     return found
+
+
+def _throttled(row: Result) -> list[str]:
+    count = f"{len(row.throttled)} of {words.whole(len(row.samples_ns), 'sample')}"
+    cure = "let it cool down, or see what limits its power"
+    return [f"{count} taken while the device was throttled; {cure}"] if row.throttled else []
+
+
+def _uncompared(line: dict[str, Any]) -> list[str]:
+    """Of a tuned line of a frame: that its default figure is missing, or of another run."""
+    if line["schedule"] in (PEER, "default"):
+        return []
+    if line["reference"] is None:
+        return [f"no default figure in run {line['run']}; bench both in one run, or see what was left out"]
+    if line["speedup_effect"] == "not interleaved":
+        return [f"its reference is from run {line['reference_run']}: not interleaved; bench both in one run"]
+    return []

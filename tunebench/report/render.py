@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 
 from tunebench.errors import one_line
 from tunebench.report.charts import INK, STYLE, Chart
-from tunebench.report.tables import Table
+from tunebench.report.table import Table
 
 Drawn = list[tuple[Chart, Figure]]
 
 AFTER = {  # the charts that stand under a table
     "summary": ("speedup", "throughput", "bandwidth"),
+    "targets": ("targets",),
     "memory": ("memory",),
     "tuning_cost": ("tuning_cost",),
     "kernels": ("kernels",),

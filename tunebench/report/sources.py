@@ -5,29 +5,28 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from tunebench import stats
 from tunebench.report import words
-from tunebench.report.frame import short_name
-from tunebench.report.tables import Table
+from tunebench.report.table import Table
 from tunebench.results import Result
 from tunebench.spec import Kernel, Schedule
 
 ALONE: tuple[Schedule, ...] = ("default", "tuned", "library")
 
 
-def table(latest: Sequence[Result]) -> Table:
+def table(newest: Sequence[tuple[Result, dict[str, Any]]]) -> Table:
     """A line for each chunk size of each tuned case on a GPU, or where there are kernels of a library."""
     lines: dict[tuple[object, ...], tuple[str, ...]] = {}
-    tuned = [row for row in latest if row.schedule == "tuned"]
-    library = any("library" in _times(kernel) for row in tuned for kernel in row.kernels)
+    tuned = [(row, line) for row, line in newest if row.schedule == "tuned"]
+    library = any("library" in _times(kernel) for row, _ in tuned for kernel in row.kernels)
     names = ALONE if library else ALONE[:2]
-    targets = {row.target for row in tuned}
-    for row in tuned if library else [row for row in tuned if not row.n_threads]:
+    for row, line in tuned if library else [(row, line) for row, line in tuned if not row.n_threads]:
         for chunk in sorted({kernel.chunk for kernel in row.kernels}):
             kernels = [kernel for kernel in row.kernels if kernel.chunk == chunk]
-            key = row.model, row.scheme, row.target, row.batch, chunk
-            lines[key] = _line(row, chunk, kernels, names, row.target if len(targets) > 1 else "")
+            who = words.who(line)
+            lines[who, row.batch, chunk] = (*who, *_cells(row, chunk, kernels, names))
     columns = ("model", "scheme", "chunk", "kernels", *(f"{name} alone" for name in names), "as chosen", "over default")
     note = (
         "Kernel times of one chunk, added up: with one source alone, which where it has no kernel falls back to the "
@@ -37,15 +36,15 @@ def table(latest: Sequence[Result]) -> Table:
     return Table("sources", "Where kernels come from", columns, list(lines.values()), note)
 
 
-def _line(row: Result, chunk: int, kernels: Sequence[Kernel], names: Sequence[str], target: str) -> tuple[str, ...]:
+def _cells(row: Result, chunk: int, kernels: Sequence[Kernel], names: Sequence[str]) -> tuple[str, ...]:
     used = Counter(kernel.schedule for kernel in kernels)
     named = ", ".join(f"{used[name]} {name}" for name in ALONE if used[name])
     totals = [sum(k.calls * _times(k).get(name, _times(k)["default"]) for k in kernels) for name in names]
     chosen = sum(kernel.calls * _times(kernel)[kernel.schedule] for kernel in kernels)
     tokens = f"{chunk} {'token' if chunk == 1 else 'tokens'}" + (f", batch {row.batch}" if row.batch > 1 else "")
-    spent = [words.seconds(total / 1e9) for total in (*totals, chosen)]
-    model = f"{short_name(row.model)} ({target})" if target else short_name(row.model)
-    return (model, row.scheme, tokens, named, *spent, words.ratio(over_default(kernels)))
+    more = "> " if any(not kernel.share for kernel in kernels) else ""  # than what was measured of them
+    spent = [more + words.seconds(total / 1e9) for total in (*totals, chosen)]
+    return (tokens, named, *spent, words.ratio(over_default(kernels)))
 
 
 def over_default(kernels: Sequence[Kernel]) -> float:

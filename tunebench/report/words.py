@@ -1,10 +1,13 @@
 """Base units -> words. The only place where figures are formatted; `-` stands for a missing value."""
 
 from math import isfinite
+from typing import Any
 
 from tunebench.report.charts import digits
+from tunebench.stats import CONFIDENCE
 
 MISSING = "-"
+INTERVAL = f"{100 * CONFIDENCE:g} % interval"
 
 
 def known(value: float | None) -> bool:
@@ -18,6 +21,31 @@ def rate(value: float | None, spread: float | None = None) -> str:
         return MISSING
     around = f" ± {_as_precise(spread, digits(value))}" if spread is not None and known(spread) else ""
     return f"{digits(value)}{around} tok/s"
+
+
+def measured(row: dict[str, Any]) -> str:
+    """The throughput of a frame's row -> `10.6 ± 0.2 tok/s, 3 of 12 samples throttled`."""
+    throttled = f", {row['n_throttled']} of {row['n_samples']} samples throttled" if row["n_throttled"] else ""
+    return rate(row["tokens_per_s"], row["tokens_per_s_spread"]) + throttled
+
+
+def compared(row: dict[str, Any], name: str) -> str:
+    """The ratio `name` of a frame's row -> `1.42x (1.38 to 1.47)`, and what it is called if not a difference."""
+    effect = row[f"{name}_effect"]
+    figure = ratio(row[name], row[f"{name}_low"], row[f"{name}_high"])
+    return figure if effect in (None, "faster", "slower") else f"{figure}, {effect}"
+
+
+def over_default(row: dict[str, Any]) -> str:
+    """The speed-up of a frame's row, with the run that its reference is from where it is not the row's."""
+    elsewhere = row["reference_run"] not in (None, row["run"])
+    return compared(row, "speedup") + (f": reference from run {row['reference_run']}" if elsewhere else "")
+
+
+def who(row: dict[str, Any]) -> tuple[str, str]:
+    """The model of a frame's row with its place, and its scheme."""
+    place = f" ({row['place']})" if row["place"] else ""
+    return f"{row['model_label']}{place}", row["scheme"]
 
 
 def ratio(value: float | None, low: float | None = None, high: float | None = None) -> str:
@@ -34,9 +62,31 @@ def percent(share: float | None) -> str:
     return f"{share * 100:.1f} %" if share is not None and known(share) else MISSING
 
 
+def share(value: float | None) -> str:
+    """A share 0..1 -> `42.0 %`, `< 0.1 %`, or `unknown`."""
+    if value is None or not known(value):
+        return "unknown"
+    return "< 0.1 %" if 0 < value < 0.0005 else percent(value)
+
+
+def whole(number: int, what: str) -> str:
+    """A number of things -> `1 kernel`, `3 kernels`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def size(n_bytes: float | None) -> str:
     """Bytes -> `1.23 GB` (powers of 1000)."""
     return _scaled(n_bytes, "B")
+
+
+def amount(value: float | None, unit: str) -> str:
+    """An amount in a base unit -> `1.98 GHz`."""
+    return _scaled(value, unit)
+
+
+def energy(joules: float | None) -> str:
+    """Joules of a token -> `0.52 J/token`."""
+    return f"{digits(joules)} J/token" if joules is not None and known(joules) else MISSING
 
 
 def per_s(value: float | None, unit: str) -> str:

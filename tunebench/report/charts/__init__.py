@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -16,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from tunebench import registry
+from tunebench.report.labels import short_name
 from tunebench.results import TuneResult
 
 INK = "#1c2127"  # the report turns this one into the colour of the page's text
@@ -155,7 +155,7 @@ def run_label(row: TuneResult, shown: Sequence[TuneResult]) -> str:
     """A tuning run in words: its model, scheme, batch, and its target where those shown have several."""
     batch = f", batch {row.batch}" if row.batch > 1 else ""
     target = f", {row.target}" if len({each.target for each in shown}) > 1 else ""
-    return f"{Path(row.model).name.removesuffix('.json')} {row.scheme}{batch}{target}"
+    return f"{short_name(row.model)} {row.scheme}{batch}{target}"
 
 
 def group_label(record: dict[str, Any], several_models: bool, *more: str) -> str:

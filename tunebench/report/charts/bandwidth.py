@@ -41,7 +41,7 @@ def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
         axis.axvline(100, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
         axis.set_xlim(0, max(120.0, *(bar.value * 1.2 for bar in bars)))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-    axes[-1].set_xlabel("dashed line: measured by a probe in the same run")
+    axes[-1].set_xlabel("dashed line: the best that a probe of the device reached")
     heading(figure, TITLE, colours.items())
     return figure
 

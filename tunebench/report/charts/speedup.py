@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tunebench.report import words
 from tunebench.report.charts import (
     DEFAULT,
     GRID,
@@ -25,13 +26,19 @@ from tunebench.report.charts import (
 )
 from tunebench.results import TuneResult
 
-COLOURS = {"faster": TUNED, "slower": SLOWER, "no clear difference": DEFAULT, "too few samples": PEERS[0]}
+COLOURS = {
+    "faster": TUNED,
+    "slower": SLOWER,
+    "no clear difference": DEFAULT,
+    "too few samples": PEERS[0],
+    "noise floor unknown": PEERS[1],
+}
 TITLE = "Speed-up of tuned over default schedules, same run"
 
 
 def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
-    """A panel per model: a dot and its 95 % interval per scheme and test."""
-    rows = [row for row in records(frame) if row.get("speedup") is not None]
+    """A panel per model: a dot and its interval per scheme and test."""
+    rows = [row for row in records(frame) if row.get("speedup_effect") in COLOURS]
     if not rows:
         return None
     rows.sort(key=lambda row: (row["model_label"], row["place"], row["phase"], row["test_label"], row["scheme"]))
@@ -41,8 +48,8 @@ def draw(frame: pd.DataFrame, tune_rows: Sequence[TuneResult]) -> Figure | None:
     limits = _limits(rows)
     for axis, group in zip(axes, groups, strict=True):
         _panel(axis, group, limits)
-    axes[-1].set_xlabel("times as fast as default; whisker: 95 % interval; band: the run's noise floor")
-    present = dict.fromkeys(row["effect"] for row in rows)
+    axes[-1].set_xlabel(f"times as fast as default; whisker: {words.INTERVAL}; band: the run's noise floor")
+    present = dict.fromkeys(row["speedup_effect"] for row in rows)
     heading(figure, TITLE, [(effect, COLOURS[effect]) for effect in COLOURS if effect in present])
     return figure
 
@@ -65,12 +72,12 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], limits: tuple[float, float, b
 
 
 def _dot(axes: Axes, height: int, row: dict[str, Any]) -> None:
-    colour, value = COLOURS[row["effect"]], row["speedup"]
+    colour, value = COLOURS[row["speedup_effect"]], row["speedup"]
     low, high = row["speedup_low"] or value, row["speedup_high"] or value
     axes.plot((low, high), (height, height), color=colour, linewidth=2.2, solid_capstyle="round")
     axes.plot(value, height, "o", color=colour, markersize=7)
-    words = f"{value:.2f}x  ({low:.2f} to {high:.2f})" if row["speedup_high"] else f"{value:.2f}x  (too few samples)"
-    beside(axes, max(high, value), height, "  " + words, INK)
+    label = f"{value:.2f}x  ({low:.2f} to {high:.2f})" if row["speedup_high"] else f"{value:.2f}x  (too few samples)"
+    beside(axes, max(high, value), height, "  " + label, INK)
 
 
 def _label(row: dict[str, Any]) -> str:

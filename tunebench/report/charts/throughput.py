@@ -51,11 +51,15 @@ def _bars(frame: pd.DataFrame) -> dict[str, list[Bar]]:
     rows = [row for row in records(frame) if row.get("tokens_per_s")]
     several = len({row["model_label"] for row in rows}) > 1
     tests: dict[str, list[Bar]] = {}
+    runs: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        runs.setdefault((row["test_label"], group_label(row, several)), set()).add(row["run"])
     order = ("n_prompt", "n_gen", "n_depth", "batch")
     for row in sorted(rows, key=lambda row: (row["phase"] != "prefill", *(row[name] for name in order))):
         value, spread = row["tokens_per_s"], row["tokens_per_s_spread"] or 0.0
         group = group_label(row, several)
-        bar = Bar(group, row["arm"], value, value - spread, value + spread, digits(value))
+        label = digits(value) + (f"  (run {row['run']})" if len(runs[row["test_label"], group]) > 1 else "")
+        bar = Bar(group, row["arm"], value, value - spread, value + spread, label)
         tests.setdefault(row["test_label"], []).append(bar)
     return tests
 

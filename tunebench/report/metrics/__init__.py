@@ -29,9 +29,9 @@ def phase(row: Result) -> str:
     return Test(row.n_prompt, row.n_gen, row.n_depth).phase
 
 
-def matrix_probe(row: Result) -> float | None:
-    """Operations/s that the machine was measured to do of the kind that the row's matrix products are."""
-    return row.probe.get({"int8": "int8_ops_per_s", "float16": "f16_flops_per_s"}.get(row.multiplies, "flops_per_s"))
+def matrix_probe(row: Result) -> str:
+    """The name of the probe that does products of the kind that the row's matrix products are."""
+    return {"int8": "int8_ops_per_s", "float16": "f16_flops_per_s"}.get(row.multiplies, "flops_per_s")
 
 
 def evaluate(row: Result) -> dict[str, float | None]:
@@ -39,6 +39,7 @@ def evaluate(row: Result) -> dict[str, float | None]:
     return {name: metric.compute(row) for name, metric in load().items()}
 
 
-def read_probe(row: Result) -> float | None:
-    """The measured bandwidth: of reading, or on a GPU of a copy."""
-    return row.probe.get("read_bytes_per_s", row.probe.get("copy_bytes_per_s"))
+def read_probe(row: Result) -> str:
+    """The name of the row's probe that found the highest bandwidth, of those that read or copy; empty without one."""
+    found = [name for name in row.probe if name.endswith("_bytes_per_s") and ("read" in name or "copy" in name)]
+    return max(found, key=row.probe.__getitem__, default="")

@@ -5,8 +5,8 @@ from tunebench.results import Result
 
 
 def coverage(row: Result) -> float | None:
-    """Share (0..1) of the phase's time under tuned kernels."""
-    return row.coverage
+    """Share (0..1) of the phase's time under tuned kernels; None where a kernel of it was never measured."""
+    return row.coverage if all(kernel.share for kernel in row.kernels) else None
 
 
 METRICS = (Metric("coverage", "share", True, coverage, "share of the phase's time under tuned kernels"),)

@@ -1,4 +1,4 @@
-"""How near a case comes to what the machine was measured to do in the same run."""
+"""How near a case comes to what the machine was measured to do; a report puts the best of its device in `probe`."""
 
 from tunebench import results, stats
 from tunebench.report.metrics import Metric, matrix_probe, phase, read_probe
@@ -14,7 +14,7 @@ def read_bytes_per_s(row: Result) -> float | None:
 
 def read_share(row: Result) -> float | None:
     """Share (0..1) of the measured read bandwidth that a decode test reaches."""
-    return _share(read_bytes_per_s(row), read_probe(row))
+    return _share(read_bytes_per_s(row), row.probe.get(read_probe(row)))
 
 
 def matrix_flops_per_s(row: Result) -> float | None:
@@ -26,7 +26,7 @@ def matrix_flops_per_s(row: Result) -> float | None:
 
 def matrix_share(row: Result) -> float | None:
     """Share (0..1) of the measured matrix rate, of float32 or of int8 products, that a prefill test reaches."""
-    return _share(matrix_flops_per_s(row), matrix_probe(row))
+    return _share(matrix_flops_per_s(row), row.probe.get(matrix_probe(row)))
 
 
 def _share(achieved: float | None, measured: float | None) -> float | None:
