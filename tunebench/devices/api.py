@@ -21,7 +21,9 @@ from tunebench.runners.base import Runner
 from tunebench.runners.gpu import GpuRunner
 from tunebench.runners.shader import ShaderPrimitives
 from tunebench.runtime import apis
+from tunebench.runtime.conditions import Conditions
 from tunebench.runtime.cuda import DeviceMemory
+from tunebench.runtime.nvml import NvidiaConditions
 from tunebench.spec import EngineName, TargetPreset
 
 
@@ -71,3 +73,7 @@ class ShaderDevice(Device):
     def memory(self) -> DeviceMemory | None:
         """By NVML, where the device is NVIDIA's."""
         return DeviceMemory() if self._nvidia else None
+
+    def conditions(self) -> Conditions:
+        """By NVML, where the device is NVIDIA's."""
+        return NvidiaConditions() if self._nvidia else Conditions()

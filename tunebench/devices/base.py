@@ -18,6 +18,7 @@ from tunebench.engines.base import Engine
 from tunebench.errors import TuneBenchError
 from tunebench.model.workload import Model
 from tunebench.runners.base import Runner
+from tunebench.runtime.conditions import Conditions
 from tunebench.runtime.cuda import DeviceMemory
 from tunebench.spec import EngineName
 from tunebench.timing import Samples
@@ -96,3 +97,7 @@ class Device:
     def memory(self) -> DeviceMemory | None:
         """Counts the device's memory from now on, where it can be counted."""
         return None
+
+    def conditions(self) -> Conditions:
+        """Its clocks, heat and energy, where it tells them."""
+        return Conditions()

@@ -17,6 +17,8 @@ from tunebench.engines.tvm import TvmEngine, load
 from tunebench.model.workload import Model
 from tunebench.runners.base import Runner
 from tunebench.runners.local import LocalRunner
+from tunebench.runtime.conditions import Conditions
+from tunebench.runtime.cpu import CpuConditions
 from tunebench.spec import TargetPreset
 
 
@@ -27,7 +29,9 @@ class CpuDevice(Device):
 
     def __init__(self, preset: TargetPreset, threads: int) -> None:
         self.target_name = preset.name
-        self.threads = threads or environment.usable_cores()
+        cores = environment.usable_cores()
+        environment.check_threads(threads, cores)
+        self.threads = threads or cores
         self.target = passes.tvm_target(preset, self.threads)
         self.name = device_name(preset)
         self.cold_bytes = 2 * environment.last_level_cache_bytes()
@@ -49,3 +53,7 @@ class CpuDevice(Device):
     def probe(self) -> AnyProbe:
         """Read bandwidth and multiply-adds."""
         return Probe(self.target, self.threads)
+
+    def conditions(self) -> Conditions:
+        """By the system."""
+        return CpuConditions()

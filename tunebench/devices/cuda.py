@@ -22,7 +22,9 @@ from tunebench.runners.cuda import CudaPrimitives
 from tunebench.runners.gpu import GpuRunner
 from tunebench.runtime import cublas
 from tunebench.runtime import cuda as cuda_runtime
+from tunebench.runtime.conditions import Conditions
 from tunebench.runtime.cuda import DeviceMemory
+from tunebench.runtime.nvml import NvidiaConditions
 from tunebench.spec import TargetPreset
 
 
@@ -62,3 +64,7 @@ class CudaDevice(Device):
     def memory(self) -> DeviceMemory | None:
         """By NVML."""
         return DeviceMemory()
+
+    def conditions(self) -> Conditions:
+        """By NVML."""
+        return NvidiaConditions(cuda_runtime.bus_id())

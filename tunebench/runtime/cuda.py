@@ -125,6 +125,11 @@ def l2_bytes() -> int:
     return int(DEVICE.l2_cache_size_bytes or 0)
 
 
+def bus_id() -> str:
+    """Where the device is plugged in, by which NVML knows it; CUDA may number devices otherwise."""
+    return bytes(checked(_runtime().cudaDeviceGetPCIBusId(20, 0))).partition(b"\0")[0].decode()
+
+
 def free_bytes() -> int:
     """Of device memory."""
     rt = _runtime()
