@@ -12,8 +12,8 @@ from tunebench import environment, results, stats
 from tunebench.bench.arms import Arm, Plan, label, load_arms
 from tunebench.compile.build import Compiled
 from tunebench.compile.tasks import Task, chunk_ns
-from tunebench.devices.base import AnyProbe
-from tunebench.devices.cpu_probe import PROTOCOL as PROBE
+from tunebench.devices.probe import PROTOCOL as PROBE
+from tunebench.devices.probe import Probe
 from tunebench.dtypes import DTYPES
 from tunebench.engines.base import Engine
 from tunebench.engines.chunked import split_prompt
@@ -73,7 +73,7 @@ def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Callable[[str], None]
 def _row(
     arm: Arm,
     test: Test,
-    probes: Mapping[str, AnyProbe],
+    probes: Mapping[str, Probe],
     measured: Mapping[str, Samples],
     noise: float | None,
     top: Count,
@@ -118,7 +118,7 @@ def _calls(
 
 def _measure(
     arms: dict[str, Callable[[], object]],
-    probes: Mapping[str, AnyProbe],
+    probes: Mapping[str, Probe],
     with_noise: bool,
     protocol: Protocol,
     watch: Watch,
@@ -131,7 +131,7 @@ def _measure(
     return interleave({**arms, **_probing(probes)}, protocol, around=watch.around)
 
 
-def _probing(probes: Mapping[str, AnyProbe]) -> dict[str, Callable[[], object]]:
+def _probing(probes: Mapping[str, Probe]) -> dict[str, Callable[[], object]]:
     """The arms of every target's probe."""
     return {f"{target} {name}": call for target, probe in probes.items() for name, call in probe.arms.items()}
 

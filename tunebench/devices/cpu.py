@@ -9,8 +9,9 @@ import tvm
 from tunebench import environment
 from tunebench.compile import passes
 from tunebench.compile.build import Compiled
-from tunebench.devices.base import MOST_WORKERS, AnyProbe, Arrays, Device
-from tunebench.devices.cpu_probe import Probe
+from tunebench.devices.base import MOST_WORKERS, Arrays, Device
+from tunebench.devices.cpu_probe import cpu_probe
+from tunebench.devices.probe import Probe
 from tunebench.devices.targets import device_name
 from tunebench.engines.base import Engine
 from tunebench.engines.tvm import TvmEngine, load
@@ -50,9 +51,9 @@ class CpuDevice(Device):
         loaded = load(model, weights, tvm.cpu())
         return {name: TvmEngine(model, each.executable, loaded, tvm.cpu()) for name, each in compiled.items()}
 
-    def probe(self) -> AnyProbe:
-        """Read bandwidth and multiply-adds."""
-        return Probe(self.target, self.threads)
+    def probe(self) -> Probe:
+        """Reads, copies and multiply-adds."""
+        return cpu_probe(self.target, self.threads)
 
     def conditions(self) -> Conditions:
         """By the system."""

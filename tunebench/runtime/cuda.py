@@ -104,10 +104,10 @@ class Stream:
         kind = self.rt.cudaMemcpyKind.cudaMemcpyHostToDevice
         checked(self.rt.cudaMemcpyAsync(address(to), array.ctypes.data, array.nbytes, kind, self.handle))
 
-    def copy(self, to: Tensor, source: Tensor, size_bytes: int) -> None:
-        """Copy within the device, in order with the stream."""
+    def copy(self, to: Tensor, source: Tensor, size_bytes: int, to_offset: int = 0) -> None:
+        """Copy a tensor's first bytes to somewhere in another, in order with the stream."""
         kind = self.rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        checked(self.rt.cudaMemcpyAsync(address(to), address(source), size_bytes, kind, self.handle))
+        checked(self.rt.cudaMemcpyAsync(address(to) + to_offset, address(source), size_bytes, kind, self.handle))
 
 
 def size_bytes(tensor: Tensor) -> int:
