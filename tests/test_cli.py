@@ -202,6 +202,9 @@ def check_cases(rows: list[Result]) -> None:
         assert 0 <= row.coverage <= 1 + 1e-9
         assert (row.schedule == "tuned") or row.coverage == 0
         assert min(row.probe.values()) > 0
+        assert set(row.conditions) == {"start", "end"}
+        assert all("clock_hz" in state for state in row.conditions.values())
+        assert set(row.throttled) <= set(range(3))
         assert all(kernel.reason for kernel in row.kernels)
         assert {kernel.chunk for kernel in row.kernels} <= {1, 16, 32}
 
