@@ -21,6 +21,8 @@ from tunebench.devices.probe import COPY, FLOPS, INT8, READ, RING, Probe, Way, s
 from tunebench.errors import TuneBenchError
 from tunebench.runtime import apis
 
+HOPPER_BYTES = 227 << 10  # of shared memory for a block
+
 
 class Clock:
     """A time that passes as it is told, in nanoseconds."""
@@ -125,7 +127,7 @@ def test_readers_of_gpu_apis(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_readers_for_cuda_compile(arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cuda.bindings.nvrtc")
-    chosen = cuda_probe.readers(arch)
+    chosen = cuda_probe.readers(arch, HOPPER_BYTES)
     assert {reader.rate for reader in chosen} == ({READ, RING} if arch >= 90 else {READ})
     compiled: list[str] = []
     monkeypatch.setattr(nvrtc, "_cached", lambda folder, code: compiled.append(code) or nvrtc.compile_cuda(code))
@@ -139,10 +141,10 @@ def test_readers_for_cuda_compile(arch: int, monkeypatch: pytest.MonkeyPatch) ->
         assert reader.call.format(cuda_probe.READ_BYTES // 16) in code
 
 
-def test_a_ring_fits_a_multiprocessor() -> None:
-    for ring in cuda_probe.RINGS:
-        assert ring.blocks * (ring.shared_bytes + 1024) <= 228 << 10
-        assert ring.shared_bytes <= 227 << 10
+def test_a_ring_is_tried_where_it_fits() -> None:
+    rings = [{ring.shared_bytes >> 10 for ring in cuda_probe.readers(*gpu) if ring.rate == RING}
+             for gpu in ((90, HOPPER_BYTES), (120, 99 << 10), (120, 64 << 10))]  # fmt: skip
+    assert rings == [{97, 193}, {97}, set()]
 
 
 def test_the_sum_that_readers_for_cuda_must_find() -> None:

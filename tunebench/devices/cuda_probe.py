@@ -63,6 +63,7 @@ class Ring:
         return f"tb::read_ring<{{}}, {self.stages}, {self.stage_bytes}, {self.threads}>"
 
 
+BARRIER_BYTES = 1024  # more than a ring's barriers take of the shared memory
 PLAIN = (Reader(8, 256, 4), Reader(4, 512, 8), Reader(2, 1024, 4), Reader(64, 256, 8))
 RINGS = (Ring(1, 6, 32 << 10), Ring(1, 12, 16 << 10), Ring(2, 6, 16 << 10))
 
@@ -75,9 +76,10 @@ def cuda_probe(target: tvm.target.Target) -> Probe:
     return Probe([*memory, *products], READ_BYTES + product_bytes, SAMPLE_S)
 
 
-def readers(arch: int) -> tuple[Reader | Ring, ...]:
-    """What a GPU of a compute capability, times ten, can run."""
-    return (*PLAIN, *RINGS) if arch >= templates.HOPPER else PLAIN
+def readers(arch: int, shared_bytes: int) -> tuple[Reader | Ring, ...]:
+    """What a GPU of a compute capability, times ten, and so much shared memory for a block can run."""
+    rings = [ring for ring in RINGS if ring.shared_bytes + BARRIER_BYTES <= shared_bytes]
+    return (*PLAIN, *rings) if arch >= templates.HOPPER else PLAIN
 
 
 def read_kernel(reader: Reader | Ring, size_bytes: int, blocks: int) -> tvm.tirx.PrimFunc:
@@ -106,7 +108,7 @@ def _memory_ways(stream: cuda_runtime.Stream, target: tvm.target.Target) -> list
     """Halves are copied once the readers have been checked."""
     processors = int(cuda_runtime.DEVICE.multi_processor_count)
     data = tvm.runtime.empty((READ_BYTES // 4,), "uint32", cuda_runtime.DEVICE)
-    chosen = readers(templates.gpu_of(target).arch)
+    chosen = readers(templates.gpu_of(target).arch, cuda_runtime.shared_bytes())
     kernels = [fill_kernel(READ_BYTES, 8 * processors)]
     kernels += [read_kernel(each, READ_BYTES, each.blocks * processors) for each in chosen]
     fill, *reads = _compile(kernels, target)

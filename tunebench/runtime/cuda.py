@@ -130,6 +130,12 @@ def bus_id() -> str:
     return bytes(checked(_runtime().cudaDeviceGetPCIBusId(20, 0))).partition(b"\0")[0].decode()
 
 
+def shared_bytes() -> int:
+    """Of a multiprocessor's shared memory, what a block may have that asks for it."""
+    rt = _runtime()
+    return int(checked(rt.cudaDeviceGetAttribute(rt.cudaDeviceAttr.cudaDevAttrMaxSharedMemoryPerBlockOptin, 0)))
+
+
 def free_bytes() -> int:
     """Of device memory."""
     rt = _runtime()
