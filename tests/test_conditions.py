@@ -71,7 +71,7 @@ def test_the_state_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "temperature_c": 70.25,
         "throttle_count": 10,
         "quota_throttle_count": 7,
-        "cpu_pressure": 0.125,
+        "cpu_pressure_share": 0.125,
         "steal_s": 4.5,
     }
     assert cpu.throttle_count() == 17

@@ -180,15 +180,15 @@ def test_a_device_that_is_not_here_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("sm_clock_hz", 1_980_000_000, "1,980 MHz"),
-        ("temperature_c", 61.4, "61 °C"),
-        ("power_w", None, "unknown"),
-        ("throttle_reasons", ["power cap", "idle"], "power cap, idle"),
-        ("throttle_reasons", [], "none"),
-        ("cpu_pressure", 0.125, "12 %"),
-        ("steal_s", 4.5, "4 s"),
-        ("throttle_count", 12, "12"),
+        ("sm_clock_hz", 1_980_000_000, ("sm clock", "1,980 MHz")),
+        ("temperature_c", 61.4, ("temperature", "61 °C")),
+        ("power_w", None, ("power", "unknown")),
+        ("throttle_reasons", ["power cap", "idle"], ("throttle reasons", "power cap, idle")),
+        ("throttle_reasons", [], ("throttle reasons", "none")),
+        ("cpu_pressure_share", 0.125, ("cpu pressure", "12 %")),
+        ("steal_s", 4.6, ("steal", "5 s")),
+        ("throttle_count", 12, ("throttle count", "12")),
     ],
 )
-def test_a_state_in_words(name: str, value: object, words: str) -> None:
+def test_a_state_in_words(name: str, value: object, words: tuple[str, str]) -> None:
     assert state_words(name, value) == words

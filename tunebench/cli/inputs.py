@@ -76,7 +76,7 @@ def probed(target: str, threads: int) -> list[tuple[str, str]]:
     for rate, per_s in sorted(rates.items()):
         words, size, unit = probe.WORDS[rate]
         rows.append((words, f"{per_s / size:,.1f} {unit}"))
-    return [*rows, *((name.replace("_", " "), probe.state_words(name, value)) for name, value in state.items())]
+    return [*rows, *(probe.state_words(name, value) for name, value in state.items())]
 
 
 def warn(words: str) -> None:

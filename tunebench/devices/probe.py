@@ -22,6 +22,8 @@ WORDS = {
     INT8: ("products of bytes", 1e9, "GOP/s"),
 }
 """Every rate, for a reader: what it is of, its unit's size and name."""
+UNITS = {"hz": (1e6, "MHz"), "c": (1, "°C"), "w": (1, "W"), "s": (1, "s"), "share": (0.01, "%")}
+"""How the state's values are shown, by what their names end in."""
 CHOICE = Protocol(warmups=0, samples=3, least_samples=2, budget_s=0.5)
 CHOICE_S = 0.05  # a sample while ways are compared
 SAMPLE_S = 0.25  # and afterwards: long enough to see what a test sees of a machine that others use too
@@ -104,12 +106,14 @@ def repeated(call: Callable[[], Any]) -> Callable[[int], Callable[[], None]]:
     return prepare
 
 
-def state_words(name: str, value: Any) -> str:
-    """A value of a device's state for a reader, by its name's unit."""
-    if value is None:
-        return "unknown"
+def state_words(name: str, value: Any) -> tuple[str, str]:
+    """A value of a device's state for a reader: its name, and itself in the unit that the name ends in."""
+    words, _, suffix = name.rpartition("_")
+    if suffix not in UNITS:
+        words, suffix = name, ""
+    size, unit = UNITS.get(suffix, (1, ""))
     if isinstance(value, list):
-        return ", ".join(value) or "none"
-    sizes = {"hz": (1e6, "MHz"), "c": (1, "°C"), "w": (1, "W"), "s": (1, "s"), "pressure": (0.01, "%")}
-    size, unit = sizes.get(name.rpartition("_")[2], (1, ""))
-    return f"{value / size:,.0f} {unit}".strip()
+        shown = ", ".join(value) or "none"
+    else:
+        shown = "unknown" if value is None else f"{value / size:,.0f} {unit}".strip()
+    return words.replace("_", " "), shown

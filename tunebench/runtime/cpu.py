@@ -26,13 +26,13 @@ class CpuConditions(Conditions):
         self._packages = [Package(zone) for zone in packages]
 
     def state(self) -> dict[str, Any]:
-        """Counts are since the machine's start; of `cpu_pressure`, the share of the last 10 s that tasks waited."""
+        """Counts and `steal_s` are since the machine's start; tasks waited for a core in a share of the last 10 s."""
         return {
             "clock_hz": environment.cpu_frequency_hz(),
             "temperature_c": temperature_c(),
             "throttle_count": self._hot_count(),
             "quota_throttle_count": sysfs.quota_throttle_count(self._root),
-            "cpu_pressure": self._pressure(),
+            "cpu_pressure_share": self._pressure(),
             "steal_s": getattr(psutil.cpu_times(), "steal", None),
         }
 
