@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from tunebench import environment, results
 from tunebench.cli import app
-from tunebench.devices import cpu_probe
+from tunebench.devices import cpu_probe, probe
 from tunebench.model import quantization
 from tunebench.results import Result, TuneResult
 from tunebench.spec import Workload
@@ -140,6 +140,7 @@ print("slow:", sorted({{"tvm", "pandas", "numpy", "matplotlib", "torch"}} & set(
 
 def test_tune_bench_report(tmp_path: Path, small_caches: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_probe, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(probe, "SAMPLE_S", 0.001)
     path = write_config(tmp_path, num_hidden_layers=1)
     common = ["-m", path, "-q", "q4f16_1", *SHAPE, "--work-dir", tmp_path / "work", "--threads", "2"]
     assert run(["tune", *common, "--trials", "2", "--time-limit", "15s", "--no-bench"], monkeypatch) == 0
@@ -201,12 +202,16 @@ def check_cases(rows: list[Result]) -> None:
         assert 0 <= row.coverage <= 1 + 1e-9
         assert (row.schedule == "tuned") or row.coverage == 0
         assert min(row.probe.values()) > 0
+        assert set(row.conditions) == {"start", "end"}
+        assert all("clock_hz" in state for state in row.conditions.values())
+        assert set(row.throttled) <= set(range(3))
         assert all(kernel.reason for kernel in row.kernels)
         assert {kernel.chunk for kernel in row.kernels} <= {1, 16, 32}
 
 
 def test_other_engines_stand_beside_ours(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_probe, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(probe, "SAMPLE_S", 0.001)
     arguments = ["-m", config, *SHAPE, "-p", "21", "-n", "4", "-r", "5", "--schedule", "default"]
     arguments += ["--engine", "tvm", "--engine", "torch", "--work-dir", tmp_path]
     assert run(["bench", *arguments, "-q", "q0f32", "-q", "q4f16_1"], monkeypatch) == 0

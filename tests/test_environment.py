@@ -1,6 +1,7 @@
 """The machine's description: complete, JSON, and without surprises on systems that tell less."""
 
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunebench import environment, installation
+from tunebench import environment, installation, sysfs
+from tunebench.errors import TuneBenchError
 
 MIB = 1 << 20
 
@@ -47,7 +49,7 @@ def test_describe_is_json_and_complete() -> None:
 
 @pytest.mark.usefixtures("no_commands")
 def test_describe_without_any_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "_text", lambda path: "")
+    monkeypatch.setattr(environment.sysfs, "text", lambda path: "")
     found = environment.describe()
     assert found["gpus"] == []
     assert found["cpu"]["cache_bytes"] == {}
@@ -100,7 +102,7 @@ def test_a_slug_is_a_folder_name_and_stays_itself(name: str) -> None:
 )
 def test_isa_on_linux(cpuinfo: str, expected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(environment, "_text", lambda path: cpuinfo)
+    monkeypatch.setattr(environment.sysfs, "text", lambda path: cpuinfo)
     assert environment.isa() == expected
 
 
@@ -126,20 +128,108 @@ def _cache(cpus: Path, cpu: int, index: int, *, level: int, kind: str, size: str
         (folder / name).write_text(f"{value}\n")
 
 
+def lay_out(root: Path, files: dict[str, str]) -> Path:
+    """A made-up file system."""
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{text}\n")
+    return root
+
+
+V1, V2 = "4:memory:/box/inner\n3:cpu,cpuacct:/box/inner\n0::/", "0::/box/inner"
+CFS = "sys/fs/cgroup/cpu,cpuacct"
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({}, environment.NO_LIMIT_BYTES),
-        ({"memory.max": "max", "memory.current": "5"}, environment.NO_LIMIT_BYTES),
-        ({"memory.max": "100", "memory.current": "70", "memory.stat": "anon 9\ninactive_file 20\n"}, 50),
-        ({"memory.limit_in_bytes": "100", "memory.usage_in_bytes": "70"}, 30),
-        ({"memory.limit_in_bytes": str((1 << 63) - 4096), "memory.usage_in_bytes": "70"}, environment.NO_LIMIT_BYTES),
+        ({}, sysfs.NO_LIMIT_BYTES),
+        ({"sys/fs/cgroup/memory.max": "max", "sys/fs/cgroup/memory.current": "5"}, sysfs.NO_LIMIT_BYTES),
+        (
+            {
+                "sys/fs/cgroup/box/memory.max": "100",
+                "sys/fs/cgroup/box/memory.current": "70",
+                "sys/fs/cgroup/box/memory.stat": "anon 9\ninactive_file 20\n",
+                "sys/fs/cgroup/box/inner/memory.max": "500",
+                "sys/fs/cgroup/box/inner/memory.current": "0",
+            },
+            50,
+        ),
+        (
+            {
+                "proc/self/cgroup": V1,
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "100",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "70",
+            },
+            30,
+        ),
+        (
+            {
+                "proc/self/cgroup": V1,
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": str((1 << 63) - 4096),
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "70",
+            },
+            sysfs.NO_LIMIT_BYTES,
+        ),
     ],
 )
 def test_a_containers_memory_limit_counts(files: dict[str, str], expected: int, tmp_path: Path) -> None:
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert environment._cgroup_available_bytes(tmp_path) == expected
+    assert sysfs.memory_left_bytes(lay_out(tmp_path, {"proc/self/cgroup": V2} | files)) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "quota", "cores"),
+    [
+        ({}, None, 8),
+        ({"proc/self/cgroup": V2}, None, 8),
+        ({"proc/self/cgroup": V2, "sys/fs/cgroup/box/inner/cpu.max": "max 100000"}, None, 8),
+        ({"proc/self/cgroup": V2, "sys/fs/cgroup/box/inner/cpu.max": "350000 100000"}, 3.5, 3),
+        ({"proc/self/cgroup": V2, "sys/fs/cgroup/box/inner/cpu.max": "50000 100000"}, 0.5, 1),
+        ({"proc/self/cgroup": V2, "sys/fs/cgroup/box/inner/cpu.max": "9900000 100000"}, 99, 8),
+        (
+            {
+                "proc/self/cgroup": V2,
+                "sys/fs/cgroup/box/inner/cpu.max": "600000 100000",
+                "sys/fs/cgroup/box/cpu.max": "200000 100000",
+            },
+            2,
+            2,
+        ),
+        ({"proc/self/cgroup": "0::/../../other", "sys/fs/cgroup/cpu.max": "400000 100000"}, 4, 4),
+        ({"proc/self/cgroup": V1, f"{CFS}/cpu.cfs_quota_us": "-1", f"{CFS}/cpu.cfs_period_us": "100000"}, None, 8),
+        (
+            {
+                "proc/self/cgroup": V1,
+                f"{CFS}/box/inner/cpu.cfs_quota_us": "-1",
+                f"{CFS}/box/inner/cpu.cfs_period_us": "100000",
+                f"{CFS}/cpu.cfs_quota_us": "250000",
+                f"{CFS}/cpu.cfs_period_us": "50000",
+            },
+            5,
+            5,
+        ),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has control groups")
+def test_a_cpu_quota_counts(
+    files: dict[str, str], quota: float | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))  # what a cpuset of eight leaves
+    root = lay_out(tmp_path, files)
+    assert sysfs.cpu_quota(root) == quota
+    assert environment.usable_cores(root) == cores
+
+
+def test_how_often_a_quota_was_used_up(tmp_path: Path) -> None:
+    assert sysfs.quota_throttle_count(tmp_path) is None
+    stat = {"sys/fs/cgroup/box/cpu.stat": "nr_periods 9\nnr_throttled 4\nthrottled_usec 77", "proc/self/cgroup": V2}
+    assert sysfs.quota_throttle_count(lay_out(tmp_path, stat)) == 4
+
+
+def test_more_threads_than_cores_are_refused() -> None:
+    environment.check_threads(2, 2)
+    with pytest.raises(TuneBenchError, match=r"--threads 99 is more than the 2 cores .*Write --threads 2,"):
+        environment.check_threads(99, 2)
 
 
 def test_gpus_parse_what_nvidia_smi_prints(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +258,8 @@ def test_an_installed_package_reports_no_commit(tmp_path: Path, monkeypatch: pyt
 
 _PEAKS = """
 import json
-from tunebench import environment, installation
+from tunebench import environment, installation, sysfs
+from tunebench.errors import TuneBenchError
 
 def touch():
     bytearray(b"1") * (64 << 20)

@@ -406,7 +406,7 @@ def test_tune_and_bench_on_several_targets(name: str, tmp_path: Path) -> None:
         ("metal", "tvm", "not_run"),
     }
     assert {row.reason for row in benched if row.target == "metal"} == {"no Metal device"}
-    assert all(row.probe["copy_bytes_per_s"] > 0 for row in benched if row.target == name)
+    assert all(max(row.probe.values()) > 0 for row in benched if row.target == name)
     assert len({row.run_id for row in benched}) == 1
 
 

@@ -17,12 +17,11 @@ from typing import Any
 
 import psutil
 
-from tunebench import __version__, installation
+from tunebench import __version__, installation, sysfs
 from tunebench.errors import TuneBenchError
 from tunebench.spec import Count
 
 ASSUMED_CACHE_BYTES = 32 << 20  # the last-level cache of a machine that does not tell
-NO_LIMIT_BYTES = 1 << 60  # a control group's memory limit from here on means none
 
 ISA = frozenset(
     [
@@ -61,7 +60,7 @@ def _cpu() -> dict[str, Any]:
         "isa": sorted(isa()),
         "cache_bytes": cache_bytes(),
         "frequency_hz": cpu_frequency_hz(),
-        "governor": _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or None,
+        "governor": sysfs.text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or None,
     }
 
 
@@ -134,7 +133,7 @@ def _windows_isa() -> frozenset[str]:
 @functools.lru_cache(maxsize=1)
 def _cpuinfo() -> dict[str, str]:
     """The first processor of /proc/cpuinfo, keys in lower case; empty where there is none."""
-    first = _text(Path("/proc/cpuinfo")).partition("\n\n")[0]
+    first = sysfs.text(Path("/proc/cpuinfo")).partition("\n\n")[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip().lower(): value.strip() for key, _, value in pairs}
 
@@ -152,10 +151,10 @@ def cache_bytes() -> dict[str, int]:
 def _linux_cache_bytes(cpus: Path) -> dict[str, int]:
     instances: dict[tuple[str, str], int] = {}
     for index in cpus.glob("cpu[0-9]*/cache/index*"):
-        size = re.fullmatch(r"(\d+)K", _text(index / "size"))
-        if size and _text(index / "type") != "Instruction":
-            level = _text(index / "level")
-            instances[level, _text(index / "shared_cpu_list")] = int(size[1]) << 10
+        size = re.fullmatch(r"(\d+)K", sysfs.text(index / "size"))
+        if size and sysfs.text(index / "type") != "Instruction":
+            level = sysfs.text(index / "level")
+            instances[level, sysfs.text(index / "shared_cpu_list")] = int(size[1]) << 10
     totals: dict[str, int] = {}
     for (level, _), size_bytes in sorted(instances.items()):
         name = "l1d" if level == "1" else f"l{level}"
@@ -186,26 +185,28 @@ def last_level_cache_bytes() -> int:
 
 def available_memory_bytes() -> int:
     """Bytes that this process can still take without swapping, within its container's limit."""
-    groups = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
     available: int = psutil.virtual_memory().available
-    return max(0, min(available, *map(_cgroup_available_bytes, groups)))
+    return max(0, min(available, sysfs.memory_left_bytes()))
 
 
-def _cgroup_available_bytes(group: Path) -> int:
-    """What the control group's limit leaves (version 2's file names, then 1's); NO_LIMIT_BYTES if it has none."""
-    limit = _text(group / "memory.max") or _text(group / "memory.limit_in_bytes")
-    used = _text(group / "memory.current") or _text(group / "memory.usage_in_bytes")
-    if not (limit.isdigit() and used.isdigit()):
-        return NO_LIMIT_BYTES
-    file_pages = re.search(r"^(?:total_)?inactive_file (\d+)$", _text(group / "memory.stat"), re.MULTILINE)
-    return min(NO_LIMIT_BYTES, int(limit) - int(used) + (int(file_pages[1]) if file_pages else 0))
+def usable_cores(root: Path = sysfs.ROOT) -> int:
+    """Logical cores that this process may keep busy: those it may run on, and no more than its CPU quota pays for.
+
+    Threads beyond a quota are stopped amid a measurement, so a quota of 2.5 cores is 2. A cpuset shows in the affinity.
+    """
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    cores, quota = len(os.sched_getaffinity(0)), sysfs.cpu_quota(root)
+    return cores if quota is None else max(1, min(cores, int(quota)))
 
 
-def usable_cores() -> int:
-    """Logical cores that this process may run on."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def check_threads(threads: int, cores: int, whose: str = "this process may use") -> None:
+    """Raise a TuneBenchError for more threads than cores: rows would be labelled with what never ran."""
+    if threads > cores:
+        raise TuneBenchError(
+            f"--threads {threads} is more than the {cores} core{'s' * (cores != 1)} that {whose}.",
+            f"Write --threads {cores}, or leave it out for all of them.",
+        )
 
 
 def set_threads(count: int) -> None:
@@ -316,7 +317,7 @@ class PeakRss:
         """Bytes, and the name of the counter."""
         if sys.platform == "win32":
             return Count(psutil.Process().memory_info().peak_wset, f"PeakWorkingSetSize {self._since}")
-        peak = re.search(r"^VmHWM:\s*(\d+) kB$", _text(Path("/proc/self/status")), re.MULTILINE)
+        peak = re.search(r"^VmHWM:\s*(\d+) kB$", sysfs.text(Path("/proc/self/status")), re.MULTILINE)
         if peak:
             return Count(int(peak[1]) << 10, f"VmHWM {self._since}")
         import resource
@@ -331,14 +332,6 @@ def _reset_peak_rss() -> bool:
     except OSError:
         return False
     return True
-
-
-def _text(path: Path) -> str:
-    """A system file's text without surrounding space; empty where it cannot be read."""
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def _output(*command: str, timeout_s: float = 10) -> str:

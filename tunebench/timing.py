@@ -8,6 +8,7 @@ import functools
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ Take = Callable[[Any, int], int]
 """Runs a call so many times; nanoseconds of one."""
 Size = Callable[[Any, list[int]], int]
 """How many calls make a sample, by the call and its warm-ups' nanoseconds."""
+Around = Callable[[str], AbstractContextManager[object]]
+"""What is done right before and after a counted sample of an arm, beside the time that is taken."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def interleave(
     seed: int = 0,
     take: Take | None = None,
     calls: Size | None = None,
+    around: Around = nullcontext,
 ) -> dict[str, Samples]:
     """Time every arm in turn, in a new random order each round.
 
@@ -67,7 +71,9 @@ def interleave(
         for name in order:
             samples = taken[name]
             if _goes_on(samples, protocol):
-                samples.samples_ns.append(take(arms[name], samples.calls))
+                with around(name):
+                    sample_ns = take(arms[name], samples.calls)
+                samples.samples_ns.append(sample_ns)
     return taken
 
 

@@ -12,13 +12,14 @@ from tunebench import environment, results, stats
 from tunebench.bench.arms import Arm, Plan, label, load_arms
 from tunebench.compile.build import Compiled
 from tunebench.compile.tasks import Task, chunk_ns
-from tunebench.devices.base import AnyProbe
-from tunebench.devices.cpu_probe import PROTOCOL as PROBE
+from tunebench.devices.probe import PROTOCOL as PROBE
+from tunebench.devices.probe import Probe
 from tunebench.dtypes import DTYPES
 from tunebench.engines.base import Engine
 from tunebench.engines.chunked import split_prompt
 from tunebench.model.workload import Model
 from tunebench.results import Result
+from tunebench.runtime.conditions import Watch
 from tunebench.spec import Count, Test, Workload
 from tunebench.timing import Protocol, Samples, interleave
 from tunebench.tuning.database import Database, Entry
@@ -37,13 +38,17 @@ def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Callable[[str], None]
     probes = {label(each): each.session.device.probe() for each in present}
     memory = present[0].session.device.memory() if present else None
     arms = load_arms(lowered, plan, say)
+    told = {label(each): each.session.device.conditions() for each in present}
+    watched = {name: told[label(arm.lowered)] for name, arm in arms.items() if label(arm.lowered) in told}
     noise: float | None = None
     for number, test in enumerate(plan.tests, 1):
         say(f"{test.name} ({number} of {len(plan.tests)})")
         peak = environment.PeakRss()
         skipped, calls = _calls(arms, test, plan)
+        watch = Watch(watched)
         try:
-            measured = _measure(calls, probes, noise is None, plan.protocol)
+            with watch:
+                measured = _measure(calls, probes, noise is None, plan.protocol, watch)
         except Exception as error:  # whatever the runtime raises is this test's row, and the sweep goes on
             measured = interleave(_probing(probes), PROBE)
             skipped = {**dict.fromkeys(calls, ("failed", f"{type(error).__name__}: {error}")), **skipped}
@@ -60,6 +65,7 @@ def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Callable[[str], None]
                 row = replace(row, status=skipped[name][0], reason=skipped[name][1])
             else:
                 row = replace(row, samples_ns=measured[name].samples_ns, warmup_ns=measured[name].warmup_ns)
+                row = replace(row, **watch.found(name, row.samples_ns, test.n_tokens * row.batch))
             results.append(lowered[0].session.results_path, row)
             yield row
 
@@ -67,7 +73,7 @@ def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Callable[[str], None]
 def _row(
     arm: Arm,
     test: Test,
-    probes: Mapping[str, AnyProbe],
+    probes: Mapping[str, Probe],
     measured: Mapping[str, Samples],
     noise: float | None,
     top: Count,
@@ -111,17 +117,21 @@ def _calls(
 
 
 def _measure(
-    arms: dict[str, Callable[[], object]], probes: Mapping[str, AnyProbe], with_noise: bool, protocol: Protocol
+    arms: dict[str, Callable[[], object]],
+    probes: Mapping[str, Probe],
+    with_noise: bool,
+    protocol: Protocol,
+    watch: Watch,
 ) -> dict[str, Samples]:
     """Every arm in turn with what the machine can do at that moment."""
     if not arms:
         return interleave(_probing(probes), PROBE)
     if with_noise:
         arms = {**arms, AGAIN: arms[_twin(arms)]}
-    return interleave({**arms, **_probing(probes)}, protocol)
+    return interleave({**arms, **_probing(probes)}, protocol, around=watch.around)
 
 
-def _probing(probes: Mapping[str, AnyProbe]) -> dict[str, Callable[[], object]]:
+def _probing(probes: Mapping[str, Probe]) -> dict[str, Callable[[], object]]:
     """The arms of every target's probe."""
     return {f"{target} {name}": call for target, probe in probes.items() for name, call in probe.arms.items()}
 

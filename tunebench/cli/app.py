@@ -269,10 +269,11 @@ def list_command(
 
 @app.command(name="devices")
 def devices_command(
-    probe: Annotated[bool, typer.Option("--probe", help="Measure bandwidth and multiply-add rate.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Measure what a device can do, and show its state.")] = False,
+    target: Annotated[str, typer.Option("--target", help="Of --probe: the device's target; `list targets`.")] = "llvm",
     threads: Threads = 0,
 ) -> None:
-    """Show what was detected, and what it can do at most."""
+    """Show what was detected, and what a device can do at most."""
     from tunebench import environment
     from tunebench.devices import support
 
@@ -289,15 +290,8 @@ def devices_command(
         table.add_row(name, words)
     table.add_row("versions", ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v))
     if probe:
-        session = inputs.open_session("llvm", threads, Path(), "")
-        from tunebench.devices.cpu_probe import Probe
-
-        limits = Probe(session.target, session.threads)()
-        table.add_row("threads", str(session.threads))
-        table.add_row("read bandwidth", f"{limits['read_bytes_per_s'] / 1e9:.1f} GB/s measured")
-        table.add_row("multiply-add rate", f"{limits['flops_per_s'] / 1e9:.0f} GFLOP/s in float32 measured")
-        if "int8_ops_per_s" in limits:
-            table.add_row("", f"{limits['int8_ops_per_s'] / 1e9:.0f} GOP/s in int8 measured")
+        for name, words in inputs.probed(target, threads):
+            table.add_row(name, words)
     console.print(table)
 
 

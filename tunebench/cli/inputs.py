@@ -79,6 +79,21 @@ def open_sessions(names: list[str], engines: list[str], threads: int, work_dir: 
     return found
 
 
+def probed(target: str, threads: int) -> list[tuple[str, str]]:
+    """What the device of a target does at most, measured now, and its state right after; TuneBenchError without one."""
+    from tunebench.devices import opening, probe, targets
+
+    device = opening.open_device(targets.find(target), threads)
+    if device.absent:
+        raise TuneBenchError(f"{target}: {device.absent}.", device.hint)
+    rows = [("probed", f"{device.name}, {device.threads} threads" if device.threads else device.name)]
+    rates, state = device.probe()(), device.conditions().state()
+    for rate, per_s in sorted(rates.items()):
+        words, size, unit = probe.WORDS[rate]
+        rows.append((words, f"{per_s / size:,.1f} {unit}"))
+    return [*rows, *(probe.state_words(name, value) for name, value in state.items())]
+
+
 def warn(words: str) -> None:
     """Print a warning."""
     console.print(Text("warning: ", "yellow").append(words, "default"), soft_wrap=True)

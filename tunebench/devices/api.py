@@ -11,8 +11,9 @@ import tvm
 
 from tunebench import environment
 from tunebench.compile.build import Compiled, compile_plan
-from tunebench.devices.api_probe import ApiProbe
-from tunebench.devices.base import CACHE_BYTES, MOST_WORKERS, SYSTEMS, AnyProbe, Arrays, Device, Records
+from tunebench.devices.api_probe import api_probe
+from tunebench.devices.base import CACHE_BYTES, MOST_WORKERS, SYSTEMS, Arrays, Device, Records
+from tunebench.devices.probe import Probe
 from tunebench.engines.base import Engine
 from tunebench.engines.plan import Memory, PlanEngine
 from tunebench.errors import TuneBenchError
@@ -21,7 +22,9 @@ from tunebench.runners.base import Runner
 from tunebench.runners.gpu import GpuRunner
 from tunebench.runners.shader import ShaderPrimitives
 from tunebench.runtime import apis
+from tunebench.runtime.conditions import Conditions
 from tunebench.runtime.cuda import DeviceMemory
+from tunebench.runtime.nvml import NvidiaConditions
 from tunebench.spec import EngineName, TargetPreset
 
 
@@ -64,10 +67,14 @@ class ShaderDevice(Device):
         memory = Memory(self._device, next(iter(plans.values())), with_rope(model, weights))
         return {name: PlanEngine(plan, memory) for name, plan in plans.items()}
 
-    def probe(self) -> AnyProbe:
-        """A copy."""
-        return ApiProbe(self._device)
+    def probe(self) -> Probe:
+        """Reads and copies."""
+        return api_probe(self._device)
 
     def memory(self) -> DeviceMemory | None:
         """By NVML, where the device is NVIDIA's."""
         return DeviceMemory() if self._nvidia else None
+
+    def conditions(self) -> Conditions:
+        """By NVML, where the device is NVIDIA's."""
+        return NvidiaConditions() if self._nvidia else Conditions()

@@ -5,22 +5,23 @@ A kind of device makes the parts that differ: TVM's target, the runner, the comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import tvm
 from tvm.s_tir import meta_schedule as ms
 
 from tunebench.compile.build import Compiled, compile_model
+from tunebench.devices.probe import Probe
 from tunebench.engines.base import Engine
 from tunebench.errors import TuneBenchError
 from tunebench.model.workload import Model
 from tunebench.runners.base import Runner
+from tunebench.runtime.conditions import Conditions
 from tunebench.runtime.cuda import DeviceMemory
 from tunebench.spec import EngineName
-from tunebench.timing import Samples
 
 MOST_WORKERS = 8  # that hold memory: on a CPU inputs of twice the last-level cache, of an API a device
 CACHE_BYTES = 64 << 20  # of a GPU that does not say: as much as the largest have
@@ -30,30 +31,6 @@ SYSTEMS = {"vulkan": "Vulkan", "metal": "Metal"}
 
 Records = Mapping[str, ms.database.TuningRecord]
 Arrays = Iterable[tuple[str, np.ndarray]]
-
-
-class AnyProbe(Protocol):
-    """What a device can do at most, as arms of a measurement."""
-
-    held_bytes: int
-    arms: dict[str, Callable[[], object]]
-
-    def rates(self, taken: Mapping[str, Samples]) -> dict[str, float]:
-        """Per second."""
-        ...
-
-
-class NoProbe:
-    """For a device without a probe."""
-
-    held_bytes = 0
-
-    def __init__(self) -> None:
-        self.arms: dict[str, Callable[[], object]] = {}
-
-    def rates(self, taken: Mapping[str, Samples]) -> dict[str, float]:
-        """None."""
-        return {}
 
 
 class Device:
@@ -89,10 +66,14 @@ class Device:
         """An engine for each, over weights and a cache that they share."""
         return {}
 
-    def probe(self) -> AnyProbe:
+    def probe(self) -> Probe:
         """Measures what the device can do."""
-        return NoProbe()
+        return Probe()
 
     def memory(self) -> DeviceMemory | None:
         """Counts the device's memory from now on, where it can be counted."""
         return None
+
+    def conditions(self) -> Conditions:
+        """Its clocks, heat and energy, where it tells them."""
+        return Conditions()

@@ -9,14 +9,17 @@ import tvm
 from tunebench import environment
 from tunebench.compile import passes
 from tunebench.compile.build import Compiled
-from tunebench.devices.base import MOST_WORKERS, AnyProbe, Arrays, Device
-from tunebench.devices.cpu_probe import Probe
+from tunebench.devices.base import MOST_WORKERS, Arrays, Device
+from tunebench.devices.cpu_probe import cpu_probe
+from tunebench.devices.probe import Probe
 from tunebench.devices.targets import device_name
 from tunebench.engines.base import Engine
 from tunebench.engines.tvm import TvmEngine, load
 from tunebench.model.workload import Model
 from tunebench.runners.base import Runner
 from tunebench.runners.local import LocalRunner
+from tunebench.runtime.conditions import Conditions
+from tunebench.runtime.cpu import CpuConditions
 from tunebench.spec import TargetPreset
 
 
@@ -27,7 +30,9 @@ class CpuDevice(Device):
 
     def __init__(self, preset: TargetPreset, threads: int) -> None:
         self.target_name = preset.name
-        self.threads = threads or environment.usable_cores()
+        cores = environment.usable_cores()
+        environment.check_threads(threads, cores)
+        self.threads = threads or cores
         self.target = passes.tvm_target(preset, self.threads)
         self.name = device_name(preset)
         self.cold_bytes = 2 * environment.last_level_cache_bytes()
@@ -46,6 +51,10 @@ class CpuDevice(Device):
         loaded = load(model, weights, tvm.cpu())
         return {name: TvmEngine(model, each.executable, loaded, tvm.cpu()) for name, each in compiled.items()}
 
-    def probe(self) -> AnyProbe:
-        """Read bandwidth and multiply-adds."""
-        return Probe(self.target, self.threads)
+    def probe(self) -> Probe:
+        """Reads, copies and multiply-adds."""
+        return cpu_probe(self.target, self.threads)
+
+    def conditions(self) -> Conditions:
+        """By the system."""
+        return CpuConditions()

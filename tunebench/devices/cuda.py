@@ -10,8 +10,9 @@ import tvm
 from tunebench import environment
 from tunebench.compile import nvrtc, passes
 from tunebench.compile.build import Compiled, compile_model
-from tunebench.devices.base import AnyProbe, Arrays, Device, Records
-from tunebench.devices.cuda_probe import CudaProbe
+from tunebench.devices.base import Arrays, Device, Records
+from tunebench.devices.cuda_probe import cuda_probe
+from tunebench.devices.probe import Probe
 from tunebench.devices.targets import device_name
 from tunebench.engines.base import Engine
 from tunebench.engines.cuda_graph import CudaEngine
@@ -22,7 +23,9 @@ from tunebench.runners.cuda import CudaPrimitives
 from tunebench.runners.gpu import GpuRunner
 from tunebench.runtime import cublas
 from tunebench.runtime import cuda as cuda_runtime
+from tunebench.runtime.conditions import Conditions
 from tunebench.runtime.cuda import DeviceMemory
+from tunebench.runtime.nvml import NvidiaConditions
 from tunebench.spec import TargetPreset
 
 
@@ -55,10 +58,14 @@ class CudaDevice(Device):
         loaded = load(model, weights, device)
         return {name: CudaEngine(model, each.executable, loaded, device) for name, each in compiled.items()}
 
-    def probe(self) -> AnyProbe:
-        """A copy and a matrix product."""
-        return CudaProbe()
+    def probe(self) -> Probe:
+        """Reads, copies and a matrix product."""
+        return cuda_probe(self.target)
 
     def memory(self) -> DeviceMemory | None:
         """By NVML."""
         return DeviceMemory()
+
+    def conditions(self) -> Conditions:
+        """By NVML."""
+        return NvidiaConditions(cuda_runtime.bus_id())

@@ -36,7 +36,9 @@ class RpcDevice(Device):
         self._tracker, self._key, self._linker, self._say = tracker, key, linker, say
         self._facts, self._devices = client.describe(tracker, key)
         self.target_name = preset.name
-        self.threads = threads or self._facts["threads"] or 1
+        cores = self._facts["threads"]
+        environment.check_threads(threads, cores or threads, f"devices of key {key!r} have")
+        self.threads = threads or cores or 1
         self.target = passes.tvm_target(_told(preset, key, self._facts), self.threads)
         cpu = self.target.attrs.get("mcpu", "")
         self.name = f"{key} ({cpu})" if cpu else key

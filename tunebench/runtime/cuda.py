@@ -104,10 +104,10 @@ class Stream:
         kind = self.rt.cudaMemcpyKind.cudaMemcpyHostToDevice
         checked(self.rt.cudaMemcpyAsync(address(to), array.ctypes.data, array.nbytes, kind, self.handle))
 
-    def copy(self, to: Tensor, source: Tensor, size_bytes: int) -> None:
-        """Copy within the device, in order with the stream."""
+    def copy(self, to: Tensor, source: Tensor, size_bytes: int, to_offset: int = 0) -> None:
+        """Copy a tensor's first bytes to somewhere in another, in order with the stream."""
         kind = self.rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        checked(self.rt.cudaMemcpyAsync(address(to), address(source), size_bytes, kind, self.handle))
+        checked(self.rt.cudaMemcpyAsync(address(to) + to_offset, address(source), size_bytes, kind, self.handle))
 
 
 def size_bytes(tensor: Tensor) -> int:
@@ -123,6 +123,17 @@ def address(tensor: Tensor) -> int:
 def l2_bytes() -> int:
     """The device's last-level cache."""
     return int(DEVICE.l2_cache_size_bytes or 0)
+
+
+def bus_id() -> str:
+    """Where the device is plugged in, by which NVML knows it; CUDA may number devices otherwise."""
+    return bytes(checked(_runtime().cudaDeviceGetPCIBusId(20, 0))).partition(b"\0")[0].decode()
+
+
+def shared_bytes() -> int:
+    """Of a multiprocessor's shared memory, what a block may have that asks for it."""
+    rt = _runtime()
+    return int(checked(rt.cudaDeviceGetAttribute(rt.cudaDeviceAttr.cudaDevAttrMaxSharedMemoryPerBlockOptin, 0)))
 
 
 def free_bytes() -> int:

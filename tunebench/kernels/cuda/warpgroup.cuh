@@ -3,8 +3,6 @@
 
 namespace tb {
 
-using u64 = unsigned long long;
-
 #define TB_FOUR(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define TB_SIXTEEN(i) TB_FOUR(i), TB_FOUR((i) + 4), TB_FOUR((i) + 8), TB_FOUR((i) + 12)
 #define TB_SUMS_64 TB_SIXTEEN(0), TB_SIXTEEN(16)
@@ -39,28 +37,6 @@ template <int N> __device__ __forceinline__ void warpgroup_wait() {
 // Rows of 64 halves in shared memory, 8 rows to 1024 bytes, their 16-byte parts exchanged by the row's last three bits.
 __device__ __forceinline__ u64 matrix(const void* p) {
   return static_cast<u64>((shared_address(p) & 0x3ffffu) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
-}
-
-// Barriers in shared memory: `count` arrivals end a phase; the parity of a barrier's first phase is 0.
-__device__ __forceinline__ void barrier_init(u64* barrier, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(u64* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(u64* barrier, int parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nAGAIN:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::"r"(shared_address(barrier)),
-      "r"(parity) : "memory");
-}
-
-// One thread's copy of contiguous bytes into shared memory, which ends the barrier's phase.
-__device__ __forceinline__ void copy_bulk(void* to, const void* from, int bytes, u64* barrier) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-               "r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(barrier)) : "memory");
 }
 
 // x[M, K] -> to[M / TOKENS, K / 128, 2, TOKENS, 64]: what a block of `warpgroups` copies at a time, as `matrix` wants it,

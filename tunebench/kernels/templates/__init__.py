@@ -170,19 +170,19 @@ def extern_kernel(
     args: Sequence[str | tvm.tirx.Expr],
     cluster: int = 1,
     early: bool = False,
+    shared_bytes: int = 0,
 ) -> tvm.tirx.PrimFunc:
     """A kernel whose threads all call one function of `cuda/`.
 
-    `args` are names of `params`, passed as pointers, or values. `early`: see `launched_early`.
+    `args` are names of `params`, passed as pointers, or values. `early`: see `launched_early`; the rest: see `launch`.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         buffers = arguments(params)
         with T.sblock("root"):
             T.reads([])
             T.writes([])
-            launch(
-                grid, threads, function, [buffers[arg].data if isinstance(arg, str) else arg for arg in args], cluster
-            )
+            given = [buffers[arg].data if isinstance(arg, str) else arg for arg in args]
+            launch(grid, threads, function, given, cluster, shared_bytes)
     return launched_early(builder.get()) if early else builder.get()
 
 
