@@ -21,7 +21,8 @@ from tunebench.model.workload import Model
 from tunebench.results import Result
 from tunebench.spec import Count, Test, Workload
 from tunebench.timing import Protocol, Samples, interleave
-from tunebench.tuning.database import Database, Entry
+from tunebench.tuning.database import Database
+from tunebench.tuning.entry import Entry
 from tunebench.tuning.session import Lowered, model_name
 from tunebench.tuning.tuner import kernels
 

@@ -25,7 +25,8 @@ from tunebench.runners.base import Candidate, Failed, Runner, Timed
 from tunebench.spec import Kernel, Schedule
 from tunebench.timing import Protocol
 from tunebench.tuning import cost_model
-from tunebench.tuning.database import Database, Entry
+from tunebench.tuning.database import Database
+from tunebench.tuning.entry import Entry
 from tunebench.tuning.search import Costs, Round, TaskSearch, Trials, begin, measure, propose, record_key
 
 FINALISTS = 3
