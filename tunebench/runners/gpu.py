@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from typing import Any
 
 import tvm
-from tvm.support.popen_pool import PopenPoolExecutor
 
 from tunebench.compile import passes
 from tunebench.errors import brief
@@ -31,7 +30,7 @@ from tunebench.runners.base import (
     for_each,
 )
 from tunebench.runners.bench import Primitives, Rules
-from tunebench.runners.worker import Process
+from tunebench.runners.worker import Pool, Process
 from tunebench.timing import Protocol
 
 RUN_TIMEOUT_S = 60.0
@@ -48,9 +47,7 @@ class GpuRunner:
     def __init__(self, target: tvm.target.Target, builders: int, make: Make) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="tunebench-")
         setup = (make, str(tvm.ir.save_json(target)), self._folder.name)
-        self._pool = PopenPoolExecutor(
-            max_workers=builders, timeout=BUILD_TIMEOUT_S, initializer=worker.start, initargs=setup
-        )
+        self._pool = Pool(max_workers=builders, timeout=BUILD_TIMEOUT_S, initializer=worker.start, initargs=setup)
         self._process = Process(*setup)
         self._built: dict[str, tuple[str, Future[NotBuilt | None]]] = {}
         self._prepared: set[str] = set()

@@ -8,9 +8,15 @@ from msgspec import Struct
 
 from tunebench.spec import Amount, Decision, Schedule
 
-NOT_BEGUN = "not searched before the time ran out"
+NEVER = "never measured: run `tunebench tune`"
+UNDECIDED = "not judged yet: the run was stopped"
+NOT_BEGUN = "not searched before the run ended"
+OUT_OF_TIME = "not searched before the time ran out"  # as older files have it
 NO_SPACE = "no space is for it"
+NO_CANDIDATE = "its space has no candidate"
 UNHANDLED = "no schedule space"  # and what a space's rules raised
+NO_DEFAULT = "its default schedule failed"  # and how
+NONE_RAN = "no candidate ran and was correct"
 
 
 class Provenance(Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,6 +50,6 @@ class Entry(Struct, forbid_unknown_fields=True):
 
 def unsearched(reason: str) -> Decision:
     """The decision on a kernel none of whose candidates was compared with the default, by why that is."""
-    if reason.startswith((NO_SPACE, UNHANDLED)):
+    if reason.startswith((NO_SPACE, NO_CANDIDATE, UNHANDLED)):
         return "nothing to decide"
-    return "not searched" if reason == NOT_BEGUN else "kept default"
+    return "not searched" if reason.startswith((NOT_BEGUN, OUT_OF_TIME, NO_DEFAULT)) else "kept default"

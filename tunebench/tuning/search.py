@@ -16,7 +16,7 @@ from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import codegen
 
-from tunebench import environment, stats
+from tunebench import environment, stats, stopping
 from tunebench.compile import passes
 from tunebench.compile.tasks import Task, task_key
 from tunebench.kernels import gpu as gpu_kernels
@@ -246,6 +246,7 @@ def _propose(search: TaskSearch, trials: Trials, model: ms.cost_model.XGBModel) 
             context.pre_tuning(10**6, batch, context.generate_design_space(), trials.records, model)
         return list(context.generate_measure_candidates() or [])
     except Exception as error:  # a rule that cannot handle this kernel, in whatever way it says so
+        stopping.check()
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         search.reason = f"{UNHANDLED}: {lines[-1][:160] if lines else type(error).__name__}"
         return []
