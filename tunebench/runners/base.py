@@ -13,6 +13,7 @@ from tunebench.timing import Protocol
 
 BUILD_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 120.0
+LONG_TIMEOUT_S = 3600.0  # of what runs a default schedule, which nothing bounds
 REFERENCE_ONLY = Protocol(warmups=0, samples=1, least_samples=1)
 
 
