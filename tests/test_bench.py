@@ -14,7 +14,7 @@ from test_runner import N, kernel
 
 from tunebench.errors import TuneBenchError
 from tunebench.runners import worker
-from tunebench.runners.base import MeasureInput, NotBuilt, Timed, Wrong
+from tunebench.runners.base import CHOICE, FINAL, MeasureInput, NotBuilt, Timed, Wrong
 from tunebench.runners.bench import (
     LONG_NS,
     Bench,
@@ -31,7 +31,6 @@ from tunebench.runners.local import LocalPrimitives
 from tunebench.runners.rpc.device import RpcPrimitives
 from tunebench.runners.shader import ShaderPrimitives
 from tunebench.timing import Protocol
-from tunebench.tuning.decision import CHOICE, FINAL
 
 SET_BYTES = 2 * N * 4
 ROUNDS = Protocol(warmups=1, samples=4)

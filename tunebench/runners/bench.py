@@ -225,7 +225,12 @@ def _touched(param: tvm.tirx.Buffer, depth: int) -> float:
 
 def random_inputs(mod: tvm.IRModule, depth: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Random arguments of a kernel."""
-    arrays = [_input(param, depth, rng) for param in mod["main"].params]
+    return random_arrays(mod["main"].params, depth, rng)
+
+
+def random_arrays(params: Sequence[tvm.tirx.Buffer], depth: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random values for parameters."""
+    arrays = [_input(param, depth, rng) for param in params]
     if any(array.dtype == np.int8 for array in arrays):  # products of integers are large, their scales small
         arrays = [array * SMALL if array.dtype == np.float32 else array for array in arrays]
     return arrays

@@ -14,9 +14,8 @@ from tvm.s_tir import meta_schedule as ms
 from tunebench import stats, stopping
 from tunebench.compile.tasks import replay
 from tunebench.kernels import templates
-from tunebench.runners.base import Candidate, Failed, Runner, Timed
+from tunebench.runners.base import CHOICE, FINAL, Candidate, Failed, Runner, Timed
 from tunebench.spec import Schedule
-from tunebench.timing import Protocol
 from tunebench.tuning.database import Database
 from tunebench.tuning.entry import NO_CANDIDATE, NONE_RAN, NOT_BEGUN, Entry, unsearched
 from tunebench.tuning.search import FAILED_S, Costs, TaskSearch, Trials, record_key
@@ -28,8 +27,6 @@ CLEAR = 1.03  # times as fast, by trials: worth a decision
 BETTER = 1.10  # times as fast as what was last decided on, by its trials: decided again before its search ends
 EARLY_SHARE = 0.05  # of the run's time, for decisions before a search has ended
 STALE = 2  # rounds without a gain, after which a search counts as ended for now
-CHOICE = Protocol(warmups=1, samples=9, least_samples=1, budget_s=0.3, sample_s=0.001, whole_rounds=True)
-FINAL = Protocol(1, samples=21, least_samples=stats.FEWEST, budget_s=1.0, sample_s=0.001, whole_rounds=True)
 AGAIN = "again"  # the candidate's twin, which shows the noise
 
 
