@@ -17,6 +17,7 @@ from tvm.s_tir import meta_schedule as ms
 from tunebench import stats
 from tunebench.compile.tasks import Task
 from tunebench.devices.targets import cpu_device
+from tunebench.errors import TuneBenchError
 from tunebench.runners.base import Candidate, Died, MeasureInput, Outcome, Runner, Timed, Trial
 from tunebench.runners.local import LocalRunner
 from tunebench.runners.replay import DEFAULT, ReplayRunner
@@ -311,6 +312,25 @@ def test_a_decision_that_was_stopped_is_taken_again(
     assert database_of(tmp_path, target).promoted() == {}
     run(found, target, tmp_path, ReplayRunner(Times()))
     assert set(database_of(tmp_path, target).promoted()) == {task.key for task in found}
+
+
+def test_a_disk_without_space_ends_the_workers_too(
+    found: list[Task], target: tvm.target.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+
+    class Closing(ReplayRunner):
+        def close(self) -> None:
+            closed.append(True)
+
+    def full(*_: object) -> None:
+        raise TuneBenchError("no space is left.")
+
+    monkeypatch.setattr(Database, "promote", full)
+    monkeypatch.setattr(Database, "save_entries", full)
+    with pytest.raises(TuneBenchError, match="no space"):
+        run(found, target, tmp_path, Closing(Times()))
+    assert closed == [True]
 
 
 def test_a_default_that_fails_is_a_reason_not_an_end(

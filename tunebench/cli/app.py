@@ -70,7 +70,7 @@ def main() -> None:
                 raise
             words = Text("error: ", "bold red").append(str(error), "not bold default")
             Console(stderr=True, soft_wrap=True).print(words)
-            sys.exit(2)
+            sys.exit(error.exit_code)
 
 
 def _say_stopped(stop: Stopped) -> None:
