@@ -32,7 +32,7 @@ from tunebench.runners.base import Candidate, Failed, MeasureInput, NotBuilt, Ou
 from tunebench.runners.replay import DEFAULT, ReplayRunner, program_key
 from tunebench.spec import Workload
 from tunebench.tuning import cost_model, search
-from tunebench.tuning.database import Entry
+from tunebench.tuning.entry import Entry
 from tunebench.tuning.tuner import DEFAULT as DEFAULT_PROTOCOL
 
 TRIALS = Path(__file__).parent / "trials"

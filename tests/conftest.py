@@ -32,7 +32,7 @@ from tunebench.model.workload import Model
 from tunebench.runners.base import Failed, MeasureInput, Outcome
 from tunebench.spec import Scheme, WeightFormat, Workload
 from tunebench.tuning import search
-from tunebench.tuning.database import Entry
+from tunebench.tuning.entry import Entry
 
 Opened = TypeVar("Opened")
 

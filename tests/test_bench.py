@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from test_runner import N, kernel
 
 from tunebench.errors import TuneBenchError
 from tunebench.runners import worker
-from tunebench.runners.base import MeasureInput, NotBuilt, Timed, Wrong
+from tunebench.runners.base import CHOICE, FINAL, MeasureInput, NotBuilt, Timed, Wrong
 from tunebench.runners.bench import (
     LONG_NS,
     Bench,
@@ -25,6 +26,9 @@ from tunebench.runners.bench import (
     held_bytes,
     random_inputs,
 )
+from tunebench.runners.gpu import RULES as GPU_RULES
+from tunebench.runners.local import LocalPrimitives
+from tunebench.runners.rpc.device import RpcPrimitives
 from tunebench.runners.shader import ShaderPrimitives
 from tunebench.timing import Protocol
 
@@ -117,14 +121,25 @@ def test_inputs_of_sets_are_apart_and_the_output_is_shared() -> None:
         (Rules(), 1e-6, 100),  # as many as fill it
         (Rules(whole_rounds=True), 0.0, 4),
         (Rules(whole_rounds=True), 1e-6, 100),
-        (Rules(whole_rounds=True, most_calls=64), 1e-6, 64),
+        (Rules(), 1e-3, 256),  # at most
     ],
 )
 def test_calls_of_a_sample(rules: Rules, sample_s: float, calls: int) -> None:
     device = Arrays(rules)
     protocol = Protocol(warmups=1, samples=2, sample_s=sample_s)
     bench(device, sets=4).time({"it": device.load("good")}, protocol)
-    assert device.counts == [1, calls, calls]
+    warmups = [1, calls] if calls > 1 else [1]
+    assert device.counts == [*warmups, calls, calls]
+
+
+@pytest.mark.parametrize("protocol", [CHOICE, FINAL])
+def test_a_decision_is_measured_alike_on_every_device(protocol: Protocol) -> None:
+    counts = []
+    for rules in (LocalPrimitives.rules, GPU_RULES, RpcPrimitives.rules):
+        device = Arrays(replace(rules, set_bytes=1 << 30))
+        bench(device, sets=5).time({"it": device.load("good")}, replace(protocol, sample_s=0.0))
+        counts.append(device.counts)
+    assert counts == [[1, *[5] * (1 + protocol.samples)]] * 3
 
 
 def test_a_long_call_is_a_sample_of_its_own() -> None:

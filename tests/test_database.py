@@ -16,7 +16,8 @@ from tunebench.compile.build import compile_model
 from tunebench.compile.tasks import Task
 from tunebench.devices.targets import cpu_device
 from tunebench.errors import TuneBenchError
-from tunebench.tuning.database import FILES, Database, Entry, Provenance, folder_name, provenance
+from tunebench.tuning.database import FILES, Database, folder_name, provenance
+from tunebench.tuning.entry import Entry, Provenance
 from tunebench.tuning.search import Trials, record_key
 
 Records = dict[str, ms.database.TuningRecord]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from conftest import load_model, write_config
 from test_gpu_api import MATMUL, NVIDIA, device, emulated, engines, expected, plain, plain_kernel, run, target
 
 from tunebench.compile import passes
-from tunebench.compile.fusion import Fuser, Invoked
+from tunebench.compile.fusion import Accept, Fuser, Invoked, Pair
 from tunebench.compile.planner import plan_model
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
@@ -21,8 +23,9 @@ from tunebench.kernels.operation import Matmul, RmsNorm
 from tunebench.kernels.templates import FLOAT16, INT8, Gpu
 from tunebench.model import workload as workloads
 from tunebench.runners.bench import distance, random_inputs, too_far
+from tunebench.runners.fusion import FusionJudge
 from tunebench.runtime.apis import ApiDevice
-from tunebench.runtime.plan import Launch
+from tunebench.runtime.plan import Launch, Program
 from tunebench.tuning import spaces
 
 __all__ = ["device", "emulated", "target"]  # fixtures
@@ -117,16 +120,63 @@ def one(plan: Any) -> tuple[Launch, ...]:
     return tuple(plan.steps[1].launches)
 
 
-def fuser() -> Fuser:
+def fuser(programs: Mapping[str, Program] = MappingProxyType({}), accept: Accept | None = None) -> Fuser:
     """Of a norm, a product of one row, a gate, and a product by default."""
     op = replace(MATMUL, residual=False)
     target = tvm.target.Target({"kind": "opencl", "keys": ["opencl", "gpu", "ptx"], "max_num_threads": 256})
     template = scheduled(tvm.IRModule({"product": plain_kernel(op)}), NVIDIA, target)["product"]
     gate = passes.task_module(gpu_kernels.silu_mul(1, 256, "float16"))
-    return Fuser({"norm": plain(NORM_ALONE), "product": template, "gate": gate, "default": plain(op)}, NVIDIA)
+    return Fuser(
+        {"norm": plain(NORM_ALONE), "product": template, "gate": gate, "default": plain(op)}, NVIDIA, programs, accept
+    )
 
 
 NORM, PRODUCT, GATE = Invoked("norm", (0, 1, 2)), Invoked("product", (2, 3, 4, 5)), Invoked("gate", (5, 6))
+
+
+def test_what_is_refused_stays_apart() -> None:
+    asked: list[str] = []
+
+    def accept(pair: Pair) -> bool:
+        asked.append(pair.name)
+        return not pair.name.startswith("norm")
+
+    programs = {name: Program({}, ()) for name in ("norm", "product", "gate")}
+    made = fuser(programs, accept)
+    for _ in range(2):  # and is not asked about again
+        assert made.fused([NORM, PRODUCT, GATE], 6) == [NORM, Invoked("product_gate", (2, 3, 4, 6))]
+    assert asked == ["norm_product", "product_gate", "norm_product_gate"]
+    assert set(made.programs) == {"product_gate"}
+
+
+def pairs_of(tmp_path: Path, target: tvm.target.Target) -> list[Pair]:
+    """What is fused in a model."""
+    config = write_config(tmp_path, head_dim=64, hidden_size=256, intermediate_size=256)
+    model = load_model(config, "q4f16_1", device_kind="gpu")
+    mod = passes.prefix(workloads.build_module(model), target)
+    found: list[Pair] = []
+
+    def note(pair: Pair) -> bool:
+        found.append(pair)
+        return True
+
+    plan_model(mod, model, target, scheduled(mod, templates.gpu_of(target), target), note)
+    return found
+
+
+def test_a_fused_kernel_is_checked_and_timed_against_its_parts(
+    device: ApiDevice, target: tvm.target.Target, tmp_path: Path
+) -> None:
+    judge = FusionJudge(device, 1)
+    pairs = pairs_of(tmp_path, target)
+    assert pairs
+    for pair in pairs:
+        used = judge(pair)
+        assert "wrong" not in judge.decided[pair.name]
+        assert used == judge.decided[pair.name].startswith("promoted: faster")
+    wrong = replace(pairs[0], fused=(Program({}, ()), pairs[0].fused[1]))  # which writes nothing
+    assert not judge(wrong)
+    assert judge.decided[wrong.name].startswith("kept default: wrong output")
 
 
 def test_a_chain_becomes_one() -> None:

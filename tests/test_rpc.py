@@ -218,7 +218,7 @@ def _obey(pipe: multiprocessing.connection.Connection) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds in this process, and clients that were forked before it had threads."""
-    monkeypatch.setattr(rpc_runner, "PopenPoolExecutor", lambda max_workers, timeout: ThreadPoolExecutor(max_workers))
+    monkeypatch.setattr(rpc_runner, "Pool", lambda max_workers, timeout: ThreadPoolExecutor(max_workers))
     for module in (rpc_runner, rpc_client):
         monkeypatch.setattr(module, "Client", lambda: Forked.made.pop())
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import psutil
 import pytest
 import tvm
 from conftest import input_of
 from tvm.script import tirx as T
 
+from tunebench import stopping
 from tunebench.runners import local
+from tunebench.runners import worker as workers
 from tunebench.runners.base import Candidate, Died, Failed, NotBuilt, Outcome, Timed, TimedOut, Trial, Wrong
 from tunebench.runners.local import LocalRunner
 from tunebench.timing import Protocol, interleave
@@ -138,6 +147,61 @@ def test_candidates_that_died_with_their_worker_are_built_again(runner: LocalRun
     assert runner.build(trial, [Candidate(kind, kernel(kind)) for kind in ("good", "deadly")]) == {}
     assert isinstance(runner.time(trial, "deadly"), Died)
     assert isinstance(runner.time(trial, "good"), Timed)
+
+
+ORPHAN = """
+import time, tvm
+from tunebench.runners.local import LocalPrimitives
+from tunebench.runners.worker import Process
+
+process = Process(LocalPrimitives, tvm.ir.save_json(tvm.target.Target("llvm")), "cpu", "")
+process.send(60, time.sleep, 0)
+process.receive()
+process.send(60, time.sleep, 60)
+print(process._worker._proc.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_worker_ends_with_its_parent_also_when_it_is_at_work() -> None:
+    with subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        worker = psutil.Process(int(parent.stdout.readline()))
+        assert worker.is_running()
+        parent.kill()
+    assert psutil.wait_procs([worker], timeout=10)[0] == [worker]
+
+
+def test_ctrl_c_is_not_a_workers(runner: LocalRunner) -> None:
+    (process,) = runner._workers
+    assert process.ask(30, os.getsid, 0) != os.getsid(0)  # a terminal signals its own session only
+
+
+def interrupt(process: workers.Process, sleep_s: float) -> None:
+    """Send a signal to this process while it waits for a worker that sleeps."""
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+    with stopping.signals():
+        timer.start()
+        with pytest.raises(stopping.Stopped):
+            process.ask(60, time.sleep, sleep_s)
+
+
+def test_an_answer_that_a_signal_kept_its_caller_from_is_not_the_next_ones(runner: LocalRunner) -> None:
+    (process,) = runner._workers
+    before = process.ask(30, os.getpid)
+    interrupt(process, sleep_s=1)
+    assert process.ask(30, abs, -7) == 7
+    assert process.ask(30, os.getpid) == before
+
+
+def test_a_process_that_goes_on_with_what_nobody_waits_for_is_ended(
+    runner: LocalRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "LATE_S", 0.1)
+    (process,) = runner._workers
+    before = process.ask(30, os.getpid)
+    interrupt(process, sleep_s=60)
+    assert process.ask(30, os.getpid) != before
 
 
 def test_a_slow_candidate_is_timed_once(runner: LocalRunner) -> None:

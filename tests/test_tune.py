@@ -8,17 +8,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import tvm
 from conftest import load_model, lower
+from tvm.s_tir import meta_schedule as ms
 
 from tunebench import stats
 from tunebench.compile.tasks import Task
 from tunebench.devices.targets import cpu_device
+from tunebench.errors import TuneBenchError
 from tunebench.runners.base import Candidate, Died, MeasureInput, Outcome, Runner, Timed, Trial
 from tunebench.runners.local import LocalRunner
 from tunebench.runners.replay import DEFAULT, ReplayRunner
 from tunebench.tuning.database import Database, provenance
+from tunebench.tuning.entry import Entry
 from tunebench.tuning.search import Trials
 from tunebench.tuning.tuner import Options, Progress, Watcher, kernels, sources, tune
 
@@ -138,13 +142,127 @@ def test_an_interrupted_run_goes_on(found: list[Task], target: tvm.target.Target
     with pytest.raises(KeyboardInterrupt):
         run(found, target, tmp_path, Counting(times))
     left = database_of(tmp_path, target)
-    assert len(measured(tmp_path, target)) == 2
+    kept = measured(tmp_path, target)
+    assert len(kept) == 2
     assert all(entry.default_ns for entry in left.entries.values())
-    assert {row.reason for row in kernels(found, left.entries, {})} == {"not judged yet: the run was stopped"}
+    (begun,) = {key.split()[0] for key in kept}
+    decided = {task.key: left.entries[task.key].decision for task in found}
+    assert decided == {task.key: "promoted" if task.key == begun else "not searched" for task in found}
+    assert set(left.promoted()) == {begun}  # a bench uses it
     times.stop_after = 10**9
     run(found, target, tmp_path, Counting(times))
     assert set(times.asked.values()) == {1}
-    assert all(entry.decision for entry in database_of(tmp_path, target).entries.values())
+    assert {entry.decision for entry in database_of(tmp_path, target).entries.values()} == {"promoted"}
+
+
+@pytest.mark.parametrize("tuned_ns", [500, 2000])
+def test_a_kernel_is_decided_as_soon_as_its_search_ends(
+    tuned_ns: int, found: list[Task], target: tvm.target.Target, tmp_path: Path
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def watch(progress: Progress) -> None:
+        on_disk = database_of(tmp_path, target).entries.values()
+        seen.append((progress.stage, sum(bool(entry.decision) for entry in on_disk)))
+
+    run(found, target, tmp_path, ReplayRunner(Times(tuned_ns)), OPTIONS, watch)
+    assert {decided for stage, decided in seen if stage == "search"} >= {0, 1}
+
+
+def test_what_is_clearly_better_is_decided_before_its_search_ends(
+    found: list[Task], target: tvm.target.Target, tmp_path: Path
+) -> None:
+    times = Times(stop_after=20)  # after a round of 16, in the next one
+    decided: list[bool] = []
+
+    def watch(progress: Progress) -> None:
+        decided.extend(bool(search.entry.decision) for search in progress.searches if search.trials == 16)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(found[1:2], target, tmp_path, Counting(times), replace(OPTIONS, trials=64), watch)
+    assert decided[-1]
+    assert set(database_of(tmp_path, target).promoted()) == {found[1].key}
+
+
+def test_what_was_not_decided_is_the_next_runs_first(
+    found: list[Task], target: tvm.target.Target, tmp_path: Path
+) -> None:
+    stopped = Breaking(Times())
+    stopped.stops = True
+    with pytest.raises(KeyboardInterrupt):
+        run(found, target, tmp_path, stopped)
+    (begun,) = {key.split()[0] for key in measured(tmp_path, target)}
+    entry = database_of(tmp_path, target).entries[begun]
+    row = next(row for row in kernels(found, {begun: entry}, {}) if row.task == entry.name)
+    assert (row.decision, row.reason) == ("", "not judged yet: the run was stopped")
+    asked: list[str] = []
+
+    class Noting(ReplayRunner):
+        def compare(self, given: MeasureInput, *args: Any, **named: Any) -> dict[str, Outcome]:
+            asked.append("compare")
+            return super().compare(given, *args, **named)
+
+        def time(self, trial: Trial, name: str) -> Outcome:
+            asked.append("time")
+            return super().time(trial, name)
+
+    run(found, target, tmp_path, Noting(Times()), replace(OPTIONS, trials=8))
+    assert asked[0] == "compare"
+    assert "time" in asked
+    assert set(database_of(tmp_path, target).promoted()) == {task.key for task in found}
+
+
+def test_kernels_that_time_did_not_reach_are_not_searched(
+    found: list[Task], target: tvm.target.Target, tmp_path: Path
+) -> None:
+    run(found, target, tmp_path, ReplayRunner(Times()), replace(OPTIONS, time_limit_s=0))
+    entries = database_of(tmp_path, target).entries
+    assert {(entry.decision, entry.reason) for entry in entries.values()} == {
+        ("not searched", "not searched before the run ended")
+    }
+    run(found, target, tmp_path, ReplayRunner(Times()))
+    assert {entry.decision for entry in database_of(tmp_path, target).entries.values()} == {"promoted"}
+
+
+def test_a_kernel_without_a_space_has_nothing_to_decide(
+    found: list[Task], target: tvm.target.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("not for this one")
+
+    monkeypatch.setattr(ms.TuneContext, "generate_design_space", refuse)
+    run(found, target, tmp_path, ReplayRunner(Times()))
+    entries = database_of(tmp_path, target).entries.values()
+    assert {(entry.decision, entry.reason) for entry in entries} == {
+        ("nothing to decide", "no schedule space: not for this one")
+    }
+
+
+def test_kernels_none_of_whose_candidates_runs_keep_their_default(
+    found: list[Task], target: tvm.target.Target, tmp_path: Path
+) -> None:
+    runner = ReplayRunner(lambda task, program: Times()(task, program) if program == DEFAULT else Died("it crashed"))
+    run(found, target, tmp_path, runner)
+    entries = database_of(tmp_path, target).entries.values()
+    assert {(entry.decision, entry.reason) for entry in entries} == {
+        ("kept default", "no candidate ran and was correct")
+    }
+
+
+@pytest.mark.parametrize(
+    ("reason", "decision"),
+    [
+        ("not searched before the time ran out", "not searched"),
+        ("no space is for it", "nothing to decide"),
+        ("no schedule space: no loops", "nothing to decide"),
+        ("its default schedule failed: it crashed", "not searched"),
+        ("no candidate ran and was correct", "kept default"),
+    ],
+)
+def test_older_files_are_read_as_what_was_meant(reason: str, decision: str) -> None:
+    old = {"name": "kernel", "default_ns": [3], "decision": "kept default", "reason": reason}
+    assert msgspec.convert(old, Entry).decision == decision
+    assert msgspec.convert({**old, "tuned_ns": [4]}, Entry).decision == "kept default"
 
 
 @pytest.mark.parametrize(("tuned_ns", "decision"), [(500, "promoted"), (2000, "kept default")])
@@ -196,13 +314,32 @@ def test_a_decision_that_was_stopped_is_taken_again(
     assert set(database_of(tmp_path, target).promoted()) == {task.key for task in found}
 
 
+def test_a_disk_without_space_ends_the_workers_too(
+    found: list[Task], target: tvm.target.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+
+    class Closing(ReplayRunner):
+        def close(self) -> None:
+            closed.append(True)
+
+    def full(*_: object) -> None:
+        raise TuneBenchError("no space is left.")
+
+    monkeypatch.setattr(Database, "promote", full)
+    monkeypatch.setattr(Database, "save_entries", full)
+    with pytest.raises(TuneBenchError, match="no space"):
+        run(found, target, tmp_path, Closing(Times()))
+    assert closed == [True]
+
+
 def test_a_default_that_fails_is_a_reason_not_an_end(
     found: list[Task], target: tvm.target.Target, tmp_path: Path
 ) -> None:
     broken = found[0]
     run(found, target, tmp_path, ReplayRunner(Times(broken=broken.key)))
     entries = database_of(tmp_path, target).entries
-    assert entries[broken.key].decision == "kept default"
+    assert entries[broken.key].decision == "not searched"
     assert "it crashed" in entries[broken.key].reason
     assert {entries[task.key].decision for task in found[1:]} == {"promoted"}
 

@@ -19,6 +19,8 @@ NOT_TEXT = re.compile(
 class TuneBenchError(Exception):
     """What went wrong in one line, and in `hint` what to do about it."""
 
+    exit_code = 2
+
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = one_line(message)

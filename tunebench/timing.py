@@ -31,6 +31,7 @@ class Protocol:
     budget_s: float = 2.0  # per arm; once spent, the arm stops at `least_samples`
     patience_s: float = float("inf")  # an arm whose warm-up took longer gets one sample
     sample_s: float = 0.0  # a sample averages as many calls as fill this, at least one
+    whole_rounds: bool = False  # of a kernel's input sets: a sample has a call on each
 
 
 @dataclass

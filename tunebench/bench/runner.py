@@ -22,7 +22,8 @@ from tunebench.results import Result
 from tunebench.runtime.conditions import Watch
 from tunebench.spec import Count, Test, Workload
 from tunebench.timing import Protocol, Samples, interleave
-from tunebench.tuning.database import Database, Entry
+from tunebench.tuning.database import Database
+from tunebench.tuning.entry import Entry
 from tunebench.tuning.session import Lowered, model_name
 from tunebench.tuning.tuner import kernels
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from tunebench import scratch, stopping
 from tunebench.cli import export, inputs, options
 from tunebench.cli.inputs import PlainConsole, console
 from tunebench.errors import TuneBenchError
+from tunebench.stopping import Stopped
 
 if TYPE_CHECKING:
     from rich.status import Status
 
     from tunebench.bench.arms import Plan
-    from tunebench.results import Result
+    from tunebench.results import Result, TuneResult
     from tunebench.spec import Schedule, Workload
     from tunebench.tuning.session import Lowered, Session
 
@@ -51,13 +55,30 @@ Weights = Annotated[Path | None, typer.Option(help="Folder of Hugging Face safet
 
 
 def main() -> None:
-    """Run a command; a user's mistake is one line and exit code 2."""
+    """Run a command; a user's mistake is one line and exit code 2, and so is a signal, with 128 and its number."""
+    with stopping.signals():
+        try:
+            with scratch.folder():
+                app()
+        except BaseException as error:
+            stop = stopping.asked_by(error)
+            if isinstance(stop, Stopped):
+                _say_stopped(stop)
+                sys.exit(stop.exit_code)
+            if not isinstance(error, TuneBenchError):
+                raise
+            words = Text("error: ", "bold red").append(str(error), "not bold default")
+            PlainConsole(stderr=True).print(words, soft_wrap=True)
+            sys.exit(error.exit_code)
+
+
+def _say_stopped(stop: Stopped) -> None:
+    """One line; a terminal that hung up is not there to be written to."""
     try:
-        app()
-    except TuneBenchError as error:
-        words = Text("error: ", "bold red").append(str(error), "not bold default")
-        PlainConsole(stderr=True).print(words, soft_wrap=True)
-        sys.exit(2)
+        console.print(f"Stopped. {stop.kept}".strip(), soft_wrap=True)
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.command(name="tune")
@@ -103,24 +124,27 @@ def tune_command(
     lowered = [_lower(session, workload) for workload in inputs.workloads(model, scheme, batch, prompt, context)]
     inputs.say_packed(session)
     changed = []  # models with at least one tuned kernel
-    try:
+    kept = f"Trials and decisions so far are in {session.database().folder}"
+    with stopping.keeping(f"{kept}, and a bench uses them: run the same command to go on."):
         for each in lowered:
             workload = each.model.workload
             with TuneView(console, f"{model_name(workload)} {workload.scheme.name}") as view:
                 row = run_tune(each, allowed, view)
-            won = sum(kernel.decision == "promoted" for kernel in row.kernels)
             changed += [each] if any(kernel.schedule != "default" for kernel in row.kernels) else []
-            console.print(
-                f"{row.model} {row.scheme}: {row.trials} trials in {row.cost_s['total']:.0f} s, "
-                f"{won} of {len(row.kernels)} kernels promoted; database in {session.database().folder}",
-                soft_wrap=True,
-            )
-    except KeyboardInterrupt:
-        console.print("Stopped. What was measured is kept: run the same command to go on.")
-        raise typer.Exit(130) from None
+            console.print(f"{_tuned(row)}; database in {session.database().folder}", soft_wrap=True)
     if bench and changed and not session.device.absent:
         _bench_all([[each] for each in changed], Plan(tests, seed=seed, sample_limit_s=60.0))
         report_command(work_dir=work_dir, name=name)
+
+
+def _tuned(row: TuneResult) -> str:
+    """What a run did and decided, in a line."""
+    from tunebench.spec import Decision
+
+    count = Counter(kernel.decision for kernel in row.kernels)
+    others = [f", {count[each]} {each}" for each in get_args(Decision) if count[each] and each != "promoted"]
+    decided = f"{count['promoted']} of {len(row.kernels)} kernels promoted{''.join(others)}"
+    return f"{row.model} {row.scheme}: {row.trials} trials in {row.cost_s['total']:.0f} s, {decided}"
 
 
 @app.command(name="compile")
@@ -336,10 +360,14 @@ def _bench_all(models: list[list[Lowered]], plan: Plan) -> None:
     from tunebench.spec import EngineName
 
     statuses = []
+    path = models[0][0].session.results_path
     for lowered in models:
         workload = lowered[0].model.workload
         title = f"{workload.model} {workload.scheme.name}"
-        with inputs.status(title) as status:
+        with (
+            stopping.keeping(f"Rows so far are in {path}: `tunebench report` shows them."),
+            inputs.status(title) as status,
+        ):
 
             def say(words: str, status: Status = status, title: str = title) -> None:
                 status.update(Text(f"{title}: {words}"))
@@ -351,7 +379,6 @@ def _bench_all(models: list[list[Lowered]], plan: Plan) -> None:
                 arm = f"{where} {arm}" if len(lowered) > 1 else arm
                 label = f"{row.model} {row.scheme} {row.test} {arm}"
                 console.print(f"{label:44s} {_figure(row)}", soft_wrap=True, highlight=False)
-    path = models[0][0].session.results_path
     console.print(f"Rows are in {path}; `tunebench report` shows them.", soft_wrap=True)
     if "failed" in statuses:
         raise typer.Exit(1)

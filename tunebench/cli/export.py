@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tunebench import stopping
 from tunebench.cli import inputs
 from tunebench.cli.inputs import console
 from tunebench.errors import TuneBenchError
@@ -57,7 +58,7 @@ def export_command(
     if plan is None:
         raise TuneBenchError(f"target {target} makes no plan.", "Choose webgpu or opencl.")
     arrays = read(lowered.model, weights) if weights else workloads.random_weights(lowered.model, seed)
-    with inputs.status(f"writing {folder}"):
+    with stopping.keeping(f"{folder} is not complete: run the same command again."), inputs.status(f"writing {folder}"):
         browser_export.export_plan(plan, workloads.with_rope(lowered.model, arrays), folder)
     console.print(f"Written: {folder}. `tunebench browse {folder}` runs it in a web browser.", soft_wrap=True)
 
@@ -78,10 +79,7 @@ def browse_command(
     console.print(f"{folder} is at {server.url} until Ctrl-C.", soft_wrap=True)
     if show:
         webbrowser.open(server.url)
-    try:
-        server.serve()
-    except KeyboardInterrupt:
-        console.print("Ended.")
+    server.serve()
 
 
 def _records(lowered: Lowered) -> dict[str, object]:

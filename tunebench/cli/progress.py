@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from types import TracebackType
 
@@ -19,7 +20,7 @@ ROWS = 16
 LINE_EVERY_S = 15.0
 COLUMNS = ("task", "tokens", "share", "trials", "default", "best", "gain", "state")
 BESIDE_NAME = 61  # letters of all columns but the task's, and what is between them
-COLOURS = {"promoted": "green", "inconclusive": "yellow"}
+COLOURS = {"promoted": "green", "inconclusive": "yellow", "not searched": "dim", "nothing to decide": "dim"}
 
 
 class TuneView:
@@ -37,7 +38,8 @@ class TuneView:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._live:
-            self._live.stop()
+            with contextlib.suppress(OSError):  # the terminal is gone
+                self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
         if self._live:

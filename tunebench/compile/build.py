@@ -11,6 +11,7 @@ from tvm import relax
 from tvm.s_tir import meta_schedule as ms
 
 from tunebench.compile import passes
+from tunebench.compile.fusion import Accept
 from tunebench.compile.planner import plan_model
 from tunebench.compile.tasks import replay, task_key
 from tunebench.kernels import templates
@@ -43,10 +44,12 @@ def compile_model(mod: tvm.IRModule, target: tvm.target.Target, records: Records
     return Compiled(tuned, planned, executable=tvm.compile(lowered, target=target, relax_pipeline=None))
 
 
-def compile_plan(mod: tvm.IRModule, model: Model, target: tvm.target.Target, records: Records) -> Compiled:
-    """Compile a module after the prefix to a plan."""
+def compile_plan(
+    mod: tvm.IRModule, model: Model, target: tvm.target.Target, records: Records, accept: Accept | None = None
+) -> Compiled:
+    """Compile a module after the prefix to a plan; `accept` says which fused kernels to use, all without."""
     kernels, tuned = _scheduled(mod, target, records)
-    plan = plan_model(mod, model, target, kernels)
+    plan = plan_model(mod, model, target, kernels, accept)
     return Compiled(tuned, plan.scratch_bytes, plan=plan)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from tunebench.compile.fusion import Fuser, Invoked
+from tunebench.compile.fusion import Accept, Fuser, Invoked
 from tunebench.compile.source import LANGUAGES, program
 from tunebench.dtypes import numpy_dtype
 from tunebench.kernels.templates import gpu_of
@@ -27,14 +27,23 @@ PASSES = (
 )
 
 
-def plan_model(mod: tvm.IRModule, model: Model, target: tvm.target.Target, kernels: Mapping[str, tvm.IRModule]) -> Plan:
-    """The plan of a module after the prefix, with `kernels` scheduled, by the name that the module has for each."""
+def plan_model(
+    mod: tvm.IRModule,
+    model: Model,
+    target: tvm.target.Target,
+    kernels: Mapping[str, tvm.IRModule],
+    accept: Accept | None = None,
+) -> Plan:
+    """The plan of a module after the prefix, with `kernels` scheduled, by the name that the module has for each.
+
+    Neighbours are fused where that can be and `accept` agrees.
+    """
     with target:
         lowered = tvm.ir.transform.Sequential([each() for each in PASSES])(mod)
     pool = _Pool()
     shared = _model_buffers(model, pool)
     programs = _renamed({name: program(kernel, target) for name, kernel in kernels.items()})
-    builder = _Builder(pool, programs, Fuser(kernels, gpu_of(target)))
+    builder = _Builder(pool, programs, Fuser(kernels, gpu_of(target), programs, accept))
     workload = model.workload
     steps = {
         m: builder.step(lowered[function_name(m)], [pool.input(workload.batch, m), *shared])

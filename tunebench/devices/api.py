@@ -19,6 +19,7 @@ from tunebench.engines.plan import Memory, PlanEngine
 from tunebench.errors import TuneBenchError
 from tunebench.model.workload import Model, with_rope
 from tunebench.runners.base import Runner
+from tunebench.runners.fusion import FusionJudge
 from tunebench.runners.gpu import GpuRunner
 from tunebench.runners.shader import ShaderPrimitives
 from tunebench.runtime import apis
@@ -43,14 +44,15 @@ class ShaderDevice(Device):
             environment.hold_nvidia_clocks()
         self.target = tvm.target.Target(self._device.target())
         self.cold_bytes = 2 * (self._device.cache_bytes or CACHE_BYTES)
+        self._fusions = FusionJudge(self._device, self.cold_bytes)
 
     def free_bytes(self) -> int | None:
         """All of the device's memory, where the API says how much that is."""
         return self._device.free_bytes or None
 
     def facts(self) -> dict[str, Any]:
-        """The API, its driver and the features in use."""
-        return {"api": dict(self._device.facts)}
+        """The API, its driver and the features in use, and what was decided on fused kernels."""
+        return {"api": dict(self._device.facts), "fusions": dict(self._fusions.decided)}
 
     def runner(self) -> Runner:
         """One core is left for the search, one for the process that measures; builders compile on the device, too."""
@@ -58,8 +60,8 @@ class ShaderDevice(Device):
         return GpuRunner(self.target, builders, functools.partial(ShaderPrimitives, self.engine))
 
     def compile(self, mod: tvm.IRModule, model: Model, records: Records, folder: Path) -> Compiled:
-        """A plan."""
-        return compile_plan(mod, model, self.target, records)
+        """A plan; a kernel is fused where that is right and faster on this device."""
+        return compile_plan(mod, model, self.target, records, self._fusions)
 
     def engines(self, model: Model, compiled: Mapping[str, Compiled], weights: Arrays) -> dict[str, Engine]:
         """Plans over one copy of the weights."""

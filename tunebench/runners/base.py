@@ -9,10 +9,15 @@ from typing import Protocol as Interface
 
 import tvm
 
+from tunebench import stats
 from tunebench.timing import Protocol
 
 BUILD_TIMEOUT_S = 30.0
 START_TIMEOUT_S = 120.0
+LONG_TIMEOUT_S = 3600.0  # of what runs a default schedule, which nothing bounds
+CHOICE = Protocol(warmups=1, samples=9, least_samples=1, budget_s=0.3, sample_s=0.001, whole_rounds=True)
+FINAL = Protocol(1, samples=21, least_samples=stats.FEWEST, budget_s=1.0, sample_s=0.001, whole_rounds=True)
+"""The protocols of decisions, whatever they are about and on whatever device."""
 REFERENCE_ONLY = Protocol(warmups=0, samples=1, least_samples=1)
 
 

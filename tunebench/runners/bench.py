@@ -31,6 +31,7 @@ Sampler = Callable[[int], int]
 MOST_SETS = 32
 CHECKED_AT_ONCE = 1 << 15  # elements, which stay in a core's cache
 POOL = 1_048_573  # random values of a large input, a prime
+MOST_CALLS = 256  # of a sample
 LONG_NS = 2_000_000  # a call that fills the caches and more
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2, "int8": 1e-2, "int32": 1e-2}
 """Of the largest reference value; quantized activations may differ by one step."""
@@ -41,8 +42,7 @@ SMALL = np.float32(2.0**-15)
 class Rules:
     """How a device is measured, beyond the protocol."""
 
-    whole_rounds: bool = False  # a sample has a call on every input set, as all its calls are submitted at once
-    most_calls: int = 1 << 20  # of a sample
+    whole_rounds: bool = False  # whatever the protocol says, as all calls of a sample are submitted at once
     launch_ns: int = 0  # that a single call may take beyond its kernel
     kept_bytes: int = 256 << 20  # input sets of kernels that were measured before, as long as they fit in this
     set_bytes: int = 1 << 62  # all input sets of one kernel
@@ -191,13 +191,16 @@ class Bench:
         return {name: Timed(tuple(samples.samples_ns)) for name, samples in taken.items()}
 
     def _calls(self, sampler: Sampler, warmup_ns: list[int], protocol: Protocol) -> int:
-        """How many calls a sample is the mean of."""
-        rules = self._device.rules
-        if not (warmup_ns or rules.whole_rounds):
+        """How many calls a sample is the mean of; one such sample is a warm-up, too."""
+        whole_rounds = protocol.whole_rounds or self._device.rules.whole_rounds
+        if not (warmup_ns or whole_rounds):
             return 1
         once_ns = max(1, min(warmup_ns) if warmup_ns else sampler(1))
-        least = len(self._rotation.sets) if rules.whole_rounds and once_ns <= LONG_NS else 1
-        return min(rules.most_calls, max(least, round(protocol.sample_s * 1e9 / once_ns)))
+        least = len(self._rotation.sets) if whole_rounds and once_ns <= LONG_NS else 1
+        calls = min(MOST_CALLS, max(least, round(protocol.sample_s * 1e9 / once_ns)))
+        if calls > 1:
+            sampler(calls)
+        return calls
 
 
 def count_sets(given: MeasureInput, most_bytes: int) -> int:
@@ -231,7 +234,12 @@ def _touched(param: tvm.tirx.Buffer, depth: int) -> float:
 
 def random_inputs(mod: tvm.IRModule, depth: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Random arguments of a kernel."""
-    arrays = [_input(param, depth, rng) for param in mod["main"].params]
+    return random_arrays(mod["main"].params, depth, rng)
+
+
+def random_arrays(params: Sequence[tvm.tirx.Buffer], depth: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random values for parameters."""
+    arrays = [_input(param, depth, rng) for param in params]
     if any(array.dtype == np.int8 for array in arrays):  # products of integers are large, their scales small
         arrays = [array * SMALL if array.dtype == np.float32 else array for array in arrays]
     return arrays

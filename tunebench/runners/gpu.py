@@ -13,13 +13,13 @@ from concurrent.futures import Future
 from typing import Any
 
 import tvm
-from tvm.support.popen_pool import PopenPoolExecutor
 
 from tunebench.compile import passes
 from tunebench.errors import brief
 from tunebench.runners import worker
 from tunebench.runners.base import (
     BUILD_TIMEOUT_S,
+    LONG_TIMEOUT_S,
     REFERENCE_ONLY,
     Candidate,
     Died,
@@ -31,11 +31,11 @@ from tunebench.runners.base import (
     for_each,
 )
 from tunebench.runners.bench import Primitives, Rules
-from tunebench.runners.worker import Process
+from tunebench.runners.worker import Pool, Process
 from tunebench.timing import Protocol
 
-RUN_TIMEOUT_S = 60.0
-RULES = Rules(whole_rounds=True, most_calls=256, launch_ns=300_000)
+RUN_TIMEOUT_S = 60.0  # of a candidate
+RULES = Rules(whole_rounds=True, launch_ns=300_000)
 Make = Callable[[str, str], Primitives]
 """Opens a GPU: (a target as JSON, the folder that all processes share)."""
 
@@ -48,9 +48,7 @@ class GpuRunner:
     def __init__(self, target: tvm.target.Target, builders: int, make: Make) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="tunebench-")
         setup = (make, str(tvm.ir.save_json(target)), self._folder.name)
-        self._pool = PopenPoolExecutor(
-            max_workers=builders, timeout=BUILD_TIMEOUT_S, initializer=worker.start, initargs=setup
-        )
+        self._pool = Pool(max_workers=builders, timeout=BUILD_TIMEOUT_S, initializer=worker.start, initargs=setup)
         self._process = Process(*setup)
         self._built: dict[str, tuple[str, Future[NotBuilt | None]]] = {}
         self._prepared: set[str] = set()
@@ -72,7 +70,7 @@ class GpuRunner:
         if given.name in self._built:
             with contextlib.suppress(Exception):  # it will fail again, and say why
                 self._built.pop(given.name)[1].result()
-        outcome: Outcome = self._ask(worker.prepare, given, protocol)
+        outcome: Outcome = self._ask(LONG_TIMEOUT_S, worker.prepare, given, protocol)
         if not isinstance(outcome, Failed):
             self._prepared.add(given.name)
         return outcome
@@ -98,19 +96,19 @@ class GpuRunner:
             if isinstance(outcome, Failed):
                 return outcome
         args = (trial.given, mod_json, trial.protocol, trial.limit_ns)
-        return self._ask(worker.check_and_time, *args)  # type: ignore[no-any-return]
+        return self._ask(RUN_TIMEOUT_S, worker.check_and_time, *args)  # type: ignore[no-any-return]
 
     def compare(
         self, given: MeasureInput, candidates: Sequence[Candidate], protocol: Protocol, with_default: bool = True
     ) -> dict[str, Outcome]:
         """Check and time several candidates, interleaved."""
         built = {candidate.name: _realized(candidate) for candidate in candidates}
-        return for_each(self._ask(worker.compare, given, built, protocol, with_default), built)
+        return for_each(self._ask(LONG_TIMEOUT_S, worker.compare, given, built, protocol, with_default), built)
 
-    def _ask(self, function: Callable[..., Any], *args: object) -> Any:
+    def _ask(self, timeout_s: float, function: Callable[..., Any], *args: object) -> Any:
         if not self._process.is_alive:
             self._prepared.clear()
-        return self._process.ask(RUN_TIMEOUT_S, function, *args)
+        return self._process.ask(timeout_s, function, *args)
 
 
 def _realized(candidate: Candidate) -> str:

@@ -22,6 +22,7 @@ from tunebench.dtypes import numpy_dtype
 from tunebench.runners import worker
 from tunebench.runners.base import (
     BUILD_TIMEOUT_S,
+    LONG_TIMEOUT_S,
     REFERENCE_ONLY,
     Candidate,
     Failed,
@@ -34,7 +35,6 @@ from tunebench.runners.bench import Buffer, Kernel, Primitives, Rotation, Sample
 from tunebench.runners.worker import Process
 from tunebench.timing import Protocol
 
-LONG_TIMEOUT_S = 3600.0  # of what runs a default schedule, which nothing bounds
 LEAST_TIMEOUT_S = 10.0
 MOST_HELD = 64  # compiled candidates of a worker
 

@@ -128,7 +128,6 @@ class ShaderPrimitives(Primitives):
             if calls not in recorded:
                 every = [call for arrays in used for call in kernel.calls(arrays)]
                 recorded[calls] = self._device.record(every, rounds)
-                recorded[calls].run()
             return round(recorded[calls].elapsed_ns() / (rounds * len(used)))
 
         return sample

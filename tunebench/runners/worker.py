@@ -2,16 +2,60 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
+import threading
 from collections.abc import Callable, Mapping
+from multiprocessing import connection
 from typing import Any
 
-from tvm.support.popen_pool import PopenWorker
+from tvm.support.popen_pool import PopenPoolExecutor, PopenWorker
 
+from tunebench import stopping
 from tunebench.errors import TuneBenchError, brief
 from tunebench.runners.base import START_TIMEOUT_S, Died, Failed, MeasureInput, NotBuilt, Outcome, TimedOut, Wrong
 from tunebench.runners.bench import Bench, Primitives, held_bytes
 from tunebench.timing import Protocol
+
+LATE_S = 2.0  # that an answer may take which nobody waits for any more
+
+
+class Worker(PopenWorker):
+    """TVM's worker process in a session of its own, so that Ctrl-C is its parent's alone; it ends with that."""
+
+    _proc: subprocess.Popen[bytes] | None
+
+    def _start(self) -> None:
+        if self._proc is not None:
+            return
+        if sys.platform == "win32":
+            super()._start()
+            return
+        main_read, worker_write = os.pipe()
+        worker_read, main_write = os.pipe()
+        pipes = (worker_read, worker_write)
+        command = [sys.executable, "-m", "tunebench.runners.child", *map(str, (os.getpid(), *pipes))]
+        with stopping.held():  # or a process that has begun would be nobody's
+            self._proc = subprocess.Popen(
+                command, pass_fds=pipes, stdout=self._stdout, stderr=self._stderr, start_new_session=True
+            )
+            self._reader, self._writer = os.fdopen(main_read, "rb"), os.fdopen(main_write, "wb")
+        for pipe in pipes:
+            os.close(pipe)
+
+
+class Pool(PopenPoolExecutor):
+    """TVM's pool, of such workers."""
+
+    def _worker_run(self, fn: Callable[..., Any], args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
+        with self._lock:
+            thread = threading.get_ident()
+            if thread not in self._worker_map:
+                self._worker_map[thread] = Worker(self._initializer, self._initargs)
+            found = self._worker_map[thread]
+        found.send(fn, args, kwargs, self._timeout)
+        return found.recv()
 
 
 class Process:
@@ -19,10 +63,11 @@ class Process:
 
     def __init__(self, make: Callable[..., Primitives], *args: object) -> None:
         self._make = (make, *args)
+        self._owes = False  # an answer that a signal kept its caller from
         self._begin()
 
     def _begin(self) -> None:
-        self._worker = PopenWorker(stderr=subprocess.DEVNULL)
+        self._worker = Worker(stderr=subprocess.DEVNULL)
         self._worker.send(start_measuring, self._make, timeout=START_TIMEOUT_S)
         self._starting = True
 
@@ -33,6 +78,8 @@ class Process:
 
     def send(self, timeout_s: float, function: Callable[..., Any], *args: object) -> None:
         """Begin a function there; `receive` has what it returns. Raises where the process could not begin."""
+        if self._owes:
+            self._drop_answer()
         if not self.is_alive:
             self._begin()
         if self._starting:
@@ -51,16 +98,31 @@ class Process:
 
     def receive(self) -> Any:
         """What the function returned; Failed where it, or its process, did not end well."""
+        self._owes = True
         try:
-            return self._worker.recv()
+            self._wait()
+            with stopping.held():  # the answer is there, and is read whole
+                self._owes = False
+                return self._worker.recv()
         except TuneBenchError:
             raise
         except TimeoutError:
             failed: Failed = TimedOut("timed out")
         except Exception as error:  # whatever it raised
             failed = Died(brief(error))
-        self._worker.kill()  # after an error of a GPU nothing in that process works
+        self.kill()  # after an error of a GPU nothing in that process works
         return failed
+
+    def _wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for an answer; whether there is one."""
+        return sys.platform == "win32" or bool(connection.wait([self._worker._reader.fileno()], timeout_s))
+
+    def _drop_answer(self) -> None:
+        """Read what is owed, or end a process that does not come to an end."""
+        if self.is_alive and self._wait(LATE_S):
+            self.receive()
+        else:
+            self.kill()
 
     def ask(self, timeout_s: float, function: Callable[..., Any], *args: object) -> Any:
         """Run a function there and wait for it."""
@@ -69,6 +131,7 @@ class Process:
 
     def kill(self) -> None:
         """End it at once."""
+        self._owes = False
         self._worker.kill()
 
 

@@ -13,46 +13,21 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import tvm
-from msgspec import Struct
 from tvm.s_tir import meta_schedule as ms
 
 from tunebench import environment, stored
 from tunebench.compile.tasks import task_key
 from tunebench.errors import TuneBenchError
-from tunebench.spec import Amount, Decision, Schedule
+from tunebench.tuning.entry import Entry, Provenance
 
 FILES = ("database_workload.json", "database_tuning_record.json")
 PROTOCOL = "1: cold caches, interleaved, outputs compared with the default's, fresh samples for the verdict"
 """As committed databases say it."""
 Stored = TypeVar("Stored")
-
-
-class Provenance(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a database was made for and with. A database of another kind is refused."""
-
-    target: str
-    device: str
-    threads: Amount
-    tvm: str
-    protocol: str
-
-
-class Entry(Struct, forbid_unknown_fields=True):
-    """What is known of one task. A field of a newer writer is refused, as writing the file again would lose it."""
-
-    name: str
-    default_ns: list[Amount] = []
-    tuned_ns: list[Amount] = []
-    by_source: dict[Schedule, list[Amount]] = {}  # the fastest of each, beside `tuned_ns`
-    decision: Decision | Literal[""] = ""  # empty: not judged yet
-    reason: str = ""
-    trial: str = ""  # key of the record that was judged
-    depth: Amount = 256  # positions in the cache where it is measured, if it reads one
-    exhausted: str = ""  # revision of the spaces in which no candidate is left
 
 
 def provenance(target: tvm.target.Target, device: str, threads: int) -> Provenance:

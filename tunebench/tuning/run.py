@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tunebench import results
+from tunebench import results, stopping
 from tunebench.results import TuneResult
 from tunebench.tuning.database import Database
 from tunebench.tuning.session import Lowered, Session, model_name
@@ -28,9 +28,10 @@ def run_tune(lowered: Lowered, options: Options, watch: Watcher) -> TuneResult:
         options = replace(options, depth=depth, threads=device.threads, cold_bytes=device.cold_bytes)
         tune(lowered.tasks, database, session.target, device.runner, options, remember)
     finally:  # a run that was stopped has its cost too
-        rows = [_tune_row(lowered, progress, database) for progress in seen]
-        for row in rows:
-            results.append(session.results_path, row)
+        with stopping.held():
+            rows = [_tune_row(lowered, progress, database) for progress in seen]
+            for row in rows:
+                results.append(session.results_path, row)
     return rows[0]
 
 

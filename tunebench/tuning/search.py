@@ -16,7 +16,7 @@ from tvm import s_tir
 from tvm.s_tir import meta_schedule as ms
 from tvm.target import codegen
 
-from tunebench import environment, stats
+from tunebench import environment, stats, stopping
 from tunebench.compile import passes
 from tunebench.compile.tasks import Task, task_key
 from tunebench.kernels import gpu as gpu_kernels
@@ -25,7 +25,7 @@ from tunebench.kernels.tvmscript import import_intrinsics
 from tunebench.runners.base import Candidate, Failed, MeasureInput, Outcome, Runner, Timed, Trial
 from tunebench.timing import Protocol
 from tunebench.tuning import cost_model, spaces
-from tunebench.tuning.database import Entry
+from tunebench.tuning.entry import NO_SPACE, UNHANDLED, Entry
 
 BATCH = 16  # candidates of one round on a CPU, which builds or measures
 GPU_BATCH = 48  # and on a GPU, which measures while the CPU builds
@@ -161,7 +161,7 @@ def begin(
         name = ""
     default_mod = passes.default_schedule(task.mod, target)
     found = TaskSearch(task, entry, name, context, default_mod, depth, cold_bytes)
-    found.reason = "" if name else "no space is for it"
+    found.reason = "" if name else NO_SPACE
     return found
 
 
@@ -246,8 +246,9 @@ def _propose(search: TaskSearch, trials: Trials, model: ms.cost_model.XGBModel) 
             context.pre_tuning(10**6, batch, context.generate_design_space(), trials.records, model)
         return list(context.generate_measure_candidates() or [])
     except Exception as error:  # a rule that cannot handle this kernel, in whatever way it says so
+        stopping.check()
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        search.reason = f"no schedule space: {lines[-1][:160] if lines else type(error).__name__}"
+        search.reason = f"{UNHANDLED}: {lines[-1][:160] if lines else type(error).__name__}"
         return []
 
 

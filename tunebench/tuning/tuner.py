@@ -1,40 +1,38 @@
 """Tasks -> search -> winners measured again -> decisions -> database.
 
 The search decides which kernels look good; the decision is another measurement, on fresh samples, and only what
-wins there is promoted. Everything measured is on disk before the next thing starts, so that a run can be
-stopped anywhere, and a later one goes on without measuring anything twice.
+wins there is promoted: as soon as a kernel's search ends, or has found something clearly better. Everything measured
+or decided is on disk before the next thing starts, so that a run can be stopped anywhere, and a later one goes on
+without measuring anything twice.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from typing import Protocol as Interface
 
 import tvm
-from msgspec.structs import replace
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import stats
+from tunebench import stats, stopping
 from tunebench.compile import passes
-from tunebench.compile.tasks import Task, chunk_ns, phase, replay, shares
+from tunebench.compile.tasks import Task, chunk_ns, phase, shares
 from tunebench.kernels import templates
-from tunebench.runners.base import Candidate, Failed, Runner, Timed
+from tunebench.runners.base import Candidate, Failed, Runner
 from tunebench.spec import Kernel, Schedule
 from tunebench.timing import Protocol
 from tunebench.tuning import cost_model
-from tunebench.tuning.database import Database, Entry
-from tunebench.tuning.search import Costs, Round, TaskSearch, Trials, begin, measure, propose, record_key
+from tunebench.tuning.database import Database
+from tunebench.tuning.decision import STALE, Judge
+from tunebench.tuning.entry import NEVER, NO_DEFAULT, UNDECIDED, Entry
+from tunebench.tuning.search import Costs, Round, TaskSearch, Trials, begin, measure, propose
 
-FINALISTS = 3
-JUDGE_S = 0.7  # what a decision takes beyond the calls of the default schedule
+GRACE_S = 10.0  # for decisions after a run was asked to end
 PRIORITY = {"decode": 0.5, "prefill": 0.5}  # of the phases; chunks of one phase share it evenly
 DEFAULT = Protocol(warmups=0, samples=5, least_samples=1, budget_s=0.5, sample_s=0.0005)
-CHOICE = Protocol(warmups=1, samples=9, least_samples=1, budget_s=0.3, sample_s=0.001)
-FINAL = Protocol(warmups=1, samples=21, least_samples=stats.FEWEST, budget_s=1.0, sample_s=0.001)
-AGAIN = "again"  # the candidate's twin, which shows the noise
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,15 @@ def tune(
     run = _Run(wanted, database, target, make_runner, options, watch)
     try:
         run.measure_defaults()
+        run.decide_due(run.progress.searches)  # what an earlier run was kept from
         run.search()
-        run.judge()
+        run.decide_rest()
+    except BaseException as error:
+        stop = stopping.asked_by(error)
+        if stop is None:
+            raise
+        run.decide_within(GRACE_S)
+        raise stop from None
     finally:
         run.close()
     return run.progress
@@ -124,7 +129,7 @@ def kernels(tasks: list[Task], entries: Mapping[str, Entry], tuned: Mapping[str,
     for chunk in sorted({chunk for task in tasks for chunk in task.calls}):
         share = shares(tasks, chunk, time_ns)
         for task in sorted((t for t in tasks if chunk in t.calls), key=lambda t: -share[t.key]):
-            entry = entries.get(task.key, Entry(task.name, reason="never measured: run `tunebench tune`"))
+            entry = entries.get(task.key, Entry(task.name, decision="not searched", reason=NEVER))
             rows.append(
                 Kernel(
                     task=task.name,
@@ -134,7 +139,7 @@ def kernels(tasks: list[Task], entries: Mapping[str, Entry], tuned: Mapping[str,
                     share=share[task.key],
                     schedule=tuned.get(task.key, "default"),
                     decision=entry.decision,
-                    reason=entry.reason or "not judged yet: the run was stopped",
+                    reason=entry.reason or UNDECIDED,
                     default_ns=entry.default_ns,
                     tuned_ns=entry.tuned_ns,
                     by_source=entry.by_source,
@@ -163,6 +168,7 @@ class _Run:
         self.progress.costs.seconds.update(dict.fromkeys(("search", "build", "run", "model", "verify"), 0.0))
         self.runner = make_runner()
         self.progress.costs.queued_s = lambda: self.runner.queued_s
+        self.judge = Judge(database, self.trials, self.runner, self.progress.costs)
 
     def _begin(self, task: Task) -> TaskSearch:
         entry = self.database.entries.setdefault(task.key, Entry(task.name))
@@ -172,11 +178,17 @@ class _Run:
         return begin(task, entry, self.target, options.threads, entry.depth, options.cold_bytes, options.seed)
 
     def close(self) -> None:
-        """Keep what was learned and end the workers."""
-        self.progress.ran_on = self.runner.facts()
-        self.runner.close()
-        cost_model.save(self.model, self.database.cost_model_path)
-        self.database.save_entries()
+        """Keep what was learned and end the workers; a signal waits for that."""
+        with stopping.held():
+            try:
+                for search in self.progress.searches:
+                    self.judge.settle(search)
+                cost_model.save(self.model, self.database.cost_model_path)
+                self.database.save_entries()
+            finally:
+                self.progress.noise = self.judge.noise
+                self.progress.ran_on = self.runner.facts()
+                self.runner.close()
 
     def measure_defaults(self) -> None:
         """Time every default schedule that no earlier run timed."""
@@ -191,7 +203,7 @@ class _Run:
                 with self.progress.costs.of("run"):
                     outcome = self.runner.prepare(search.given, DEFAULT)
                 if isinstance(outcome, Failed):
-                    search.reason = f"its default schedule failed: {outcome.reason}"
+                    search.reason = f"{NO_DEFAULT}: {outcome.reason}"
                 else:
                     search.entry.default_ns = list(outcome.samples_ns)
                 search.doing = ""
@@ -214,6 +226,7 @@ class _Run:
                 measure(ready, self.trials, self.model, self.runner, self.progress.costs)
                 ready.search.doing = ""
                 self._mark()
+                self.decide_due([ready.search, *self._ended()])
             elif not proposed:
                 break  # nothing is left, or no time for what is ready
 
@@ -234,11 +247,9 @@ class _Run:
         return self.progress.elapsed_s < self.options.time_limit_s - self._judging_s()
 
     def _judging_s(self) -> float:
-        """What the decisions on the tasks searched so far will take, at most half the time."""
-        calls = FINAL.warmups + FINAL.least_samples
-        searched = [search.entry.default_ns for search in self.progress.searches if search.begun]
-        seconds = sum(JUDGE_S + calls * stats.median(samples) / 1e9 for samples in searched if samples)
-        return min(self.options.time_limit_s / 2, seconds)
+        """What the decisions that are left will take, at most half the time."""
+        left = (search for search in self.progress.searches if search.begun and self.judge.is_open(search))
+        return min(self.options.time_limit_s / 2, sum(map(self.judge.expected_s, left)))
 
     def _may_go_on(self, search: TaskSearch) -> bool:
         return search.is_open and self.trials.count(search.task) < self.options.trials
@@ -265,77 +276,41 @@ class _Run:
         self.progress.curve.append(point)
         self.watch(self.progress)
 
-    def judge(self) -> None:
-        """Measure each task's best trials against the default on fresh samples; promote what wins."""
+    def _ended(self) -> list[TaskSearch]:
+        """Those that will not be searched on, for now."""
+        return [s for s in self.progress.searches if s.begun and (s.stale >= STALE or not self._may_go_on(s))]
+
+    def decide_due(self, searches: Sequence[TaskSearch]) -> None:
+        """Decide on those whose search has ended, or has found something clearly better."""
+        ended = self._ended()
+        for search in searches:
+            if self.judge.is_due(search, search in ended):
+                self._decide(search)
+
+    def decide_rest(self) -> None:
+        """Decide on all that no decision has seen."""
         self.progress.stage = "decision"
-        winners = self.database.promoted()
-        for search in sorted(self.progress.searches, key=lambda s: -self.progress.share[s.task.key]):
-            key, won = search.task.key, winners.get(search.task.key)
-            finalists = self.trials.best(search.task, FINALISTS)
-            judged = search.entry.trial == (record_key(finalists[0]) if finalists else "")
-            if search.entry.decision and judged and (search.entry.decision == "promoted") == bool(won):
-                continue  # judged by an earlier run, and nothing better was found since
-            if not finalists and not won and search.entry.decision and not search.trials:
-                continue  # decided by a run whose trials are not here
-            if won and record_key(won) not in [record_key(record) for record in finalists]:
-                finalists.append(won)
-            search.doing = "decision"
-            self.watch(self.progress)
-            with self.progress.costs.of("verify"):
-                entry, winner = self._judge(search, finalists)
-            search.doing = ""
-            entry.trial = record_key(finalists[0]) if finalists else ""
-            if won and not winner and entry.decision != "kept default":
-                search.entry.trial = entry.trial  # nothing was shown against the winner so far
-            else:
-                search.entry = self.database.entries[key] = entry
-                winners.pop(key, None)
-                winners.update({key: winner} if winner else {})
-                self.database.promote(winners)
-            self.database.save_entries()
-            self.watch(self.progress)
-        self.database.promote(winners)
+        for search in self._by_share():
+            if self.judge.is_open(search):
+                self._decide(search)
 
-    def _judge(
-        self, search: TaskSearch, finalists: list[ms.database.TuningRecord]
-    ) -> tuple[Entry, ms.database.TuningRecord | None]:
-        """The decision, and the record where it is `promoted`."""
-        entry = replace(search.entry, tuned_ns=[])
-        if not finalists:
-            tried = self.trials.count(search.task) > 0
-            unsearched = "no candidate ran and was correct" if tried else "not searched before the time ran out"
-            return replace(entry, decision="kept default", reason=search.reason or unsearched), None
-        replayed = [Candidate(str(i), replay(search.task.mod, record)) for i, record in enumerate(finalists)]
-        ranked = self._ranked(search, replayed)
-        champions: dict[Schedule, str] = {}  # source -> its fastest
-        for name in ranked:
-            champions.setdefault(templates.source(finalists[int(name)].trace), name)
-        best, name = next(iter(champions.items()))
-        arms = [Candidate(source, replayed[int(each)].mod) for source, each in champions.items()]
-        arms.append(Candidate(AGAIN, replayed[int(name)].mod))
-        outcomes = self.runner.compare(search.given, arms, FINAL)
-        timed = {each: list(outcome.samples_ns) for each, outcome in outcomes.items() if isinstance(outcome, Timed)}
-        failed = next((outcome.reason for outcome in outcomes.values() if isinstance(outcome, Failed)), "")
-        if failed:
-            return replace(entry, decision="inconclusive", reason=f"measured again, it failed: {failed}"), None
-        default_ns, tuned_ns = timed["default"], timed[best]
-        entry.by_source = {source: timed[source] for source in champions} if len(champions) > 1 else {}
-        noise = stats.noise_floor(tuned_ns, timed[AGAIN]) or 0.0
-        self.progress.noise = max(self.progress.noise, noise)
-        decided = stats.decide(default_ns, tuned_ns, noise)
-        entry = replace(
-            entry, decision=decided.decision, reason=decided.reason, default_ns=default_ns, tuned_ns=tuned_ns
-        )
-        return entry, finalists[int(name)] if decided.decision == "promoted" else None
+    def decide_within(self, seconds: float) -> None:
+        """Decide on what looks clearly better, as far as that takes no longer."""
+        end_s = time.monotonic() + seconds
+        for search in self._by_share():
+            if time.monotonic() + self.judge.expected_s(search) > end_s:
+                break
+            if self.judge.is_clear(search):
+                self._decide(search)
 
-    def _ranked(self, search: TaskSearch, finalists: list[Candidate]) -> list[str]:
-        """The finalists, fastest first, on samples that the decision does not use."""
-        if len(finalists) == 1:
-            return [finalists[0].name]
-        outcomes = self.runner.compare(search.given, finalists, CHOICE, with_default=False)
+    def _by_share(self) -> list[TaskSearch]:
+        return sorted(self.progress.searches, key=lambda search: -self.progress.share.get(search.task.key, 0.0))
 
-        def median(candidate: Candidate) -> float:
-            outcome = outcomes.get(candidate.name)
-            return stats.median(outcome.samples_ns) if isinstance(outcome, Timed) else float("inf")
-
-        return [candidate.name for candidate in sorted(finalists, key=median)]
+    def _decide(self, search: TaskSearch) -> None:
+        if self.judge.settle(search):
+            return
+        search.doing = "decision"
+        self.watch(self.progress)
+        self.judge.decide(search)
+        search.doing = ""
+        self.watch(self.progress)

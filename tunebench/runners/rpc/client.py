@@ -6,20 +6,19 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
-from tvm.support.popen_pool import PopenWorker
-
 from tunebench.errors import TuneBenchError, brief
 from tunebench.runners.base import START_TIMEOUT_S
 from tunebench.runners.rpc import device as rpc_device
 from tunebench.runners.rpc.device import Facts, Lost
 from tunebench.runners.rpc.tracker import Tracker
+from tunebench.runners.worker import Worker
 
 SESSION_S = 400.0  # of a session with a device, unless it must be longer
 CONNECT_TIMEOUT_S = 20.0
 AGREE = 1.25  # devices of one key should not differ by more than this factor in the probe's time
 
 
-class Client(PopenWorker):
+class Client(Worker):
     """A process that has sessions with devices, one after the other."""
 
     def __init__(self) -> None:

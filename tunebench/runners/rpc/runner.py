@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm.support.popen_pool import PopenPoolExecutor
 
 from tunebench.errors import TuneBenchError, brief
 from tunebench.runners import worker
@@ -44,6 +43,7 @@ from tunebench.runners.rpc.client import CONNECT_TIMEOUT_S, SESSION_S, Client, d
 from tunebench.runners.rpc.device import Lost
 from tunebench.runners.rpc.library import HELD_BYTES
 from tunebench.runners.rpc.tracker import Grant, Tracker
+from tunebench.runners.worker import Pool
 from tunebench.timing import Protocol
 
 SET_UP_TIMEOUT_S = 180.0  # of inputs on their way to a device, and one run of the default schedule
@@ -85,7 +85,7 @@ class RpcRunner:
         self._tracker, self._key, self._threads, self._say = Tracker(tracker), key, threads, say
         self._tracker.devices(key)
         self._folder = tempfile.TemporaryDirectory(prefix="tunebench-")
-        self._pool = PopenPoolExecutor(max_workers=builders, timeout=BUILD_TIMEOUT_S)
+        self._pool = Pool(max_workers=builders, timeout=BUILD_TIMEOUT_S)
         self._packing = (tvm.ir.save_json(target), form, linker)
         self._numbers = itertools.count()
         self._sets: dict[str, int] = {}
