@@ -52,12 +52,12 @@ Weights = Annotated[Path | None, typer.Option(help="Folder of Hugging Face safet
 
 
 def main() -> None:
-    """Run a command; a user's mistake is one line and exit code 2."""
+    """Run a command; a user's mistake is one line and exit code 2, a disk that is full or broken one and 1."""
     try:
         app()
     except TuneBenchError as error:
         Console(stderr=True, soft_wrap=True).print(Text("error: ", "bold red").append(str(error), "not bold default"))
-        sys.exit(2)
+        sys.exit(error.exit_code)
 
 
 @app.command(name="tune")
@@ -78,6 +78,7 @@ def tune_command(
     seed: Seed = 0,
     work_dir: WorkDir = Path("tunebench-work"),
     name: Name = "local",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait where another run writes the same database.")] = False,
     bench: Annotated[bool, typer.Option(help="End with default against tuned, end to end.")] = True,
     runner: RunnerName = "",
     tracker: Tracker = "",
@@ -95,7 +96,7 @@ def tune_command(
     from tunebench.tuning.tuner import Options
 
     phases = options.phases(phase)
-    allowed = Options(trials, limit_s, seed=seed, depth=depth, phases=phases)
+    allowed = Options(trials, limit_s, seed=seed, depth=depth, phases=phases, wait=wait, warn=inputs.warn)
     tests = options.tests(str(max(options.numbers(prompt, "--prompt"))), "32", "0", context)
     lowered = [_lower(session, workload) for workload in inputs.workloads(model, scheme, batch, prompt, context)]
     inputs.say_packed(session)
