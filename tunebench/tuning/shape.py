@@ -19,54 +19,54 @@ LONGEST_TEXT = 1 << 16
 LARGEST = 2**53  # of an integer
 OURS = "tunebench."
 
-KINDS: dict[str, tuple[int, int | None, int, int | None]] = {
-    # instruction: fewest and most inputs, attributes, outputs; None: as many as there are
-    "AddUnitLoop": (1, 1, 0, 1),
-    "Annotate": (2, 2, 1, 0),
-    "AnnotateBufferAccess": (2, 2, 2, 0),
-    "Bind": (1, 1, 1, 0),
-    "Blockize": (1, 1, 1, 1),
-    "CacheIndex": (1, 1, 2, None),
-    "CacheInplace": (1, 1, 2, None),
-    "CacheRead": (1, None, 2, 1),
-    "CacheWrite": (1, None, 2, 1),
-    "ComputeAt": (2, 2, 2, 0),
-    "ComputeInline": (1, 1, 0, 0),
-    "DecomposePadding": (2, 2, 0, 1),
-    "DecomposeReduction": (2, 2, 0, 1),
-    "EnterPostproc": (0, 0, 0, 0),
-    "Fuse": (1, None, 1, 1),
-    "GetChildBlocks": (1, 1, 0, None),
-    "GetConsumers": (1, 1, 0, None),
-    "GetLoops": (1, 1, 0, None),
-    "GetOutputBlocks": (0, 0, 2, None),
-    "GetProducers": (1, 1, 0, None),
-    "GetSBlock": (0, 0, 2, 1),
-    "LoopPartition": (2, None, 1, None),
-    "Merge": (1, None, 0, 1),
-    "PadEinsum": (1, 1, 1, 0),
-    "Parallel": (1, 1, 0, 0),
-    "RFactor": (1, 1, 1, 1),
-    "ReIndex": (1, 1, 2, 1),
-    "Reorder": (1, None, 0, 0),
-    "ReorderBlockIterVar": (1, 1, 1, 0),
-    "ReverseComputeAt": (2, 2, 2, 0),
-    "ReverseComputeInline": (1, 1, 0, 0),
-    "RollingBuffer": (1, 1, 2, 0),
-    "SampleCategorical": (0, 0, 2, 1),
-    "SampleComputeLocation": (1, 1, 0, 1),
-    "SamplePartitionedTile": (1, 1, 4, None),
-    "SamplePerfectTile": (1, 1, 2, None),
-    "SetAxisSeparator": (1, 1, 3, 0),
-    "SetScope": (1, 1, 2, 0),
-    "Split": (2, None, 2, None),
-    "StorageAlign": (1, 1, 4, 0),
-    "Tensorize": (1, 1, 2, 0),
-    "TransformLayout": (2, 2, 4, 0),
-    "Unannotate": (1, 1, 1, 0),
-    "Unroll": (1, 1, 0, 0),
-    "Vectorize": (1, 1, 0, 0),
+KINDS: dict[str, tuple[int, int | None, str, int | None]] = {
+    # instruction: fewest and most inputs, a letter of ATTRIBUTES each, outputs; None: as many as there are
+    "AddUnitLoop": (1, 1, "", 1),
+    "Annotate": (2, 2, "s", 0),
+    "Bind": (1, 1, "s", 0),
+    "Blockize": (1, 1, "i", 1),
+    "CacheIndex": (1, 1, "si", None),
+    "CacheInplace": (1, 1, "is", None),
+    "CacheRead": (1, None, "is", 1),
+    "CacheWrite": (1, None, "is", 1),
+    "ComputeAt": (2, 2, "ii", 0),
+    "ComputeInline": (1, 1, "", 0),
+    "DecomposePadding": (2, 2, "", 1),
+    "DecomposeReduction": (2, 2, "", 1),
+    "EnterPostproc": (0, 0, "", 0),
+    "Fuse": (1, None, "i", 1),
+    "GetChildBlocks": (1, 1, "", None),
+    "GetConsumers": (1, 1, "", None),
+    "GetLoops": (1, 1, "", None),
+    "GetOutputBlocks": (0, 0, "ss", None),
+    "GetProducers": (1, 1, "", None),
+    "GetSBlock": (0, 0, "ss", 1),
+    "LoopPartition": (2, None, "i", None),
+    "Merge": (1, None, "", 1),
+    "PadEinsum": (1, 1, "l", 0),
+    "Parallel": (1, 1, "", 0),
+    "RFactor": (1, 1, "i", 1),
+    "ReIndex": (1, 1, "ii", 1),
+    "Reorder": (1, None, "", 0),
+    "ReorderBlockIterVar": (1, 1, "l", 0),
+    "ReverseComputeAt": (2, 2, "ii", 0),
+    "ReverseComputeInline": (1, 1, "", 0),
+    "RollingBuffer": (1, 1, "ii", 0),
+    "SampleCategorical": (0, 0, "ll", 1),
+    "SampleComputeLocation": (1, 1, "", 1),
+    "SamplePartitionedTile": (1, 1, "iii", None),
+    "SamplePerfectTile": (1, 1, "ii", None),
+    "SetAxisSeparator": (1, 1, "iil", 0),
+    "SetScope": (1, 1, "is", 0),
+    "Split": (2, None, "ii", None),
+    "StorageAlign": (1, 1, "iiii", 0),
+    "Tensorize": (1, 1, "si", 0),
+    "TransformLayout": (2, 2, "iini", 0),
+    "Unannotate": (1, 1, "s", 0),
+    "Unroll": (1, 1, "", 0),
+    "Vectorize": (1, 1, "", 0),
 }
+ATTRIBUTES: dict[str, type] = {"s": str, "i": int, "l": list, "n": type(None)}
 ANNOTATIONS = re.compile(
     r"tunebench\.(template|decision\.\w+)|meta_schedule\.[\w.]+|pragma_(auto_unroll_max_step|unroll_explicit)"
     r"|warp_execution|software_pipeline_\w+|double_buffer_scope|tirx?\.manifest_shared_memory_local_stage"
@@ -140,14 +140,14 @@ def check_record(line: bytes) -> int:
 def _check_instruction(instruction: Instruction, known: set[str]) -> None:
     kind, inputs, attributes, outputs = instruction
     _need(kind in KINDS, f"an instruction {kind!r:.60} that TuneBench does not know")
-    fewest, most, n_attributes, n_outputs = KINDS[kind]
-    fits = fewest <= len(inputs) <= (len(inputs) if most is None else most) and len(attributes) == n_attributes
+    fewest, most, letters, n_outputs = KINDS[kind]
+    fits = fewest <= len(inputs) <= (len(inputs) if most is None else most) and len(attributes) == len(letters)
     _need(fits and len(outputs) == (len(outputs) if n_outputs is None else n_outputs), f"{kind} of another length")
     for value in inputs:
         _check_input(kind, value, known)
-    for value in attributes:
+    for letter, value in zip(letters, attributes, strict=True):
         _check_value(value)
-        _need(not (isinstance(value, str) and value.startswith("{")), f"{kind} with an object as attribute")
+        _need(isinstance(value, ATTRIBUTES[letter]), f"{kind} with an attribute of another type")
     if kind in ("Annotate", "Unannotate"):
         key = attributes[0]
         _need(isinstance(key, str) and ANNOTATIONS.fullmatch(key), f"an annotation {key!r:.60}")
