@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,15 @@ from tunebench.tuning.search_log import SearchLog
 Records = dict[str, ms.database.TuningRecord]
 LOGS = Path(__file__).parent.parent / "tuning_logs"
 ENTRIES = {"17": Entry("one", [3], [1], decision="promoted"), "18": Entry("two", [3])}
+
+
+CHECK = vetting.check
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process, which takes seconds to start, is for the tests that are about it."""
+    monkeypatch.setattr(vetting, "check", lambda found: None)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +92,7 @@ BAD_RECORDS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "NaN": (lambda line: edit(line, lambda v: v[1].__setitem__(1, [float("nan")])), "malformed|invalid"),
     "negative": (lambda line: edit(line, lambda v: v[1].__setitem__(1, [-1.0])), "its time is no time"),
     "huge": (lambda line: edit(line, lambda v: v[1].__setitem__(1, [10**400])), r"out of range|its time|[Nn]umber"),
-    "deep": (lambda line: b"[" * 100_000, "depth|recursion"),
+    "deep": (lambda line: b"[" * 100_000, "Expected `int`"),
     "no kernel": (lambda line: edit(line, lambda v: v.__setitem__(0, 99)), f"line 100 of {WORKLOADS}, is not there"),
     "type": (lambda line: edit(line, lambda v: v[1].__setitem__(2, "llvm")), "Expected `object"),
     "kind": (lambda line: edit(line, lambda v: instructions(v)[0].__setitem__(0, "Unhide")), "does not know"),
@@ -101,9 +111,10 @@ BAD_RECORDS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 @pytest.mark.parametrize("place", [1, -1])
 def test_a_bad_record_costs_that_record(what: str, place: int, folder: Path, made: Provenance, drawn: Records) -> None:
     change, words = BAD_RECORDS[what]
-    for path in (folder / "search", (folder / "promoted")):
+    bad = {}
+    for path, home in ((folder / "search", folder / "search"), (folder / "promoted", folder)):
         lines = (path / RECORDS).read_bytes().splitlines()
-        lines[place] = change(lines[place])
+        bad[home] = lines[place] = change(lines[place])
         (path / RECORDS).write_bytes(b"\n".join(lines) + b"\n")
     number = place % len(drawn) + 1
     database = Database(folder, made)
@@ -113,19 +124,12 @@ def test_a_bad_record_costs_that_record(what: str, place: int, folder: Path, mad
     assert not (folder / f"{RECORDS}.bad").exists()  # a reader changes nothing
     database, log = reopen(folder, made)
     assert f"{folder / 'search' / RECORDS}, line {number}: " in log.warnings[0]
-    assert msgspec_search(words, log.warnings[0])
+    assert re.search(words, log.warnings[0])
     assert len(Trials(log).measured) == len(drawn) - 1
-    for where in (folder, folder / "search"):
-        assert (where / f"{RECORDS}.bad").read_bytes() == lines[place] + b"\n"
+    for home, line in bad.items():
+        assert (home / f"{RECORDS}.bad").read_bytes() == line + b"\n"
     again, log = reopen(folder, made)
     assert (again.warnings, log.warnings, len(again.promoted())) == ([], [], len(drawn) - 1)
-
-
-def msgspec_search(words: str, text: str) -> bool:
-    """Whether a warning says any of these."""
-    import re
-
-    return bool(re.search(words, text))
 
 
 @pytest.mark.parametrize("place", [0, 2, -1])
@@ -182,7 +186,8 @@ def test_a_bad_decision_costs_that_decision(folder: Path, made: Provenance, draw
     assert ["'won'" in database.warnings[0], "tuned_ns[0]" in database.warnings[1], "`x`" in database.warnings[2]] == [
         True
     ] * 3
-    again, _ = reopen(folder, made)
+    reopen(folder, made)
+    again = Database(folder, made)
     assert (again.entries, again.warnings, len(again.promoted())) == (ENTRIES, [], len(drawn))
     assert set(json.loads((folder / f"{VERDICTS}.bad").read_text())) == {"19", "20", "21"}
 
@@ -242,6 +247,7 @@ def test_trials_of_two_handles_keep_their_kernels(
     handles = [Database(tmp_path, made), Database(tmp_path, made)]
     for i, record in enumerate(some):
         log = handles[i % 2].open_for_writing()
+        assert log.warnings == []
         log.add(record)
         handles[i % 2].close()
     assert set(Trials(SearchLog(tmp_path / "search")).measured) == {record_key(record) for record in some}
@@ -340,7 +346,7 @@ def test_a_full_or_broken_disk_is_one_line_and_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", filling)
         with pytest.raises(StorageError) as caught:
-            database.commit({}, {})
+            database.commit(dict(list(drawn.items())[:2]), {})
         room[0] = 40
         with pytest.raises(StorageError):
             log.add(next(iter(drawn.values())))
@@ -438,6 +444,7 @@ def test_what_crashes_tvm_crashes_another_process(
     lines[2] = edit(lines[2], lambda v: instructions(v)[0][2].__setitem__(1, None))
     path.write_bytes(b"\n".join(lines) + b"\n")
     monkeypatch.setattr(shape, "check_record", lambda line: int(json.loads(line)[0]))
+    monkeypatch.setattr(vetting, "check", CHECK)
     database = Database(folder, made)
     assert len(database.promoted()) == len(drawn) - 1
     assert "line 3: TVM crashed on it" in database.warnings[0]
@@ -473,7 +480,7 @@ def test_edits_of_records_are_refused_or_hold(tmp_path: Path) -> None:
         if changed.workload_of[number] in changed.workloads:
             changed.records[number] = line
     passed = len(changed.records)
-    vetting.check(changed)
+    CHECK(changed)
     assert 20 < passed < 300
     assert 0 < len(records.load(changed)) <= passed
     assert not [reason for reason in changed.reasons[RECORDS] if "crashed" in reason]

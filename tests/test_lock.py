@@ -36,7 +36,7 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         with pytest.raises(
-            TuneBenchError, match=rf"is being written by process {process.pid} on .* since 20"
+            TuneBenchError, match=rf"is being written by process {process.pid} on .* .since 20"
         ) as caught:
             FolderLock(tmp_path)
         assert str(tmp_path) in caught.value.message
@@ -67,7 +67,11 @@ def test_waiting_ends_when_the_holder_lets_go(tmp_path: Path) -> None:
 
 def test_what_a_process_starts_does_not_hold_its_lock(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path)
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False) as child:
+        assert child.stdin and child.stdout
+        child.stdin.write(b"begun\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == b"begun\n"
         lock.release()
         FolderLock(tmp_path).release()
         child.kill()

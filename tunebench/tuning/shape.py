@@ -61,12 +61,14 @@ KINDS: dict[str, tuple[int, int | None, str, int | None]] = {
     "Split": (2, None, "ii", None),
     "StorageAlign": (1, 1, "iiii", 0),
     "Tensorize": (1, 1, "si", 0),
+    "TransformBlockLayout": (1, 1, "m", 0),
     "TransformLayout": (2, 2, "iini", 0),
     "Unannotate": (1, 1, "s", 0),
     "Unroll": (1, 1, "", 0),
     "Vectorize": (1, 1, "", 0),
 }
-ATTRIBUTES: dict[str, type] = {"s": str, "i": int, "l": list, "n": type(None)}
+ATTRIBUTES: dict[str, type] = {"s": str, "i": int, "l": list, "n": type(None), "m": str}
+VALUES_FROM = {"Annotate": 1, "Split": 1, "TransformLayout": 1}  # the input from which on they need not be variables
 ANNOTATIONS = re.compile(
     r"tunebench\.(template|decision\.\w+)|meta_schedule\.[\w.]+|pragma_(auto_unroll_max_step|unroll_explicit)"
     r"|warp_execution|software_pipeline_\w+|double_buffer_scope|tirx?\.manifest_shared_memory_local_stage"
@@ -143,11 +145,17 @@ def _check_instruction(instruction: Instruction, known: set[str]) -> None:
     fewest, most, letters, n_outputs = KINDS[kind]
     fits = fewest <= len(inputs) <= (len(inputs) if most is None else most) and len(attributes) == len(letters)
     _need(fits and len(outputs) == (len(outputs) if n_outputs is None else n_outputs), f"{kind} of another length")
-    for value in inputs:
-        _check_input(kind, value, known)
+    for place, value in enumerate(inputs):
+        if place < VALUES_FROM.get(kind, len(inputs)):
+            variables = value if isinstance(value, list) else [value]
+            _need(all(isinstance(name, str) and name in known for name in variables), f"{kind} of what nothing defined")
+        else:
+            _check_input(kind, value, known)
     for letter, value in zip(letters, attributes, strict=True):
         _check_value(value)
         _need(isinstance(value, ATTRIBUTES[letter]), f"{kind} with an attribute of another type")
+        if letter == "m":  # an index map
+            check_graph(value.encode(), NOT_IN_INDICES)
     if kind in ("Annotate", "Unannotate"):
         key = attributes[0]
         _need(isinstance(key, str) and ANNOTATIONS.fullmatch(key), f"an annotation {key!r:.60}")
