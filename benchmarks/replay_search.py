@@ -33,6 +33,7 @@ from tunebench.runners.replay import DEFAULT, ReplayRunner, program_key
 from tunebench.spec import Workload
 from tunebench.tuning import cost_model, search
 from tunebench.tuning.entry import Entry
+from tunebench.tuning.search_log import SearchLog
 from tunebench.tuning.tuner import DEFAULT as DEFAULT_PROTOCOL
 
 TRIALS = Path(__file__).parent / "trials"
@@ -222,8 +223,7 @@ def ours(task: Task, target: tvm.target.Target, threads: int, times: dict, seed:
     found.best_ns = float(times["default_ns"])
     runner, costs = Stored(times), search.Costs()
     with tempfile.TemporaryDirectory() as folder:
-        records = ms.database.JSONDatabase(work_dir=folder, module_equality="structural")
-        trials, model = search.Trials(records), cost_model.load(Path(folder) / "none", not passes.is_cpu(target))
+        trials, model = search.Trials(SearchLog(Path(folder))), cost_model.new(not passes.is_cpu(target))
         while len(runner.order) < STEPS[-1]:
             proposed = search.propose(found, trials, model, runner, costs, STEPS[-1] - len(runner.order))
             if not proposed:

@@ -43,6 +43,7 @@ from tunebench.runners.rpc.runner import RpcRunner
 from tunebench.runners.rpc.tracker import Tracker
 from tunebench.tuning.database import Database
 from tunebench.tuning.search import Trials
+from tunebench.tuning.search_log import SearchLog
 from tunebench.tuning.session import Session
 from tunebench.tuning.tuner import Options, Progress, tune
 
@@ -503,7 +504,7 @@ def test_a_tuning_run_over_rpc(rack: Rack, pair: list[str], config: Path, tmp_pa
 
 def check_run(progress: Progress, database: Database) -> None:
     """Every trial is accounted for and right, every task judged."""
-    assert progress.trials == progress.valid == len(Trials(database.open_search()).measured) > 2
+    assert progress.trials == progress.valid == len(Trials(SearchLog(database.search_folder)).measured) > 2
     assert all(entry.decision for entry in database.entries.values())
     assert all(entry.default_ns for entry in database.entries.values())
 

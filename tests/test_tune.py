@@ -24,6 +24,7 @@ from tunebench.runners.replay import DEFAULT, ReplayRunner
 from tunebench.tuning.database import Database, provenance
 from tunebench.tuning.entry import Entry
 from tunebench.tuning.search import Trials
+from tunebench.tuning.search_log import SearchLog
 from tunebench.tuning.tuner import Options, Progress, Watcher, kernels, sources, tune
 
 OPTIONS = Options(trials=6, time_limit_s=60, threads=2, depth=40, cold_bytes=1 << 15)
@@ -87,7 +88,7 @@ def run(
 
 def measured(folder: Path, target: tvm.target.Target) -> dict[str, float]:
     """Every trial on disk."""
-    return Trials(database_of(folder, target).open_search()).measured
+    return Trials(SearchLog(database_of(folder, target).search_folder)).measured
 
 
 def test_a_second_run_measures_nothing_twice(found: list[Task], target: tvm.target.Target, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ NOT_TEXT = re.compile(
 class TuneBenchError(Exception):
     """What went wrong in one line, and in `hint` what to do about it."""
 
-    exit_code = 2
+    exit_code = 2  # of the command
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -28,6 +28,12 @@ class TuneBenchError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
+
+
+class StorageError(TuneBenchError):
+    """A file that could not be written, as the disk is full, broken or read-only; what was there before is whole."""
+
+    exit_code = 1
 
 
 def one_line(text: str, most: int = 2000) -> str:
@@ -44,13 +50,13 @@ def remembered(function: Callable[..., Value]) -> Callable[..., Value]:
         try:
             return function(*given, **named)
         except TuneBenchError as error:
-            return TuneBenchError(error.message, error.hint)
+            return type(error)(error.message, error.hint)
 
     @functools.wraps(function)
     def call(*given: Hashable, **named: Hashable) -> Value:
         found = outcome(*given, **named)
         if isinstance(found, TuneBenchError):
-            raise TuneBenchError(found.message, found.hint)
+            raise type(found)(found.message, found.hint)
         return found
 
     return call

@@ -55,7 +55,7 @@ Weights = Annotated[Path | None, typer.Option(help="Folder of Hugging Face safet
 
 
 def main() -> None:
-    """Run a command; a user's mistake is one line and exit code 2, and so is a signal, with 128 and its number."""
+    """Run a command. A mistake is one line and exit code 2, a full disk one and 1, a signal one and 128 + its number."""
     with stopping.signals():
         try:
             with scratch.folder():
@@ -102,6 +102,7 @@ def tune_command(
     seed: Seed = 0,
     work_dir: WorkDir = Path("tunebench-work"),
     name: Name = "local",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait where another run writes the same database.")] = False,
     bench: Annotated[bool, typer.Option(help="End with default against tuned, end to end.")] = True,
     runner: RunnerName = "",
     tracker: Tracker = "",
@@ -119,7 +120,7 @@ def tune_command(
     from tunebench.tuning.tuner import Options
 
     phases = options.phases(phase)
-    allowed = Options(trials, limit_s, seed=seed, depth=depth, phases=phases)
+    allowed = Options(trials, limit_s, seed=seed, depth=depth, phases=phases, wait=wait, warn=inputs.warn)
     tests = options.tests(str(max(options.numbers(prompt, "--prompt"))), "32", "0", context)
     lowered = [_lower(session, workload) for workload in inputs.workloads(model, scheme, batch, prompt, context)]
     inputs.say_packed(session)

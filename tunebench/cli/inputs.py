@@ -105,8 +105,11 @@ def status(words: str) -> Status:
 
 
 def say_packed(session: Session) -> None:
-    """Say it where a session's tuned kernels are those that TuneBench comes with."""
+    """Say it where a session's tuned kernels are those that TuneBench comes with, and what of a database is no good."""
     database = session.database()
+    database.promoted()
+    for warning in database.warnings:
+        warn(warning)
     if database.source != database.folder:
         console.print(f"Tuned kernels: those that come with TuneBench, in {database.source}", soft_wrap=True)
 

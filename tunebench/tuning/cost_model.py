@@ -1,10 +1,8 @@
 """MetaSchedule's XGBoost cost model: made, kept on disk, and asked how well it ranked."""
 
-import shutil
-import warnings
+import io
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +10,17 @@ import tvm
 from tvm import s_tir
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.meta_schedule.cost_model.xgb_model import FeatureGroup
 
+from tunebench import durable
+from tunebench.errors import TuneBenchError, one_line
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
 
 FEATURES = 64  # of a schedule's decisions
+STORE_FEATURES = 164  # of a store in a schedule's loops, as MetaSchedule counts them
+MOST_BYTES = 1 << 30
 WARMUP_SAMPLES = 32  # measured candidates before its predictions count
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without XGBoost's remarks on the file name that MetaSchedule chose."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield
 
 
 @derived_object
@@ -55,29 +50,86 @@ def decision_features(sch: s_tir.Schedule) -> np.ndarray:
     return features
 
 
-def load(path: Path, of_decisions: bool = False) -> ms.cost_model.XGBModel:
-    """The model kept at `path`, or a new one, which sees a candidate's loops or, for templates, its decisions."""
+def new(of_decisions: bool = False) -> ms.cost_model.XGBModel:
+    """A model that has learned nothing; it sees a candidate's loops or, for templates, its decisions."""
     extractor = DecisionFeatures() if of_decisions else "per-store-feature"
-    model = ms.cost_model.XGBModel(extractor=extractor, num_warmup_samples=WARMUP_SAMPLES, verbose_eval=10**9)
-    if path.exists() and _can_pack():
-        with _quiet():
-            model.load(str(path))
+    return ms.cost_model.XGBModel(extractor=extractor, num_warmup_samples=WARMUP_SAMPLES, verbose_eval=10**9)
+
+
+def load(path: Path, of_decisions: bool = False) -> ms.cost_model.XGBModel:
+    """A model that learned from the samples kept at `path`, if there are any. TuneBenchError where they are no good.
+
+    What is kept is numbers alone: an array of `_row`. MetaSchedule's own files are pickled objects, which may run code.
+    """
+    model = new(of_decisions)
+    if not path.exists():
+        return model
+    try:
+        rows = _read(path, FEATURES if of_decisions else STORE_FEATURES)
+    except (OSError, ValueError, EOFError) as error:
+        raise TuneBenchError(f"{path} is no good ({one_line(str(error))}): the cost model learns anew.") from None
+    for group in np.unique(rows["group"]) if len(rows) else ():
+        _learn(model, f"{group:016x}", rows[rows["group"] == group])
+    if model.data:
+        _train(model)
     return model
 
 
+def learn(model: ms.cost_model.XGBModel, context: ms.TuneContext, trials: Sequence[ms.database.TuningRecord]) -> None:
+    """Teach a model what trials of one kernel took."""
+    results = [ms.runner.RunnerResult(record.run_secs, None) for record in trials]
+    model.update(context, [record.as_measure_candidate() for record in trials], results)
+
+
 def save(model: ms.cost_model.XGBModel, path: Path) -> None:
-    """Keep the model with the samples it learned from, whole or not at all; nothing where it has learned nothing."""
-    if model.booster is None or not _can_pack():
-        return
-    fresh = path.with_name(f"new-{path.name}")
-    with _quiet():
-        model.save(str(fresh))
-    fresh.replace(path)
+    """Keep the samples that a model learned from, whole or not at all. TuneBenchError where they cannot be written."""
+    rows = [
+        (int(name, 16), sample, cost, features)
+        for name, group in model.data.items()
+        for sample, (cost, store) in enumerate(zip(group.costs, group.features, strict=True))
+        for features in store
+    ]
+    if rows:
+        file = io.BytesIO()
+        np.save(file, np.array(rows, _row(len(rows[0][3]))), allow_pickle=False)
+        try:
+            path.with_suffix(".tar").unlink(missing_ok=True)  # an older TuneBench's
+            durable.replace(path, file.getvalue())
+        except OSError as error:
+            raise durable.refusal(path, error) from None
 
 
-def _can_pack() -> bool:
-    """Whether there is the program with which MetaSchedule packs a model; a later run learns anew without."""
-    return shutil.which("tar") is not None
+def _row(features: int) -> np.dtype[np.void]:
+    """One line of a sample's features: which kernel's (its hash), which sample, and the seconds it took."""
+    return np.dtype([("group", "<u8"), ("sample", "<u4"), ("cost", "<f4"), ("features", "<f4", (features,))])
+
+
+def _read(path: Path, features: int) -> np.ndarray:
+    """The rows of a file; a file that is not as long as it says, or of other rows, is a ValueError."""
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES >> 20} MiB")
+    rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(rows, np.ndarray) or rows.dtype != _row(features) or rows.ndim != 1:
+        raise ValueError("not the samples of such a model")
+    if not (np.isfinite(rows["features"]).all() and (rows["cost"] > 0).all() and np.isfinite(rows["cost"]).all()):
+        raise ValueError("samples that are no numbers")
+    return np.array(rows)
+
+
+def _learn(model: ms.cost_model.XGBModel, name: str, rows: np.ndarray) -> None:
+    """Give a model one kernel's samples, as its `update` would."""
+    _, first = np.unique(rows["sample"], return_index=True)
+    order = np.argsort(rows["sample"], kind="stable")
+    samples = np.split(rows["features"][order], np.searchsorted(rows["sample"][order], rows["sample"][first])[1:])
+    model.data[name] = FeatureGroup(name, samples, rows["cost"][first])
+    model.data_size += len(samples)
+
+
+def _train(model: ms.cost_model.XGBModel) -> None:
+    """Fit a model to all samples it has, as its `update` does now and then."""
+    model.last_train_size = model.data_size
+    features = [each for group in model.data.values() for each in group.features]
+    model._train(features, np.concatenate([group.min_cost / group.costs for group in model.data.values()]))
 
 
 def scores(

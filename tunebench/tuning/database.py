@@ -1,33 +1,42 @@
 """Tuning databases with provenance: what was tried, and the winners alone.
 
 A folder `tuning_logs/<target>-<device>` holds
-  database_workload.json, database_tuning_record.json   MetaSchedule's two files with the promoted records only
-  verdicts.json                                         every task's decision, keyed as the records are
+  promoted                                              link to the current of versions/<n>, which plain TVM can open:
+    database_workload.json, database_tuning_record.json   MetaSchedule's two files with the promoted records only
+    tunebench/                                            the same two with those that need TuneBench to be applied
+    verdicts.json                                         every task's decision, keyed as the records are
   provenance.json                                       what they were made with and for
   search/                                               every trial, the cost model: what a later run goes on from
+  .lock                                                 who writes at the moment
+  *.bad                                                 lines that were no good
+Where there is no `promoted`, the folder itself is the version, and may have all records in its two files.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import tvm
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import environment, stored
+from tunebench import durable, environment, stored
 from tunebench.compile.tasks import task_key
-from tunebench.errors import TuneBenchError
+from tunebench.errors import TuneBenchError, one_line
+from tunebench.tuning import records, versions, vetting
 from tunebench.tuning.entry import Entry, Provenance
+from tunebench.tuning.lock import FolderLock
+from tunebench.tuning.records import FILES, Lines
+from tunebench.tuning.search_log import SearchLog
 
-FILES = ("database_workload.json", "database_tuning_record.json")
+OURS = "tunebench"  # in a version, the records that plain TVM cannot apply
+VERDICTS = "verdicts.json"
+PROVENANCE = "provenance.json"
 PROTOCOL = "1: cold caches, interleaved, outputs compared with the default's, fresh samples for the verdict"
 """As committed databases say it."""
-Stored = TypeVar("Stored")
+Text = tuple[ms.database.TuningRecord, bytes, bytes]  # with the lines of its kernel and its own
 
 
 def provenance(target: tvm.target.Target, device: str, threads: int) -> Provenance:
@@ -43,82 +52,190 @@ def folder_name(target_name: str, made: Provenance) -> str:
 
 
 class Database:
-    """One folder's database. Until there is that folder, `packed` is read, if it was made for the very same."""
+    """One folder's database. Until that folder holds anything, `packed` is read, if it was made for the very same.
+
+    A reader has the version that was current when it was made, whole, whatever a writer does beside it.
+    """
 
     def __init__(self, folder: Path, made: Provenance, packed: Path | None = None) -> None:
-        self.folder = folder
-        self.source = packed if packed and _is_for(packed, made) and not folder.exists() else folder
-        self.made = made
+        self.folder, self.made = folder, made
+        self.source = packed if packed and not _is_begun(folder) and _is_for(packed, made) else folder
         self.search_folder = folder / "search"
-        self.cost_model_path = self.search_folder / "cost_model.tar"
-        _verify(folder, made)
-        self.entries = _read(self.source / "verdicts.json", dict[str, Entry]) or {}
+        self.cost_model_path = self.search_folder / "cost_model.npy"
+        self._lock: FolderLock | None = None
+        self._log: SearchLog | None = None
+        self._read()
 
-    def open_search(self) -> ms.database.JSONDatabase:
-        """The trials, for appending; makes the folder, from what is packed where there is such."""
+    def _read(self) -> None:
+        _verify(self.source, self.made)
+        self._promoted: dict[str, ms.database.TuningRecord] | None = None
+        self._texts: dict[str, Text] = {}
+        while True:
+            version = versions.current(self.source)
+            self._parts = [records.read(version), records.read(version / OURS)]
+            self._verdicts = _Verdicts(version / VERDICTS)
+            if versions.current(self.source) == version:
+                break  # else a writer may have removed it meanwhile
+        self.entries = self._verdicts.entries
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is no good in its files and was left out, a line each; trials only when it was open for writing."""
+        found = [warning for part in self._parts for warning in part.warnings] + self._verdicts.warnings
+        return found + (self._log.warnings if self._log else [])
+
+    def open_for_writing(self, wait: Callable[[str], None] | None = None) -> SearchLog:
+        """Take the folder's lock and give its trials; until `close`, no other process writes.
+
+        Makes the folder, from what is packed where there is such, and sets aside what is no good. TuneBenchError where
+        another process has the lock and `wait` is not given, and where nothing can be written.
+        """
         try:
-            if self.source != self.folder:
-                fresh = self.folder.with_name(f"new-{self.folder.name}")
-                shutil.rmtree(fresh, ignore_errors=True)
-                shutil.copytree(self.source, fresh, copy_function=shutil.copyfile)
-                fresh.replace(self.folder)
-                self.source = self.folder
-            self.search_folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / "provenance.json", self.made)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(self.folder, wait)
+            self._log = self._prepare()
         except OSError as error:
-            raise TuneBenchError(
-                f"cannot write to {self.folder} ({error.strerror}).", "Name a folder with --work-dir."
-            ) from None
-        for name in FILES:
-            _cut_torn_line(self.search_folder / name)
-        _cut_orphans(*(self.search_folder / name for name in FILES))
-        return _open(self.search_folder)
+            self.close()
+            raise durable.refusal(self.folder, error) from None
+        except BaseException:
+            self.close()
+            raise
+        return self._log
+
+    def _prepare(self) -> SearchLog:
+        self._read()  # another run may have written while this one waited
+        for each in (self.search_folder, self.folder / versions.VERSIONS):
+            if each.is_symlink():
+                raise TuneBenchError(f"{each} leads out of its folder.", "Name another --work-dir.")
+        durable.replace(self.folder / PROVENANCE, _json(self.made))
+        self._renew()
+        self.search_folder.mkdir(exist_ok=True)
+        log = SearchLog(self.search_folder)
+        records.set_aside(log.found)
+        return log
+
+    def _renew(self) -> None:
+        """Begin with what is packed, and without what is no good."""
+        winners = self.promoted()
+        moved = [part.folder / name for part in self._parts for name in part.unreadable] + self._verdicts.unreadable
+        bad = [(name, list(part.bad[name].values())) for part in self._parts for name in FILES if part.bad[name]]
+        bad += [(VERDICTS, self._verdicts.bad)] if self._verdicts.bad else []
+        for path in moved:
+            records.move_aside(path, self.folder)
+        for name, lines in bad:
+            durable.append(self.folder / f"{name}.bad", records.text(lines))
+        if bad or moved or self.source != self.folder:
+            self._put(winners)
+
+    def close(self) -> None:
+        """Let others write."""
+        if self._log and self._lock:
+            self._log.close()
+        if self._lock:
+            self._lock.release()
+            self._lock = None
 
     def promoted(self) -> dict[str, ms.database.TuningRecord]:
         """The winning records by task key."""
-        if not all((self.source / name).exists() for name in FILES):
-            return {}
-        return {task_key(record.workload.mod): record for record in _open(self.source).get_all_tuning_records()}
+        if self._promoted is None:
+            self._promoted = {key: record for part in self._parts for key, record in self._load(part).items()}
+        return dict(self._promoted)
 
-    def promote(self, winners: dict[str, ms.database.TuningRecord]) -> None:
-        """Make the promoted records exactly `winners`."""
-        fresh = self.folder / "new"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        database = _open(fresh)
-        for _, record in sorted(winners.items()):
-            workload = database.commit_workload(record.workload.mod)
-            database.commit_tuning_record(
-                ms.database.TuningRecord(record.trace, workload, record.run_secs, record.target, record.args_info)
-            )
-        for name in FILES:
-            (fresh / name).touch()
-            os.replace(fresh / name, self.folder / name)
-        fresh.rmdir()
+    def _load(self, part: Lines) -> dict[str, ms.database.TuningRecord]:
+        home = self._home(part.folder)
+        if part.records and self.source == self.folder and not vetting.is_known(part, home):
+            vetting.check(part)
+            if not part.damaged:
+                vetting.remember(part, home)
+        found = {}
+        for number, record in records.load(part).items():
+            key = task_key(record.workload.mod)
+            found[key] = record
+            self._texts[key] = (record, part.workloads[part.workload_of[number]], part.records[number])
+        return found
 
-    def save_entries(self) -> None:
-        """Keep the decisions, whole or not at all."""
-        _write(self.folder / "verdicts.json", dict(sorted(self.entries.items())))
+    def commit(self, winners: Mapping[str, ms.database.TuningRecord], entries: Mapping[str, Entry]) -> None:
+        """Make the promoted records exactly `winners`, and the decisions `entries`: both, or on an error neither."""
+        self.entries = dict(entries)
+        try:
+            self._put(winners)
+        except OSError as error:
+            raise durable.refusal(self.folder, error) from None
+
+    def _put(self, winners: Mapping[str, ms.database.TuningRecord]) -> None:
+        texts = {key: self._text(key, record) for key, record in sorted(winners.items())}
+        theirs = {key: text for key, text in texts.items() if records.needs_tunebench(text[2])}
+        files = _two_files([text for key, text in texts.items() if key not in theirs])
+        if theirs:
+            files |= {f"{OURS}/{name}": data for name, data in _two_files(list(theirs.values())).items()}
+        files[VERDICTS] = _json(dict(sorted(self.entries.items())))
+        version = versions.put(self.folder, files)
+        for name in (*FILES, VERDICTS):
+            (self.folder / name).unlink(missing_ok=True)  # the version that an older TuneBench wrote
+        for part in (version, version / OURS):
+            vetting.remember(records.read(part), self._home(part))
+        self.source, self._texts, self._promoted = self.folder, texts, dict(winners)
+
+    def _text(self, key: str, record: ms.database.TuningRecord) -> Text:
+        known = self._texts.get(key)
+        if known and known[0].same_as(record):
+            return known
+        return record, records.workload_line(record.workload), records.record_line(record, 0)
+
+    def _home(self, part: Path) -> Path:
+        """A part's name, whichever the version."""
+        return self.folder / part.name if part.name == OURS else self.folder
 
 
-def _open(folder: Path) -> ms.database.JSONDatabase:
-    return ms.database.JSONDatabase(work_dir=str(folder), module_equality="structural")
+def _two_files(texts: list[Text]) -> dict[str, bytes]:
+    """MetaSchedule's files of these records, each with a kernel of its own."""
+    moved = [msgspec.json.encode([i, msgspec.json.decode(record)[1]]) for i, (_, _, record) in enumerate(texts)]
+    return dict(zip(FILES, (records.text(kernel for _, kernel, _ in texts), records.text(moved)), strict=True))
 
 
-def _write(path: Path, data: Any) -> None:
-    fresh = path.with_name(f"new-{path.name}")
-    fresh.write_bytes(msgspec.json.format(stored.encode(data), indent=1) + b"\n")
-    fresh.replace(path)
+def _json(data: Any) -> bytes:
+    return msgspec.json.format(stored.encode(data), indent=1) + b"\n"
 
 
-def _read(path: Path, kind: type[Stored]) -> Stored | None:
-    """What a file holds, None where there is none; a TuneBenchError names the field that does not fit."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind) if path.exists() else None
-    except (OSError, ValueError) as error:
-        raise TuneBenchError(
-            f"cannot read {path} ({error}).", "Name another --work-dir, or move that folder away and tune again."
-        ) from None
+class _Verdicts:
+    """The decisions of a version's file; what does not fit is in `bad`, and why in `warnings`."""
+
+    def __init__(self, path: Path) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.bad: list[bytes] = []
+        self.unreadable: list[Path] = []
+        self.warnings: list[str] = []
+        try:
+            found = msgspec.json.decode(_limited(path), type=dict[str, msgspec.Raw])
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, RecursionError) as error:
+            self.unreadable.append(path)
+            self.warnings.append(f"cannot read {path} ({one_line(str(error))}); it is left out.")
+            return
+        bad = {key: each for key, each in found.items() if not self._take(path, key, each)}
+        self.bad = [msgspec.json.encode(bad)] if bad else []
+
+    def _take(self, path: Path, key: str, given: msgspec.Raw) -> bool:
+        try:
+            self.entries[key] = msgspec.json.decode(given, type=Entry)
+        except (ValueError, RecursionError) as error:
+            self.warnings.append(f"{path}, task {key[:40]}: {one_line(str(error))}; it is left out.")
+            return False
+        return True
+
+
+def _limited(path: Path) -> bytes:
+    """A file's contents. OSError where it is too large to be one of these."""
+    if path.stat().st_size > records.MOST_BYTES:
+        raise OSError(f"more than {records.MOST_BYTES >> 20} MiB")
+    return path.read_bytes()
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a folder holds a database, or a part of one."""
+    names = (*FILES, VERDICTS, PROVENANCE, versions.LINK, versions.VERSIONS, "search")
+    return any((folder / name).exists() for name in names)
 
 
 def _is_for(folder: Path, made: Provenance) -> bool:
@@ -130,7 +247,20 @@ def _is_for(folder: Path, made: Provenance) -> bool:
 
 
 def _verify(folder: Path, made: Provenance) -> None:
-    found = _read(folder / "provenance.json", Provenance) or made
+    """Raise a TuneBenchError for the database of another device or compiler, or of one that nothing tells."""
+    path = folder / PROVENANCE
+    try:
+        found = msgspec.json.decode(_limited(path), type=Provenance) if _is_begun(folder) else made
+    except FileNotFoundError:
+        raise TuneBenchError(
+            f"{path} is missing, so nobody knows what the database was made for.",
+            "Put it back, name another --work-dir, or move that folder away and tune again.",
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise TuneBenchError(
+            f"cannot read {path} ({one_line(str(error))}).",
+            "Name another --work-dir, or move that folder away and tune again.",
+        ) from None
     pairs = [(name, getattr(found, name), getattr(made, name)) for name in Provenance.__struct_fields__]
     if found != made:
         differences = ", ".join(f"{name} {there!r} (here {here!r})" for name, there, here in pairs if there != here)
@@ -138,27 +268,3 @@ def _verify(folder: Path, made: Provenance) -> None:
             f"the database in {folder} was made with another {differences}.",
             "Its records would not hold here: name another --work-dir, or move that folder away and tune again.",
         )
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Drop a last line that an interrupted run left incomplete."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole, last = data[: data.rfind(b"\n") + 1], data[data.rfind(b"\n") + 1 :]
-    try:
-        if last:
-            json.loads(last)
-    except ValueError:
-        path.write_bytes(whole)
-
-
-def _cut_orphans(workloads: Path, records: Path) -> None:
-    """Drop records whose workload was lost: a record's line begins with its workload's line number."""
-    if not (workloads.exists() and records.exists()):
-        return
-    count = len(workloads.read_text().splitlines())
-    lines = records.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if json.loads(line)[0] < count]
-    if len(kept) < len(lines):
-        records.write_text("".join(kept))

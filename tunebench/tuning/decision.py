@@ -104,12 +104,13 @@ class Judge:
         key = search.task.key
         with stopping.held():
             search.entry = self._database.entries[key] = entry
-            if winner is not self._winners.pop(key, None):
-                self._winners.update({key: winner} if winner else {})
-                self._database.promote(self._winners)
-            elif winner:
-                self._winners[key] = winner
-            self._database.save_entries()
+            self._winners.pop(key, None)
+            self._winners.update({key: winner} if winner else {})
+            self.save()
+
+    def save(self) -> None:
+        """Keep the winners and all entries."""
+        self._database.commit(self._winners, self._database.entries)
 
     def _judged(
         self, search: TaskSearch, finalists: list[ms.database.TuningRecord]

@@ -26,6 +26,7 @@ from tunebench.runners.base import Candidate, Failed, MeasureInput, Outcome, Run
 from tunebench.timing import Protocol
 from tunebench.tuning import cost_model, spaces
 from tunebench.tuning.entry import NO_SPACE, UNHANDLED, Entry
+from tunebench.tuning.search_log import SearchLog
 
 BATCH = 16  # candidates of one round on a CPU, which builds or measures
 GPU_BATCH = 48  # and on a GPU, which measures while the CPU builds
@@ -60,8 +61,13 @@ class Costs:
 class Trials:
     """Every trial ever made, of any task, and where new ones are kept."""
 
-    records: ms.database.JSONDatabase
+    log: SearchLog
     measured: dict[str, float] = field(default_factory=dict)  # record key -> seconds
+
+    @property
+    def records(self) -> ms.database.Database:
+        """As MetaSchedule asks them."""
+        return self.log.memory
 
     def __post_init__(self) -> None:
         for record in self.records.get_all_tuning_records():
@@ -73,23 +79,25 @@ class Trials:
 
     def best(self, task: Task, most: int) -> list[ms.database.TuningRecord]:
         """The fastest trials that ran, so many of each source, fastest first."""
-        if not self.records.has_workload(task.mod):
-            return []
-        everything = self.records.get_top_k(self.records.commit_workload(task.mod), MANY)
         found: Counter[str] = Counter()
         top = []
-        for record in everything:
+        for record in self.some(task, MANY):
             source = templates.source(record.trace)
             if _seconds(record.run_secs) < FAILED_S and found[source] < most:
                 found[source] += 1
                 top.append(record)
         return top
 
+    def some(self, task: Task, most: int) -> list[ms.database.TuningRecord]:
+        """The fastest trials, those that did not run at the end."""
+        if not self.records.has_workload(task.mod):
+            return []
+        return list(self.records.get_top_k(self.records.commit_workload(task.mod), most))
+
     def add(self, task: Task, candidate: ms.MeasureCandidate, seconds: float, target: tvm.target.Target) -> None:
         """Write a trial down."""
-        workload = self.records.commit_workload(task.mod)
-        record = ms.database.TuningRecord(candidate.sch.trace, workload, [seconds], target, candidate.args_info)
-        self.records.commit_tuning_record(record)
+        workload = ms.database.Workload(task.mod)
+        self.log.add(ms.database.TuningRecord(candidate.sch.trace, workload, [seconds], target, candidate.args_info))
         self.measured[candidate_key(task, candidate)] = seconds
 
 

@@ -20,6 +20,7 @@ from tvm.s_tir import meta_schedule as ms
 from tunebench import stats, stopping
 from tunebench.compile import passes
 from tunebench.compile.tasks import Task, chunk_ns, phase, shares
+from tunebench.errors import TuneBenchError
 from tunebench.kernels import templates
 from tunebench.runners.base import Candidate, Failed, Runner
 from tunebench.spec import Kernel, Schedule
@@ -29,8 +30,10 @@ from tunebench.tuning.database import Database
 from tunebench.tuning.decision import STALE, Judge
 from tunebench.tuning.entry import NEVER, NO_DEFAULT, UNDECIDED, Entry
 from tunebench.tuning.search import Costs, Round, TaskSearch, Trials, begin, measure, propose
+from tunebench.tuning.search_log import SearchLog
 
 GRACE_S = 10.0  # for decisions after a run was asked to end
+RELEARNED = 256  # trials of a kernel that a new cost model learns from
 PRIORITY = {"decode": 0.5, "prefill": 0.5}  # of the phases; chunks of one phase share it evenly
 DEFAULT = Protocol(warmups=0, samples=5, least_samples=1, budget_s=0.5, sample_s=0.0005)
 
@@ -46,6 +49,8 @@ class Options:
     depth: int = 256  # positions in the cache when attention is measured
     cold_bytes: int = 64 << 20  # inputs of a kernel are rotated until they add up to this
     phases: tuple[str, ...] = ("decode", "prefill")  # kernels that run in neither are left as they are
+    wait: bool = False  # while another run writes the same database
+    warn: Callable[[str], None] = lambda words: None  # where to say what is amiss
 
 
 @dataclass
@@ -93,22 +98,28 @@ def tune(
     options: Options,
     watch: Watcher,
 ) -> Progress:
-    """Search every task, judge the winners, and promote those that won."""
+    """Search every task, judge the winners, and promote those that won. Meanwhile the database is this process's."""
     wanted = [task for task in tasks if any(phase(chunk) in options.phases for chunk in task.calls)]
-    run = _Run(wanted, database, target, make_runner, options, watch)
+    log = database.open_for_writing(options.warn if options.wait else None)
     try:
-        run.measure_defaults()
-        run.decide_due(run.progress.searches)  # what an earlier run was kept from
-        run.search()
-        run.decide_rest()
-    except BaseException as error:
-        stop = stopping.asked_by(error)
-        if stop is None:
-            raise
-        run.decide_within(GRACE_S)
-        raise stop from None
+        for warning in log.warnings:
+            options.warn(warning)
+        run = _Run(wanted, database, log, target, make_runner, options, watch)
+        try:
+            run.measure_defaults()
+            run.decide_due(run.progress.searches)  # what an earlier run was kept from
+            run.search()
+            run.decide_rest()
+        except BaseException as error:
+            stop = stopping.asked_by(error)
+            if stop is None:
+                raise
+            run.decide_within(GRACE_S)
+            raise stop from None
+        finally:
+            run.close()
     finally:
-        run.close()
+        database.close()
     return run.progress
 
 
@@ -155,6 +166,7 @@ class _Run:
         self,
         tasks: list[Task],
         database: Database,
+        log: SearchLog,
         target: tvm.target.Target,
         make_runner: Callable[[], Runner],
         options: Options,
@@ -162,10 +174,10 @@ class _Run:
     ) -> None:
         self.tasks, self.database, self.target = tasks, database, target
         self.options, self.watch = options, watch
-        self.trials = Trials(database.open_search())
-        self.model = cost_model.load(database.cost_model_path, of_decisions=not passes.is_cpu(target))
+        self.trials = Trials(log)
         self.progress = Progress([self._begin(task) for task in tasks], options.time_limit_s, phases=options.phases)
         self.progress.costs.seconds.update(dict.fromkeys(("search", "build", "run", "model", "verify"), 0.0))
+        self.model = self._load_model()
         self.runner = make_runner()
         self.progress.costs.queued_s = lambda: self.runner.queued_s
         self.judge = Judge(database, self.trials, self.runner, self.progress.costs)
@@ -177,14 +189,27 @@ class _Run:
             entry.depth = options.depth  # what is measured later must be at the same
         return begin(task, entry, self.target, options.threads, entry.depth, options.cold_bytes, options.seed)
 
+    def _load_model(self) -> ms.cost_model.XGBModel:
+        """The cost model that earlier runs left; made anew from their trials where it is missing or no good."""
+        of_decisions = not passes.is_cpu(self.target)
+        try:
+            model = cost_model.load(self.database.cost_model_path, of_decisions)
+        except TuneBenchError as error:
+            self.options.warn(str(error))
+            model = cost_model.new(of_decisions)
+        if not model.data_size:
+            for search in self.progress.searches:
+                cost_model.learn(model, search.context, self.trials.some(search.task, RELEARNED))
+        return model
+
     def close(self) -> None:
         """Keep what was learned and end the workers; a signal waits for that."""
         with stopping.held():
             try:
                 for search in self.progress.searches:
                     self.judge.settle(search)
+                self.judge.save()
                 cost_model.save(self.model, self.database.cost_model_path)
-                self.database.save_entries()
             finally:
                 self.progress.noise = self.judge.noise
                 self.progress.ran_on = self.runner.facts()
@@ -207,7 +232,7 @@ class _Run:
                 else:
                     search.entry.default_ns = list(outcome.samples_ns)
                 search.doing = ""
-                self.database.save_entries()
+                self.judge.save()
             if search.entry.default_ns:
                 trials = [float(record.run_secs[0]) * 1e9 for record in self.trials.best(search.task, 1)]
                 search.best_ns = min([stats.median(search.entry.default_ns), *trials])
