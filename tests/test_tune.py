@@ -327,8 +327,7 @@ def test_a_disk_without_space_ends_the_workers_too(
     def full(*_: object) -> None:
         raise TuneBenchError("no space is left.")
 
-    monkeypatch.setattr(Database, "promote", full)
-    monkeypatch.setattr(Database, "save_entries", full)
+    monkeypatch.setattr(Database, "commit", full)
     with pytest.raises(TuneBenchError, match="no space"):
         run(found, target, tmp_path, Closing(Times()))
     assert closed == [True]

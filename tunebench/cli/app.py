@@ -55,7 +55,7 @@ Weights = Annotated[Path | None, typer.Option(help="Folder of Hugging Face safet
 
 
 def main() -> None:
-    """Run a command. A mistake is one line and exit code 2, a full disk one and 1, a signal one and 128 + its number."""
+    """Run a command. A mistake is a line and exit code 2, a full disk one and 1, a signal one and 128 + its number."""
     with stopping.signals():
         try:
             with scratch.folder():
