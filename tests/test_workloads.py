@@ -117,7 +117,7 @@ def test_what_a_config_leaves_out(tmp_path: Path) -> None:
 def test_an_architecture_names_what_its_module_takes(name: str, device_kind: str) -> None:
     architecture = architectures.architectures()[name]
     workload = Workload("tiny", quantization.schemes()["q4f16_1"], 1, (16,), 64, device_kind)
-    model = workloads.Model(workload, architecture.tiny, architecture)
+    model = workloads.Model(workload, architecture.tiny, architecture, "tiny")
     vectors = architecture.vectors(architecture.tiny)
     parts = {full for full in model.param_shapes if full not in vectors}
     assert {full.rpartition(".")[0] for full in parts} == set(model.matrices)

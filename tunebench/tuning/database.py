@@ -23,7 +23,7 @@ from tvm.s_tir import meta_schedule as ms
 from tunebench import environment, stored
 from tunebench.compile.tasks import task_key
 from tunebench.errors import TuneBenchError
-from tunebench.spec import Amount, Decision, Schedule
+from tunebench.spec import Amount, Decision, Schedule, Size
 
 FILES = ("database_workload.json", "database_tuning_record.json")
 PROTOCOL = "1: cold caches, interleaved, outputs compared with the default's, fresh samples for the verdict"
@@ -52,6 +52,7 @@ class Entry(Struct, forbid_unknown_fields=True):
     reason: str = ""
     trial: str = ""  # key of the record that was judged
     depth: Amount = 256  # positions in the cache where it is measured, if it reads one
+    chunks: list[Size] = []  # sizes of the chunks that it was tuned for; empty in databases of before
     exhausted: str = ""  # revision of the spaces in which no candidate is left
 
 
