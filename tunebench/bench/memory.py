@@ -17,6 +17,7 @@ from subprocess import DEVNULL
 
 import psutil
 import tvm
+from tvm import relax
 from tvm.s_tir import meta_schedule as ms
 from tvm.support import cc
 from tvm.support.popen_pool import PopenWorker
@@ -76,13 +77,25 @@ def _sent(arm: Arm, plan: Plan, folder: Path) -> tuple[Arm, Job]:
     if compiled is None or compiled.executable is None:
         return arm, job
     job = replace(job, compiled=replace(compiled, executable=None))
-    if cc.get_cc() is None:
+    library = _exported(compiled.executable, folder / "model.so")
+    if library is None:
         records = arm.found.records if arm.found and arm.schedule == "tuned" else {}
         return arm, replace(job, records=tuple((key, *_written(record)) for key, record in records.items()))
-    library = folder / "model.so"
-    compiled.executable.export_library(str(library))
-    loaded = tvm.runtime.load_module(str(library))
-    return replace(arm, compiled=replace(compiled, executable=loaded)), replace(job, library=library)
+    job = replace(job, library=library)
+    if session.device.kind == "gpu":  # its kernels are built already, and what runs on the host is small
+        return arm, job
+    return replace(arm, compiled=replace(compiled, executable=tvm.runtime.load_module(str(library)))), job
+
+
+def _exported(executable: relax.VMExecutable, path: Path) -> Path | None:
+    """The library that was written; None where there is no linker, or one that does not work."""
+    if cc.get_cc() is None:
+        return None
+    try:
+        executable.export_library(str(path))
+    except RuntimeError:  # what the linker says
+        return None
+    return path
 
 
 def _written(record: ms.database.TuningRecord) -> tuple[str, str]:
