@@ -20,6 +20,7 @@ from tunebench import stats
 from tunebench.compile import passes
 from tunebench.compile.tasks import Task, extract, family_key, over_cache, replay
 from tunebench.errors import brief
+from tunebench.kernels import int8_dot
 from tunebench.model import workload as workloads
 from tunebench.runners.base import Candidate, Failed, MeasureInput, Runner, Timed
 from tunebench.spec import EngineName, Schedule, Workload
@@ -70,6 +71,7 @@ class Found:
 
 def look_up(tasks: list[Task], database: Database) -> Found:
     """The records of a model's kernels: each one's own, else that of its family at the nearest context."""
+    int8_dot.register()  # records may name its intrinsics
     promoted, entries = database.promoted(), dict(database.entries)
     records = {task.key: promoted[task.key] for task in tasks if task.key in promoted}
     moved: dict[str, int] = {}
