@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib.util
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,10 +130,12 @@ def test_plans_share_weights_and_cache(engine: BrowserEngine) -> None:
 
 def test_the_page_agrees_on_pieces_and_grids(engine: BrowserEngine) -> None:
     page = engine._tab.page
-    for n, position, context in ((1, 0, 128), (9, 0, 128), (53, 70, 128), (53, 75, 128), (100, 0, 128), (128, 0, 128)):
-        found = call(page, "chunks", n, position, [16, 32], context)
+    prompts = ((1, 0, 128), (9, 0, 128), (53, 70, 128), (53, 75, 128), (100, 0, 128), (128, 0, 128))
+    times: tuple[dict[int, float], ...] = ({}, {1: 5, 16: 20, 32: 24}, {1: 1, 16: 90, 32: 10})
+    for (n, position, context), chunk_ns in itertools.product(prompts, times):
+        found = call(page, "chunks", n, position, [16, 32], context, chunk_ns)
         assert [(each["chunk"], each["valid"]) for each in found] == [
-            (each.size, each.valid) for each in split_prompt(n, position, (16, 32), context)
+            (each.size, each.valid) for each in split_prompt(n, position, (16, 32), context, chunk_ns)
         ]
     for blocks in ((1, 2, 3), (65535, 1, 1), (65536, 1, 1), (400001, 2, 1)):
         assert tuple(call(page, "spread", list(blocks))) == webgpu._spread(blocks)

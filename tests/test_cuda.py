@@ -374,7 +374,8 @@ class TestOnAGpu:
             lowered = app._lower(session, inputs.workloads([str(config)], ["q4f16_1"], 1, "32", 128)[0])
             schedules = ("default", "tuned") if name == "cuda" else ("default",)
             plan = arms.Plan((), schedules)
-            for arm, made in arms.load_arms([lowered], plan, lambda words: None).items():
+            compiled = arms.compile_arms([lowered], plan, print, print)
+            for arm, made in arms.load_arms(compiled, plan, print).items():
                 engine, tokens = made.loaded, np.arange(40, dtype=np.int32)[None] * 7 % 512
                 assert engine is not None
                 engine.prefill(tokens[:, :32], 0)

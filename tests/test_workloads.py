@@ -1,6 +1,7 @@
 """Every workload is a complete Hugging Face config of the model that it names, and what is none is refused in words."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def test_what_a_config_leaves_out(tmp_path: Path) -> None:
 def test_an_architecture_names_what_its_module_takes(name: str, device_kind: str) -> None:
     architecture = architectures.architectures()[name]
     workload = Workload("tiny", quantization.schemes()["q4f16_1"], 1, (16,), 64, device_kind)
-    model = workloads.Model(workload, architecture.tiny, architecture)
+    model = workloads.Model(workload, architecture.tiny, architecture, "tiny")
     vectors = architecture.vectors(architecture.tiny)
     parts = {full for full in model.param_shapes if full not in vectors}
     assert {full.rpartition(".")[0] for full in parts} == set(model.matrices)
@@ -126,3 +127,37 @@ def test_an_architecture_names_what_its_module_takes(name: str, device_kind: str
     mod = workloads.build_module(model)
     assert {"decode", "prefill_16"} <= {gv.name_hint for gv in mod.get_global_vars()}
     assert any(isinstance(func, tirx.PrimFunc) for func in mod.functions.values())
+
+
+@pytest.mark.parametrize(
+    ("place", "changes", "name"),
+    [
+        ("mine/config.json", {"_name_or_path": "meta/Base"}, "mine"),
+        ("mine", {}, "mine"),  # the folder
+        ("other.json", {}, "other"),
+        (f"{'0a' * 20}/config.json", {"_name_or_path": "meta/Base-7b/"}, "Base-7b"),  # a commit's folder
+        (f"{'0a' * 20}/config.json", {}, "llama"),
+    ],
+)
+def test_a_model_is_named_by_its_folder_or_its_own_name(
+    place: str, changes: dict[str, object], name: str, tmp_path: Path
+) -> None:
+    """Every Hugging Face config is called config.json: the second one replaced the first in a report."""
+    path = tmp_path / place
+    file = path if path.suffix else path / "config.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({**LLAMA, **changes}))
+    assert load_model(path, "q0f32").name == name
+
+
+def test_models_that_compute_the_same_have_one_id(tmp_path: Path) -> None:
+    same: list[dict[str, object]] = [
+        {},
+        {"max_position_embeddings": 4096, "use_cache": True},
+        {"head_dim": None},
+    ]
+    others: list[dict[str, object]] = [{"rope_theta": 5e5}, {"num_hidden_layers": 3}, {"rms_norm_eps": 1e-6}]
+    ids = [load_model(write_config(tmp_path, **changes), "q0f32").model_id for changes in same + others]
+    assert len(set(ids[: len(same)])) == 1
+    assert len(set(ids)) == 1 + len(others)
+    assert all(re.fullmatch(r"[0-9a-f]{12}", each) for each in ids)

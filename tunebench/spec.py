@@ -140,7 +140,7 @@ class Workload:
     token in a chunk of length 1, over a KV cache of `context` positions for each of `batch` sequences.
     """
 
-    model: str  # a name in workloads/, or a path to such a JSON
+    model: str  # a name in workloads/, or a path to such a JSON or to a folder with a config.json
     scheme: Scheme
     batch: int = 1
     chunks: tuple[int, ...] = (16, 128)

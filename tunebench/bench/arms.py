@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from tunebench import environment
 from tunebench.compile.build import Compiled
+from tunebench.devices.base import Device
 from tunebench.engines.base import Engine
 from tunebench.engines.baselines import Peer, peers
+from tunebench.engines.chunked import Chunk, ChunkedEngine, split_prompt
 from tunebench.errors import TuneBenchError
 from tunebench.model import weights
 from tunebench.model import workload as workloads
 from tunebench.model.workload import Model
 from tunebench.spec import EngineName, Schedule, Test
 from tunebench.timing import Protocol
-from tunebench.tuning.database import Database
-from tunebench.tuning.session import SCRATCH_BYTES, Lowered, model_name
+from tunebench.tuning.lookup import Found, checked, look_up, missing_line
+from tunebench.tuning.session import SCRATCH_BYTES, Lowered
 
 PROTOCOL = Protocol(warmups=1, samples=10, least_samples=5, budget_s=30.0, patience_s=60.0)
 Say = Callable[[str], None]
@@ -48,19 +51,46 @@ class Arm:
     loaded: Engine | None = None
     compiled: Compiled | None = None
     reason: str = ""
-    database: Database | None = field(default=None, compare=False)
+    found: Found | None = None  # what is known of its kernels, where they are TuneBench's own
+
+    @functools.cached_property
+    def chunk_ns(self) -> dict[int, float]:
+        """Expected time of a chunk of each size, of those where it is known."""
+        return self.found.chunk_ns(self.lowered.tasks, self.schedule) if self.found else {}
+
+    def cut(self, test: Test) -> list[Chunk]:
+        """How the test's prompt is cut."""
+        workload = self.lowered.model.workload
+        return split_prompt(test.n_prompt, test.n_depth, workload.chunks, workload.context, self.chunk_ns)
 
 
-def load_arms(lowered: Sequence[Lowered], plan: Plan, say: Say) -> dict[str, Arm]:
-    """Every arm by name, its weights loaded. Peers run on the first target."""
+def compile_arms(lowered: Sequence[Lowered], plan: Plan, say: Say, warn: Say) -> dict[str, Arm]:
+    """Every arm by name, compiled. Peers run on the first target. `warn` gets a line about kernels without a record."""
     arms: dict[str, Arm] = {}
     for each in lowered if set(plan.engines) - set(peers()) else []:
-        for schedule, arm in _own(each, plan, say).items():
+        for schedule, arm in _own(each, plan, say, warn).items():
             arms[f"{label(each)} {schedule}" if len(lowered) > 1 else schedule] = arm
     for name in plan.engines:
         if name in peers():
-            arms[name] = _peer(lowered[0], peers()[name], plan, say)
+            arms[name] = Arm(lowered[0], name, "library", reason=peers()[name].refuses(lowered[0].model))
     return arms
+
+
+def load_arms(arms: Mapping[str, Arm], plan: Plan, say: Say) -> dict[str, Arm]:
+    """The same arms with their weights loaded; those of one target share them."""
+    loaded = dict(arms)
+    for lowered in {id(arm.lowered): arm.lowered for arm in arms.values()}.values():
+        own = {name: arm for name, arm in arms.items() if arm.lowered is lowered and arm.compiled and not arm.reason}
+        if own:
+            say(f"load weights for {lowered.session.device.target_name}")
+            compiled = {name: arm.compiled for name, arm in own.items() if arm.compiled}
+            expected = {name: arm.chunk_ns for name, arm in own.items()}
+            engines = load_own(lowered.session.device, lowered.model, compiled, expected, plan)
+            loaded |= {name: replace(own[name], loaded=engine) for name, engine in engines.items()}
+    for name, arm in arms.items():
+        if arm.schedule == "library" and not arm.reason:
+            loaded[name] = _with_peer(arm, plan, say)
+    return loaded
 
 
 def label(lowered: Lowered) -> str:
@@ -69,48 +99,84 @@ def label(lowered: Lowered) -> str:
     return f"{device.target_name} {device.engine}" if device.engine == EngineName.BROWSER else device.target_name
 
 
-def _own(lowered: Lowered, plan: Plan, say: Say) -> dict[str, Arm]:
+def _own(lowered: Lowered, plan: Plan, say: Say, warn: Say) -> dict[str, Arm]:
     """TuneBench's own engine under each schedule."""
-    session, model = lowered.session, lowered.model
-    device, name = session.device, session.device.target_name
+    session, model, device = lowered.session, lowered.model, lowered.session.device
     database = session.database()
-    records = database.promoted()
-    tuned = any(task.key in records for task in lowered.tasks)
-    missing = [] if tuned or device.absent else [each for each in plan.schedules if each == "tuned"]
+    found = look_up(lowered.tasks, database)
+    if "tuned" in plan.schedules:
+        say(f"check kernels tuned at another context for {device.target_name}")
+        found = checked(lowered, found)
+    missing = [] if found.records or device.absent else [each for each in plan.schedules if each == "tuned"]
     if missing and device.engine != EngineName.BROWSER:
         raise TuneBenchError(
-            f"nothing tuned for {model_name(model.workload)} in {database.folder}.",
+            f"nothing tuned for {model.name} in {database.folder}.",
             "Run `tunebench tune` first, or bench with --schedule default.",
         )
-    say(f"compile for {name}")
-    compiled: dict[str, Compiled] = {
-        each: device.compile(lowered.mod, model, records if each == "tuned" else {}, session.work_dir)
+    if "tuned" in plan.schedules and not missing and not device.absent:
+        _warn_of_missing(lowered, found, warn)
+    say(f"compile for {device.target_name}")
+    compiled: dict[Schedule, Compiled] = {
+        each: device.compile(lowered.mod, model, found.records if each == "tuned" else {}, session.work_dir)
         for each in plan.schedules
         if each not in missing
     }
     if device.absent:
         return {each: Arm(lowered, device.engine, each, reason=device.absent) for each in plan.schedules}
-    say(f"load weights for {name}")
-    loaded = device.engines(model, compiled, _weights(model, plan))
-    arms: dict[str, Arm] = {
-        each: Arm(lowered, device.engine, each, loaded[each], compiled[each], database=database)
-        for each in plan.schedules
-        if each in compiled
-    }
     untuned = "kernels are not tuned in a browser"
-    return arms | {each: Arm(lowered, device.engine, each, reason=untuned) for each in missing}
+    return {
+        each: Arm(lowered, device.engine, each, compiled=compiled[each], found=found)
+        if each in compiled
+        else Arm(lowered, device.engine, each, reason=untuned)
+        for each in plan.schedules
+    }
 
 
-def _peer(lowered: Lowered, peer: Peer, plan: Plan, say: Say) -> Arm:
+def _warn_of_missing(lowered: Lowered, found: Found, warn: Say) -> None:
+    line = missing_line(lowered, found)
+    if line:
+        warn(line)
+
+
+def load_own(
+    device: Device,
+    model: Model,
+    compiled: Mapping[str, Compiled],
+    chunk_ns: Mapping[str, Mapping[int, float]],
+    plan: Plan,
+) -> dict[str, Engine]:
+    """An engine for each compiled model, over one copy of the weights; prompts are cut by the times expected."""
+    engines = device.engines(model, compiled, _weights(model, plan))
+    for name, engine in engines.items():
+        if isinstance(engine, ChunkedEngine):
+            engine.chunk_ns = chunk_ns[name]
+    return engines
+
+
+def load_peer(peer: Peer, model: Model, threads: int, folder: Path, plan: Plan) -> Engine:
     """Another engine, on the same weights."""
-    session, model = lowered.session, lowered.model
-    reason = peer.refuses(model) or _no_room(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    return peer.load(model, _weights(model, plan), threads, folder)
+
+
+def _with_peer(arm: Arm, plan: Plan, say: Say) -> Arm:
+    session, model = arm.lowered.session, arm.lowered.model
+    reason = _no_room(model)
     if reason:
-        return Arm(lowered, peer.name, "library", reason=reason)
-    say(f"load weights into {peer.name}")
-    session.work_dir.mkdir(parents=True, exist_ok=True)
-    engine = peer.load(model, _weights(model, plan), session.threads, session.work_dir)
-    return Arm(lowered, peer.name, "library", engine)
+        return replace(arm, reason=reason)
+    say(f"load weights into {arm.engine}")
+    return replace(arm, loaded=load_peer(peers()[arm.engine], model, session.threads, session.work_dir, plan))
+
+
+def run_test(engine: Engine, model: Model, test: Test, seed: int) -> None:
+    """One sample of a test: prompt, then generated tokens, at depth. Neither tokenizes nor samples."""
+    workload, vocab = model.workload, model.config.vocab_size
+    tokens = np.random.default_rng(seed).integers(0, vocab, (workload.batch, test.n_tokens), np.int32)
+    if test.n_prompt:
+        engine.prefill(tokens[:, : test.n_prompt], test.n_depth)
+    for i in range(test.n_prompt, test.n_tokens):
+        engine.decode(tokens[:, i : i + 1], test.n_depth + i)
+    engine.wait()
 
 
 def _no_room(model: Model) -> str:

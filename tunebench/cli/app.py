@@ -36,14 +36,24 @@ app = typer.Typer(
 
 DEMO_BUDGET_S = 8.0  # of each arm of each test
 
-Models = Annotated[list[str], typer.Option("--model", "-m", help="A model of `list models`, or a path to a config.")]
+Models = Annotated[
+    list[str],
+    typer.Option("--model", "-m", help="A model of `list models`, a config.json, or a folder that holds one."),
+]
 Schemes = Annotated[list[str], typer.Option("--scheme", "-q", help="Quantization scheme; repeat for several.")]
 TargetName = Annotated[str, typer.Option("--target", help="What to compile for; `list targets`.")]
 TargetNames = Annotated[list[str], typer.Option("--target", help="As for tune; repeat to compare several in one run.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a kernel; 0: all cores.")]
 Batch = Annotated[int, typer.Option(min=1, max=1024, help="Sequences at a time.")]
 Context = Annotated[int, typer.Option(min=16, max=1 << 20, help="Positions of the KV cache.")]
-Chunks = Annotated[str, typer.Option("--prompt", "--chunks", help="Lengths that prompts are cut into, e.g. 128,512.")]
+Chunks = Annotated[
+    str,
+    typer.Option("--prompt", "--chunks", help="Lengths that prompts are cut into, e.g. 128,512; the target's without."),
+]
+HeldChunks = Annotated[
+    str, typer.Option("--prompt", "--chunks", help="As for tune; without, those that the database was tuned for.")
+]
+Label = Annotated[str, typer.Option(help="What reports call this run.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 2, help="Of random weights, prompts and search.")]
 WorkDir = Annotated[Path, typer.Option(help="Where databases and reports go.")]
 Name = Annotated[str, typer.Option(help="The report's folder in WORK_DIR/reports.")]
@@ -88,7 +98,7 @@ def tune_command(
     target: TargetName = "llvm",
     trials: Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many candidates of each kernel.")] = 64,
     time_limit: Annotated[str, typer.Option(help="For each model and scheme, e.g. 90s, 20m, 1h.")] = "20m",
-    prompt: Chunks = "128",
+    prompt: Chunks = "",
     batch: Batch = 1,
     context: Context = 2048,
     depth: Annotated[
@@ -103,6 +113,7 @@ def tune_command(
     work_dir: WorkDir = Path("tunebench-work"),
     name: Name = "local",
     wait: Annotated[bool, typer.Option("--wait", help="Wait where another run writes the same database.")] = False,
+    label: Label = "",
     bench: Annotated[bool, typer.Option(help="End with default against tuned, end to end.")] = True,
     runner: RunnerName = "",
     tracker: Tracker = "",
@@ -111,17 +122,16 @@ def tune_command(
 ) -> None:
     """Search schedules for a model's kernels, keep what wins, and show what it brought."""
     limit_s = options.seconds(time_limit)
-    session = inputs.open_session(target, threads, work_dir, name, (runner, tracker, key, linker))
+    session = inputs.open_session(target, threads, work_dir, name, (runner, tracker, key, linker), label)
     inputs.make_folder(session.results_path.parent)
     from tunebench.bench.arms import Plan
     from tunebench.cli.progress import TuneView
+    from tunebench.tuning.lookup import look_up, missing_line
     from tunebench.tuning.run import run_tune
-    from tunebench.tuning.session import model_name
     from tunebench.tuning.tuner import Options
 
     phases = options.phases(phase)
     allowed = Options(trials, limit_s, seed=seed, depth=depth, phases=phases, wait=wait, warn=inputs.warn)
-    tests = options.tests(str(max(options.numbers(prompt, "--prompt"))), "32", "0", context)
     lowered = [_lower(session, workload) for workload in inputs.workloads(model, scheme, batch, prompt, context)]
     inputs.say_packed(session)
     changed = []  # models with at least one tuned kernel
@@ -129,12 +139,17 @@ def tune_command(
     with stopping.keeping(f"{kept}, and a bench uses them: run the same command to go on."):
         for each in lowered:
             workload = each.model.workload
-            with TuneView(console, f"{model_name(workload)} {workload.scheme.name}") as view:
+            with TuneView(console, f"{each.model.name} {workload.scheme.name}") as view:
                 row = run_tune(each, allowed, view)
             changed += [each] if any(kernel.schedule != "default" for kernel in row.kernels) else []
             console.print(f"{_tuned(row)}; database in {session.database().folder}", soft_wrap=True)
+            line = missing_line(each, look_up(each.tasks, session.database()))
+            if line and len(allowed.phases) > 1:
+                inputs.warn(line)
     if bench and changed and not session.device.absent:
-        _bench_all([[each] for each in changed], Plan(tests, seed=seed, sample_limit_s=60.0))
+        largest = max(changed[0].model.workload.chunks)
+        tests = options.tests(str(largest), "32", "0", context)
+        _bench_all([[each] for each in changed], Plan(tests, seed=seed, sample_limit_s=60.0), say_missing=False)
         report_command(work_dir=work_dir, name=name)
 
 
@@ -153,7 +168,7 @@ def compile_command(
     model: Models,
     scheme: Schemes = ["q4f16_1"],  # noqa: B006
     target: TargetName = "llvm",
-    prompt: Chunks = "128",
+    prompt: Chunks = "",
     batch: Batch = 1,
     context: Context = 2048,
 ) -> None:
@@ -163,6 +178,7 @@ def compile_command(
     from tunebench.compile import check as compile_check
     from tunebench.compile import nvrtc, passes, tasks
     from tunebench.devices import targets
+    from tunebench.devices.base import CHUNKS
     from tunebench.model import workload as workloads
 
     preset = targets.to_compile(target)
@@ -173,7 +189,8 @@ def compile_command(
     kind = "cpu" if preset.device == "cpu" else "gpu"
     for workload in inputs.workloads(model, scheme, batch, prompt, context):
         with inputs.status(f"building {workload.model} {workload.scheme.name}"):
-            found = workloads.load_model(replace(workload, device_kind=kind))
+            chunks = workload.chunks or tuple(size for size in CHUNKS[kind] if size <= context)
+            found = workloads.load_model(replace(workload, device_kind=kind, chunks=chunks))
             mod = passes.prefix(workloads.build_module(found), session_target)
             built = list(compile_check.build_all(tasks.extract(mod, found), session_target))
         table = Table(box=None, pad_edge=False)
@@ -203,7 +220,7 @@ def bench_command(
     n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Positions already in the cache.")] = "0",
     schedule: Annotated[list[str], typer.Option(help="default, tuned; repeat for both.")] = ["default", "tuned"],  # noqa: B006
     engine: Annotated[list[str], typer.Option(help="tvm, or a peer of `list engines`; repeat for several.")] = ["tvm"],  # noqa: B006
-    prompt: Chunks = "128",
+    prompt: HeldChunks = "",
     batch: Batch = 1,
     context: Context = 2048,
     threads: Threads = 0,
@@ -213,13 +230,14 @@ def bench_command(
     seed: Seed = 0,
     work_dir: WorkDir = Path("tunebench-work"),
     name: Name = "local",
+    label: Label = "",
 ) -> None:
     """Measure prefill, decode and memory, every schedule interleaved; each row is kept as soon as it exists."""
     schedules = options.schedules(schedule)
     inputs.check_engines(engine)
     tests = options.tests(n_prompt, n_gen, n_depth, context)
     limit_s = options.seconds(sample_limit)
-    sessions = inputs.open_sessions(target, engine, threads, work_dir, name)
+    sessions = inputs.open_sessions(target, engine, threads, work_dir, name, label)
     inputs.make_folder(sessions[0].results_path.parent)
     from dataclasses import replace
 
@@ -231,7 +249,7 @@ def bench_command(
     found = inputs.workloads(model, scheme, batch, prompt, context)
     for session in sessions if "tuned" in schedule else []:
         inputs.say_packed(session)
-    _bench_all([[_lower(session, workload) for session in sessions] for workload in found], plan)
+    _bench_all([[_lower(session, workload, held=True) for session in sessions] for workload in found], plan)
 
 
 @app.command(name="report")
@@ -338,33 +356,35 @@ def demo_command(
     tests = (Test(n_prompt=128), Test(n_prompt=100), Test(n_gen=32), Test(n_gen=32, n_depth=512))
     plan = Plan(tests)
     plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
-    lowered = [_lower(session, workload) for workload in inputs.workloads(["demo"], schemes, 1, "128", 1024)]
+    lowered = [_lower(session, workload) for workload in inputs.workloads(["demo"], schemes, 1, "", 1024)]
     records = session.database().promoted()
     arms: dict[bool, tuple[Schedule, ...]] = {True: ("default", "tuned"), False: ("default",)}
     for won, schedules in arms.items():
         some = [[each] for each in lowered if any(task.key in records for task in each.tasks) == won]
         if some:
-            _bench_all(some, replace(plan, schedules=schedules))
+            _bench_all(some, replace(plan, schedules=schedules), say_missing=False)
     report_command(work_dir=work_dir, name="demo")
 
 
-def _lower(session: Session, workload: Workload) -> Lowered:
+def _lower(session: Session, workload: Workload, held: bool = False) -> Lowered:
+    """A workload lowered; one without chunks has the device's, or with `held` first those of the database."""
+    from tunebench.tuning.lookup import with_chunks
     from tunebench.tuning.session import lower
 
     with inputs.status(f"building {workload.model} {workload.scheme.name}"):
-        return lower(session, workload)
+        return lower(session, with_chunks(session, workload, held))
 
 
-def _bench_all(models: list[list[Lowered]], plan: Plan) -> None:
-    """Bench each model, on one target or several."""
+def _bench_all(models: list[list[Lowered]], plan: Plan, say_missing: bool = True) -> None:
+    """Bench each model, on one target or several, and say first which kernels have no record."""
     from tunebench.bench.runner import run_bench
     from tunebench.spec import EngineName
 
     statuses = []
     path = models[0][0].session.results_path
     for lowered in models:
-        workload = lowered[0].model.workload
-        title = f"{workload.model} {workload.scheme.name}"
+        model = lowered[0].model
+        title = f"{model.name} {model.workload.scheme.name}"
         with (
             stopping.keeping(f"Rows so far are in {path}: `tunebench report` shows them."),
             inputs.status(title) as status,
@@ -373,7 +393,7 @@ def _bench_all(models: list[list[Lowered]], plan: Plan) -> None:
             def say(words: str, status: Status = status, title: str = title) -> None:
                 status.update(Text(f"{title}: {words}"))
 
-            for row in run_bench(lowered, plan, say):
+            for row in run_bench(lowered, plan, say, inputs.warn if say_missing else say):
                 statuses.append(row.status)
                 arm = row.engine if row.schedule == "library" else row.schedule
                 where = f"{row.target} browser" if row.engine == EngineName.BROWSER else row.target

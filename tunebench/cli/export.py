@@ -13,6 +13,8 @@ from tunebench.cli.inputs import console
 from tunebench.errors import TuneBenchError
 
 if TYPE_CHECKING:
+    from tunebench.spec import Schedule
+    from tunebench.tuning.lookup import Found
     from tunebench.tuning.session import Lowered
 
 
@@ -24,7 +26,9 @@ def export_command(
     browser: Annotated[bool, typer.Option("--browser", help="For the adapter of this machine's browser.")] = False,
     schedule: Annotated[str, typer.Option(help="default or tuned.")] = "default",
     form: Annotated[str, typer.Option("--format", help="plan: kernels, buffers and launches as data.")] = "plan",
-    prompt: Annotated[str, typer.Option("--prompt", "--chunks", help="Lengths that prompts are cut into.")] = "128",
+    prompt: Annotated[
+        str, typer.Option("--prompt", "--chunks", help="Lengths that prompts are cut into; the database's without.")
+    ] = "",
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Sequences at a time.")] = 1,
     context: Annotated[int, typer.Option(min=16, max=1 << 20, help="Positions of the KV cache.")] = 2048,
     weights: Annotated[Path | None, typer.Option(help="Folder of Hugging Face safetensors; random without.")] = None,
@@ -32,6 +36,8 @@ def export_command(
     work_dir: Annotated[Path, typer.Option(help="Where databases are.")] = Path("tunebench-work"),
 ) -> None:
     """Write a model as a folder that runs without TVM, e.g. in a web browser."""
+    from msgspec.structs import replace
+
     from tunebench import registry
     from tunebench.cli import options
     from tunebench.devices import opening, targets
@@ -40,23 +46,26 @@ def export_command(
     from tunebench.model import workload as workloads
     from tunebench.model.weights import read
     from tunebench.spec import EngineName, Workload
+    from tunebench.tuning.lookup import with_chunks
     from tunebench.tuning.session import Session, lower
 
-    for value, known, kind in ((form, ("plan",), "format"), (schedule, ("default", "tuned"), "schedule")):
-        if value not in known:
-            raise registry.unknown(value, known, kind)
-    if browser and schedule == "tuned":
+    if form != "plan":
+        raise registry.unknown(form, ("plan",), "format")
+    (under,) = options.schedules([schedule])
+    if browser and under == "tuned":
         raise TuneBenchError("kernels are not tuned in a browser.", "Leave out --browser: a target's records are used.")
     chosen = registry.pick(quantization.schemes(), scheme, "scheme")
-    sizes = tuple(sorted({options.SMALLEST_CHUNK, *options.numbers(prompt, "--prompt")}))
     preset = targets.find("webgpu" if browser else target)
     session = Session(opening.open_device(preset, engine=EngineName.BROWSER if browser else None), work_dir, work_dir)
     with inputs.status(f"compiling {model} {scheme}"):
-        lowered = lower(session, Workload(model, chosen, batch, sizes, context))
-        records = _records(lowered) if schedule == "tuned" else {}
+        workload = Workload(model, chosen, batch, options.chunk_sizes(prompt), context)
+        lowered = lower(session, with_chunks(session, workload, held=under == "tuned"))
+        found = _found(lowered, under)
+        records = found.records if under == "tuned" else {}
         plan = session.device.compile(lowered.mod, lowered.model, records, work_dir).plan
     if plan is None:
         raise TuneBenchError(f"target {target} makes no plan.", "Choose webgpu or opencl.")
+    plan = replace(plan, facts=replace(plan.facts, chunk_ns=found.chunk_ns(lowered.tasks, under)))
     arrays = read(lowered.model, weights) if weights else workloads.random_weights(lowered.model, seed)
     with stopping.keeping(f"{folder} is not complete: run the same command again."), inputs.status(f"writing {folder}"):
         browser_export.export_plan(plan, workloads.with_rope(lowered.model, arrays), folder)
@@ -82,14 +91,17 @@ def browse_command(
     server.serve()
 
 
-def _records(lowered: Lowered) -> dict[str, object]:
-    """The promoted ones; TuneBenchError where no kernel of the model has one."""
-    inputs.say_packed(lowered.session)
+def _found(lowered: Lowered, schedule: Schedule) -> Found:
+    """What the database holds; TuneBenchError where the schedule is `tuned` and no kernel of the model has a record."""
+    from tunebench.tuning.lookup import look_up
+
     database = lowered.session.database()
-    records = database.promoted()
-    if not any(task.key in records for task in lowered.tasks):
-        raise TuneBenchError(
-            f"nothing tuned for {lowered.model.workload.model} in {database.folder}.",
-            "Run `tunebench tune` first, or leave out --schedule.",
-        )
-    return dict(records)
+    found = look_up(lowered.tasks, database)
+    if schedule == "tuned":
+        inputs.say_packed(lowered.session)
+        if not found.records:
+            raise TuneBenchError(
+                f"nothing tuned for {lowered.model.name} in {database.folder}.",
+                "Run `tunebench tune` first, or leave out --schedule.",
+            )
+    return found

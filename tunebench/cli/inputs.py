@@ -50,17 +50,24 @@ def check_engines(names: list[str]) -> None:
 
 
 def open_session(
-    target: str, threads: int, work_dir: Path, name: str, rpc: tuple[str, str, str, str] = ("", "", "", "")
+    target: str,
+    threads: int,
+    work_dir: Path,
+    name: str,
+    rpc: tuple[str, str, str, str] = ("", "", "", ""),
+    run_name: str = "",
 ) -> Session:
     """A run on a target; `rpc` is the runner, the tracker, the key and the linker."""
     from tunebench.devices import opening, targets
     from tunebench.tuning.session import Session
 
     device = opening.choose_device(targets.find(target), threads, *rpc, warn)
-    return Session(device, work_dir, work_dir / "reports" / name / "results.jsonl")
+    return Session(device, work_dir, work_dir / "reports" / name / "results.jsonl", run_name)
 
 
-def open_sessions(names: list[str], engines: list[str], threads: int, work_dir: Path, name: str) -> list[Session]:
+def open_sessions(
+    names: list[str], engines: list[str], threads: int, work_dir: Path, name: str, run_name: str
+) -> list[Session]:
     """A session for each target, and one more for a target that is to run in a browser."""
     from tunebench.devices import opening, targets
     from tunebench.spec import EngineName
@@ -69,11 +76,11 @@ def open_sessions(names: list[str], engines: list[str], threads: int, work_dir: 
     found = []
     for each in dict.fromkeys(names):
         if any(engine != EngineName.BROWSER for engine in engines):
-            found.append(open_session(each, threads, work_dir, name))
+            found.append(open_session(each, threads, work_dir, name, run_name=run_name))
         preset = targets.find(each)
         if EngineName.BROWSER in engines and preset.api == "webgpu":
             path = work_dir / "reports" / name / "results.jsonl"
-            found.append(Session(opening.open_device(preset, engine=EngineName.BROWSER), work_dir, path))
+            found.append(Session(opening.open_device(preset, engine=EngineName.BROWSER), work_dir, path, run_name))
     if not found:
         raise TuneBenchError("engine browser runs target webgpu.", "Add --target webgpu.")
     return found
@@ -127,13 +134,13 @@ def make_folder(folder: Path) -> None:
 
 
 def workloads(models: list[str], schemes: list[str], batch: int, chunks: str, context: int) -> list[Workload]:
-    """Every model in every scheme."""
+    """Every model in every scheme. Without `chunks` each workload has none yet: its target decides."""
     from tunebench import registry
     from tunebench.model import quantization
     from tunebench.spec import Workload
 
     known = quantization.schemes()
     chosen = [registry.pick(known, scheme, "scheme") for scheme in dict.fromkeys(schemes)]
-    sizes = tuple(sorted({options.SMALLEST_CHUNK, *options.numbers(chunks, "--prompt")}))
+    sizes = options.chunk_sizes(chunks)
     each = [(model, scheme) for model in dict.fromkeys(models) for scheme in chosen]
     return [Workload(model, scheme, batch, sizes, context) for model, scheme in each]

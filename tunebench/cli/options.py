@@ -45,6 +45,11 @@ def numbers(text: str, option: str) -> list[int]:
     return found
 
 
+def chunk_sizes(text: str) -> tuple[int, ...]:
+    """The chunks that prompts are cut into: those named and the smallest; none where none is named."""
+    return tuple(sorted({SMALLEST_CHUNK, *numbers(text, "--prompt")})) if text else ()
+
+
 def phases(text: str) -> tuple[Phase, ...]:
     """The phases that decode, prefill or both names."""
     both: tuple[Phase, ...] = ("decode", "prefill")

@@ -28,7 +28,7 @@ class Compiled:
 
     tuned: Mapping[str, Schedule]  # task key -> where its kernel comes from, tuned or library
     planned_bytes: int  # storage that TVM's planner sets aside beside weights and cache
-    executable: relax.VMExecutable | None = None
+    executable: relax.VMExecutable | tvm.runtime.Module | None = None  # a module where it was loaded from a library
     plan: Plan | None = None
 
 

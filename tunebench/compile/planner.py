@@ -50,7 +50,7 @@ def plan_model(
         for m in workload.chunk_sizes
     }
     facts = Facts(
-        workload.model, workload.scheme.name, workload.batch, workload.context, workload.chunks, model.config.vocab_size
+        model.name, workload.scheme.name, workload.batch, workload.context, workload.chunks, model.config.vocab_size
     )
     return Plan(LANGUAGES[target.kind.name], facts, tuple(pool.buffers), builder.shaders, steps)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm
 import tvm_ffi
@@ -12,7 +12,10 @@ from tvm import relax, s_tir, tirx
 from tvm.s_tir import meta_schedule as ms
 
 from tunebench.compile import passes
+from tunebench.kernels import cpu as cpu_kernels
+from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import int8_dot
+from tunebench.kernels.operation import OverCache
 from tunebench.model.workload import Model, function_name
 from tunebench.spec import Phase
 
@@ -30,6 +33,22 @@ class Task:
 def task_key(mod: tvm.IRModule) -> str:
     """A task's name in a database: the structural hash of its module."""
     return str(tvm_ffi.structural_hash(mod))
+
+
+def over_cache(mod: tvm.IRModule) -> OverCache | None:
+    """What a kernel that works on the KV cache computes; None for other kernels, and for those that are not our own."""
+    func = mod["main"]
+    found = gpu_kernels.operation(func) or cpu_kernels.over_cache(func)
+    return found if isinstance(found, OverCache) else None
+
+
+def family_key(mod: tvm.IRModule) -> str:
+    """What a task has in common with those whose schedules it can take over.
+
+    Of a kernel over the cache that is the operation at any context; every other kernel is a family of its own.
+    """
+    operation = over_cache(mod)
+    return replace(operation, context=0).text() if operation else task_key(mod)
 
 
 def replay(mod: tvm.IRModule, record: ms.database.TuningRecord) -> tvm.IRModule:

@@ -9,7 +9,7 @@ import tvm
 from tunebench.compile import passes
 from tunebench.compile.build import Compiled, compile_plan
 from tunebench.compile.source import LANGUAGES
-from tunebench.devices.base import Device, Records
+from tunebench.devices.base import CHUNKS, Device, Records
 from tunebench.model.workload import Model
 from tunebench.spec import EngineName, TargetPreset
 
@@ -22,6 +22,7 @@ class AbsentDevice(Device):
         self.absent = preset.blocked or preset.absent or f"no device for {preset.name} on this machine"
         self.name = "none"
         self.kind = "cpu" if preset.device == "cpu" else "gpu"
+        self.default_chunks = CHUNKS[self.kind]
         self._blocked = bool(preset.blocked)
         self.target = tvm.target.Target("opencl") if self._blocked else passes.tvm_target(preset, 1)
 

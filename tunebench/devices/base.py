@@ -26,6 +26,8 @@ from tunebench.spec import EngineName
 MOST_WORKERS = 8  # that hold memory: on a CPU inputs of twice the last-level cache, of an API a device
 CACHE_BYTES = 64 << 20  # of a GPU that does not say: as much as the largest have
 
+CHUNKS = {"cpu": (16, 128), "gpu": (16, 512)}
+"""Lengths that prompts are cut into where the user names none: what fills a kind of device, and one for the rest."""
 SYSTEMS = {"vulkan": "Vulkan", "metal": "Metal"}
 """By target, what WebGPU must be on."""
 
@@ -41,6 +43,7 @@ class Device:
     name: str  # by its maker
     engine: EngineName = EngineName.TVM  # its own
     kind: str = "gpu"  # or cpu: which of the two ways to write kernels
+    default_chunks: tuple[int, ...] = CHUNKS["gpu"]
     threads: int = 0  # of a CPU
     absent: str = ""  # why it can be compiled for, but not run here
     cold_bytes: int = 2 * CACHE_BYTES  # inputs larger than this do not stay in the caches

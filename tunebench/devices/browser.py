@@ -22,6 +22,7 @@ class BrowserDevice(Device):
     """The WebGPU of this machine's web browser, which runs plans in a page."""
 
     engine = EngineName.BROWSER
+    default_chunks = (16, 128)  # its kernels are not tuned, and a page must stay responsive
 
     def __init__(self, preset: TargetPreset) -> None:
         self.target_name = preset.name

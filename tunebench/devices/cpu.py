@@ -9,7 +9,7 @@ import tvm
 from tunebench import environment
 from tunebench.compile import passes
 from tunebench.compile.build import Compiled
-from tunebench.devices.base import MOST_WORKERS, Arrays, Device
+from tunebench.devices.base import CHUNKS, MOST_WORKERS, Arrays, Device
 from tunebench.devices.cpu_probe import cpu_probe
 from tunebench.devices.probe import Probe
 from tunebench.devices.targets import device_name
@@ -26,7 +26,7 @@ from tunebench.spec import TargetPreset
 class CpuDevice(Device):
     """This machine's CPU."""
 
-    kind = "cpu"
+    kind, default_chunks = "cpu", CHUNKS["cpu"]
 
     def __init__(self, preset: TargetPreset, threads: int) -> None:
         self.target_name = preset.name

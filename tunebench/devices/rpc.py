@@ -8,7 +8,7 @@ from typing import Any
 
 from tunebench import environment
 from tunebench.compile import passes
-from tunebench.devices.base import Device
+from tunebench.devices.base import CHUNKS, Device
 from tunebench.errors import TuneBenchError
 from tunebench.runners.base import Runner
 from tunebench.runners.rpc import client
@@ -20,7 +20,7 @@ from tunebench.spec import TargetPreset
 class RpcDevice(Device):
     """CPUs reached over RPC. `say` gets a line for what happens to them."""
 
-    kind = "cpu"
+    kind, default_chunks = "cpu", CHUNKS["cpu"]
     hint = "Bench where the device is, with the database that this machine made."
 
     def __init__(

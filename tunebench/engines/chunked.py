@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +19,19 @@ class Chunk:
     valid: int
 
 
-def split_prompt(n: int, position: int, chunks: Sequence[int], context: int) -> list[Chunk]:
+def split_prompt(
+    n: int, position: int, chunks: Sequence[int], context: int, chunk_ns: Mapping[int, float]
+) -> list[Chunk]:
     """How a prompt of n tokens at `position` is served.
 
-    In chunks, the largest first. A rest of more than half a chunk runs as that chunk, padded: the padding's
-    cache entries are beyond every valid token and are overwritten by what comes next. A smaller rest goes on
-    to the next smaller chunk, and in the end token by token.
+    The last chunk may be padded: the padding's cache entries are beyond every valid token and are overwritten by what
+    comes next. Where `chunk_ns` has the expected time of every size, and of a single token, it is the cut that takes
+    the least; larger chunks come first. Otherwise a rest of more than half a chunk runs as that chunk, padded, and a
+    smaller one goes on to the next smaller chunk, and in the end token by token.
     """
+    sizes = tuple(sorted({1, *chunks}, reverse=True))
+    if all(size in chunk_ns for size in sizes):
+        return list(_fastest(n, context - position, sizes, tuple(chunk_ns[size] for size in sizes)))
     found: list[Chunk] = []
     left = n
     for chunk in sorted(chunks, reverse=True):
@@ -34,17 +41,36 @@ def split_prompt(n: int, position: int, chunks: Sequence[int], context: int) -> 
     return found + [Chunk(1, 1)] * left
 
 
+@functools.lru_cache
+def _fastest(n: int, room: int, sizes: tuple[int, ...], times_ns: tuple[float, ...]) -> tuple[Chunk, ...]:
+    """The cut of n tokens, before which `room` positions are free, that takes the least time."""
+    best: list[tuple[float, int]] = [(0.0, 0)]  # of so many tokens that are left: the time, and the size that is next
+    for left in range(1, n + 1):
+        fitting = [
+            (one_ns + best[max(0, left - size)][0], size)
+            for size, one_ns in zip(sizes, times_ns, strict=True)
+            if size <= left or n - left + size <= room
+        ]
+        best.append(min(fitting, key=lambda each: each[0]))
+    found: list[Chunk] = []
+    while n:
+        found.append(Chunk(best[n][1], min(n, best[n][1])))
+        n -= found[-1].valid
+    return tuple(found)
+
+
 class ChunkedEngine:
-    """An engine that runs one step for each chunk."""
+    """An engine that runs one step for each chunk. `chunk_ns`, where it is known, decides how prompts are cut."""
 
     def __init__(self, batch: int, context: int, chunks: Sequence[int]) -> None:
         self._batch, self._context, self._chunks = batch, context, chunks
+        self.chunk_ns: Mapping[int, float] = {}
 
     def prefill(self, tokens: np.ndarray, position: int) -> None:
         """Process int32 tokens [b, n] that stand at `position`, in chunks."""
         self._check_room(position + tokens.shape[1])
         done = 0
-        for chunk in split_prompt(tokens.shape[1], position, self._chunks, self._context):
+        for chunk in split_prompt(tokens.shape[1], position, self._chunks, self._context, self.chunk_ns):
             part = np.zeros((self._batch, chunk.size), np.int32)
             part[:, : chunk.valid] = tokens[:, done : done + chunk.valid]
             self._step(part, position + done, chunk.valid - 1)

@@ -15,7 +15,11 @@ class CudaEngine(TvmEngine):
     """One executable over loaded weights. A step is three small copies and one launch; nothing waits inside it."""
 
     def __init__(
-        self, model: Model, executable: relax.VMExecutable, loaded: Loaded, device: tvm.runtime.Device
+        self,
+        model: Model,
+        executable: relax.VMExecutable | tvm.runtime.Module,
+        loaded: Loaded,
+        device: tvm.runtime.Device,
     ) -> None:
         super().__init__(model, executable, loaded, device)
         self._stream = cuda_runtime.Stream()

@@ -42,6 +42,7 @@ class PlanEngine(ChunkedEngine):
     def __init__(self, plan: Plan, memory: Memory) -> None:
         facts = plan.facts
         super().__init__(facts.batch, facts.context, facts.chunks)
+        self.chunk_ns = facts.chunk_ns
         self.plan = plan
         self._device = device = memory.device
         self._buffers = [memory.buffers.get(each.name) or device.allocate(each.bytes) for each in plan.buffers]

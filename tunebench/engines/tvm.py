@@ -62,7 +62,11 @@ class TvmEngine(ChunkedEngine):
     """One executable over loaded weights."""
 
     def __init__(
-        self, model: Model, executable: relax.VMExecutable, loaded: Loaded, device: tvm.runtime.Device
+        self,
+        model: Model,
+        executable: relax.VMExecutable | tvm.runtime.Module,
+        loaded: Loaded,
+        device: tvm.runtime.Device,
     ) -> None:
         super().__init__(model.workload.batch, model.workload.context, model.workload.chunks)
         self.model, self.loaded, self.device = model, loaded, device

@@ -10,9 +10,14 @@ contiguous vector of keys for each d; values lie as [b, G, C, D]. Arithmetic is 
 """
 
 import functools
+from collections.abc import Callable
 
+import tvm_ffi
 from tvm.script import tirx as T
 from tvm.tirx import Expr, FloatImm, PrimFunc, reinterpret
+
+from tunebench.kernels.operation import Append, Attention, OverCache
+from tunebench.kernels.tvmscript import quick_parsing
 
 LANES = 16
 MASKED = -1e30
@@ -330,3 +335,22 @@ def quantize_rows(rows: int, width: int, group: int, zero: int, dtype: str) -> P
                 offsets[row, part] = T.int32(-zero) * total[0]
 
     return quantize_rows
+
+
+def over_cache(func: PrimFunc) -> OverCache | None:
+    """What `attention` or `append` was made for, as read from its arguments; None for any other kernel."""
+    shapes = [tuple(int(extent) for extent in param.shape) for param in func.params if hasattr(param, "shape")]
+    first, last, dtype = shapes[0], shapes[-1], str(func.params[0].dtype)
+    ranks = [len(shape) for shape in shapes]
+    make: Callable[..., PrimFunc]
+    kind: type[OverCache]
+    if ranks == [4, 5, 4, 1, 4]:
+        (_, kv_heads, context, _), make, kind = shapes[2], attention, Attention
+    elif ranks == [4, 1, 3, 5, 4, 4]:
+        (_, kv_heads, context, _), make, kind = shapes[4], append, Append
+    else:
+        return None
+    extents = (first[0], first[1], last[2], kv_heads, first[3], context, dtype)
+    with quick_parsing():
+        same = tvm_ffi.structural_equal(func.body, make(*extents).body, map_free_vars=True)
+    return kind(*extents) if same else None

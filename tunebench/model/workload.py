@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import tvm
 from tvm.relax.frontend import nn
@@ -29,11 +33,20 @@ CONFIG_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Model:
-    """A workload with what its config says."""
+    """A workload with what its config says. `name` is how rows and files call it."""
 
     workload: Workload
     config: ModelConfig
     architecture: architectures.Architecture[Any]
+    name: str
+
+    @property
+    def model_id(self) -> str:
+        """12 hex digits of a hash of what it computes: architecture and config, whatever it is called."""
+        fields = msgspec.structs.asdict(self.config)
+        fields.pop("max_position_embeddings")  # says how far it was trained, and changes no operation
+        text = json.dumps([self.architecture.name, fields], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def matrices(self) -> dict[str, Matrix]:
@@ -101,15 +114,11 @@ def names() -> list[str]:
 
 def load_model(workload: Workload) -> Model:
     """Read the model's config and check that the workload fits it."""
-    path = Path(workload.model)
-    if path.suffix != ".json":
-        if workload.model not in names():
-            raise registry.unknown(workload.model, names(), "model")
-        path = installation.workloads() / f"{workload.model}.json"
+    path = _config_path(workload.model)
     data = _read_json(path)
     architecture = registry.pick(architectures.architectures(), str(data["model_type"]), "model_type")
     config = architecture.read(data, path.name)
-    model = Model(workload, config, architecture)
+    model = Model(workload, config, architecture, _name(path, data))
     for name, matrix in model.matrices.items():
         quantization.check(stored_scheme(workload.scheme, matrix), matrix.n, matrix.k, name)
     _check_shape(workload, config)
@@ -118,6 +127,28 @@ def load_model(workload: Workload) -> Model:
     if workload.device_kind == "gpu" and workload.scheme.dtype == "bfloat16":
         raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q0f16 on a GPU.")
     return model
+
+
+def _config_path(model: str) -> Path:
+    """Of a model's name, of its config's path, or of the folder that holds a config.json."""
+    path = Path(model)
+    if model in names():
+        return installation.workloads() / f"{model}.json"
+    if path.is_dir():
+        return path / "config.json"
+    if path.suffix != ".json":
+        raise registry.unknown(model, names(), "model")
+    return path
+
+
+def _name(path: Path, data: Mapping[str, Any]) -> str:
+    """A config's own name; of a `config.json` its folder's, or what the config says where that folder is a commit's."""
+    if path.stem != "config":
+        return path.stem
+    folder = path.resolve().parent.name
+    if folder and not re.fullmatch(r"[0-9a-f]{40}", folder):
+        return folder
+    return str(data.get("_name_or_path") or "").rstrip("/").rpartition("/")[2] or str(data["model_type"])
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -144,18 +144,38 @@ def free_bytes() -> int:
 
 
 class DeviceMemory:
-    """What is taken of the device's memory from now on."""
+    """What this process takes of the device's memory. TVM's pools give nothing back, so what it has is its peak."""
 
     def __init__(self) -> None:
         free_bytes()  # makes the context, which is not a model's
-        self._before = used_bytes()
+        self._own, self._before = process_bytes(), used_bytes()
 
     def taken(self) -> Count:
-        """Bytes in use now beyond those at the start; TVM's pools give nothing back, so this is the peak."""
-        now = used_bytes()
+        """Of this process alone with the context; where its processes are not shown, all that came since the start."""
+        own, now = process_bytes(), used_bytes()
+        if own is not None and self._own is not None:
+            return Count(own, f"NVML, this process alone, of which {self._own >> 20} MiB are the CUDA context")
         if now is None or self._before is None:
             return Count(None, "NVML is not installed")
-        return Count(max(0, now - self._before), "NVML, beyond the CUDA context, the probe and cuBLAS itself")
+        return Count(max(0, now - self._before), "NVML, the whole device since the start, beyond the CUDA context")
+
+
+def process_bytes() -> int | None:
+    """Device memory of this process and its children, as NVML counts it; None where it does not show them."""
+    try:
+        import psutil
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        running += pynvml.nvmlDeviceGetGraphicsRunningProcesses(handle)
+        this = psutil.Process()
+        ours = {this.pid, *(child.pid for child in this.children(recursive=True))}
+        found = {each.pid: each.usedGpuMemory for each in running if each.pid in ours and each.usedGpuMemory}
+    except Exception:  # whatever NVML misses here
+        return None
+    return sum(found.values()) or None
 
 
 def used_bytes() -> int | None:

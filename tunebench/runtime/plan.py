@@ -81,6 +81,7 @@ class Facts(Struct, frozen=True):
     context: Size
     chunks: tuple[Size, ...]
     vocab_size: Size
+    chunk_ns: Mapping[int, float] = {}  # expected time of a chunk of each size and of one token; empty: not known
 
 
 class Plan(Struct, frozen=True):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from tunebench.spec import Amount, Decision, Schedule
+from tunebench.spec import Amount, Decision, Schedule, Size
 
 NEVER = "never measured: run `tunebench tune`"
 UNDECIDED = "not judged yet: the run was stopped"
@@ -40,6 +40,8 @@ class Entry(Struct, forbid_unknown_fields=True):
     reason: str = ""
     trial: str = ""  # key of the record that was judged
     depth: Amount = 256  # positions in the cache where it is measured, if it reads one
+    chunks: list[Size] = []  # sizes of the chunks that it was tuned for; empty in databases of before
+    space: str = ""  # signature of the space that was searched for the decision; empty in databases of before
     exhausted: str = ""  # revision of the spaces in which no candidate is left
 
     def __post_init__(self) -> None:

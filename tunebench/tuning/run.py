@@ -9,7 +9,7 @@ import numpy as np
 from tunebench import results, stopping
 from tunebench.results import TuneResult
 from tunebench.tuning.database import Database
-from tunebench.tuning.session import Lowered, Session, model_name
+from tunebench.tuning.session import Lowered, Session
 from tunebench.tuning.tuner import Options, Progress, Watcher, kernels, sources, tune
 
 
@@ -40,13 +40,15 @@ def _tune_row(lowered: Lowered, progress: Progress, database: Database) -> TuneR
     found = kernels(lowered.tasks, database.entries, sources(database.promoted()))
     ranks = {search.task.name: search.ranks for search in progress.searches if search.ranks}
     return TuneResult(
-        model=model_name(workload),
+        model=lowered.model.name,
         scheme=workload.scheme.name,
         target=session.device.target_name,
         device=session.device.name,
         batch=workload.batch,
         n_threads=session.threads,
         run_id=session.run_id,
+        run_name=session.run_name,
+        model_id=lowered.model.model_id,
         test_time=results.now(),
         trials=progress.trials,
         valid_trials=progress.valid,

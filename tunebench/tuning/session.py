@@ -28,6 +28,7 @@ class Session:
     device: Device
     work_dir: Path
     results_path: Path
+    run_name: str = ""  # as the user calls the run
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     @property
@@ -72,11 +73,6 @@ def lower(session: Session, workload: Workload) -> Lowered:
     return Lowered(session, model, mod, extract(mod, model))
 
 
-def model_name(workload: Workload) -> str:
-    """How rows name a model: a file's stem for a path."""
-    return Path(workload.model).stem if workload.model.endswith(".json") else workload.model
-
-
 def check_memory(model: Model, device: Device) -> None:
     """Raise a TuneBenchError where the model will not fit, before anything is allocated."""
     free = device.free_bytes()
@@ -88,7 +84,7 @@ def check_memory(model: Model, device: Device) -> None:
     needed = model.weight_bytes + model.cache_bytes + scratch
     if needed > free:
         raise TuneBenchError(
-            f"{workload.model} in {workload.scheme.name} needs about {needed / 2**30:.1f} GiB "
+            f"{model.name} in {workload.scheme.name} needs about {needed / 2**30:.1f} GiB "
             f"(weights {model.weight_bytes / 2**30:.1f}, KV cache {model.cache_bytes / 2**30:.1f}), "
             f"and {free / 2**30:.1f} GiB are free.",
             "Choose fewer bits, a smaller --context or --batch, or another model.",

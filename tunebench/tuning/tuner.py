@@ -184,6 +184,7 @@ class _Run:
 
     def _begin(self, task: Task) -> TaskSearch:
         entry = self.database.entries.setdefault(task.key, Entry(task.name))
+        entry.chunks = sorted({*entry.chunks, *task.calls})
         options = self.options
         if not entry.default_ns:
             entry.depth = options.depth  # what is measured later must be at the same

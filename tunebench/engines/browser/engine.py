@@ -269,6 +269,7 @@ class BrowserEngine(ChunkedEngine):
     ) -> None:
         facts = plan.facts
         super().__init__(facts.batch, facts.context, facts.chunks)
+        self.chunk_ns = facts.chunk_ns
         self.plan = plan
         self._has_run = self._closed = False
         self._tab: _Tab = beside._tab if beside else _Tab(folder)
