@@ -68,7 +68,8 @@ def test_waiting_ends_when_the_holder_lets_go(tmp_path: Path) -> None:
 def test_what_a_process_starts_does_not_hold_its_lock(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path)
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False) as child:
-        assert child.stdin and child.stdout
+        assert child.stdin
+        assert child.stdout
         child.stdin.write(b"begun\n")
         child.stdin.flush()
         assert child.stdout.readline() == b"begun\n"
