@@ -126,13 +126,14 @@ class Killer:
         database, verdicts = _faults(self.work)
         left = {path.name for path in self.temporary.iterdir()}
         caught = code == 128 + number
+        swept = caught or any(name.startswith(f"tunebench-{run.pid}-") for name in left)  # it came as far as that
         return {
             "exit code": not (code == -number or (caught and name in GRACEFUL)),
             "database": database,
             "verdicts": verdicts,
             "trials lost": bool(lost),
             "workers left": _workers_stay(run.pid),
-            "folders left": bool(left if caught else left & before) if kept or caught else False,
+            "folders left": bool(left if caught else swept and left & before),
         }
 
 
@@ -215,6 +216,7 @@ def main() -> None:
         for index in range(given.n):
             for fault in killer.kill_one(index):
                 print(fault, flush=True)
+    print(f"{killer.trials.total()} trials since the work dir was emptied last")
     print(_table(killer.faults))
     sys.exit(any(counts[each] for counts in killer.faults.values() for each in FAULTS))
 

@@ -21,7 +21,7 @@ from tunebench.tuning.entry import NO_CANDIDATE, NONE_RAN, NOT_BEGUN, Entry, uns
 from tunebench.tuning.search import FAILED_S, Costs, TaskSearch, Trials, record_key
 
 FINALISTS = 3
-EXPECTED_S = 0.7  # what a decision takes beyond the calls of the default schedule
+EXPECTED_S = 1.0  # what a decision takes beyond the calls of the default schedule
 AGAIN_AFTER_S = 10.0  # since the last decision on the same kernel, unless the run ends
 CLEAR = 1.03  # times as fast, by trials: worth a decision
 BETTER = 1.10  # times as fast as what was last decided on, by its trials: decided again before its search ends
