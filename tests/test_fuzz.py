@@ -289,7 +289,6 @@ def ask_server(path: Path) -> None:
         request = path.read_bytes().replace(b"HOST", address.encode())
         answer = exchange(address, request)
         assert errors == []
-        assert not answer or answer.startswith((b"HTTP/1.1 ", b"<!DOCTYPE", b"<!doctype", b"0123"))
         assert b"secret" not in answer
 
 
