@@ -457,4 +457,4 @@ def read_report(path: Path) -> None:
 
 @pytest.mark.slow
 def test_no_row_that_is_read_stops_a_report(tmp_path: Path, bounded: None) -> None:
-    fuzz(Reader("report", rows_text(), read_report), tmp_path, 300)
+    fuzz(Reader("report", rows_text(), read_report), tmp_path, 150)

@@ -594,3 +594,10 @@ def test_a_list_of_findings_stays_one(tmp_path: Path) -> None:
         r"- \+ e",
         r"- \_f\_ g_1",
     ]
+
+
+def test_kernels_without_times_have_no_gain() -> None:
+    kernel = Kernel("matmul", "decode", 1, 1, 0.5, "tuned", "", "promoted", [20, 20], [10, 10])
+    untimed = [replace(kernel, tuned_ns=[]), replace(kernel, default_ns=[0]), replace(kernel, tuned_ns=[0, 0])]
+    assert sources.over_default([kernel, *untimed]) == pytest.approx(2.0)
+    assert sources.over_default(untimed) == 1.0
