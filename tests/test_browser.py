@@ -9,6 +9,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +342,9 @@ def ask(server: PageServer, path: str, method: str = "GET", **headers: str) -> t
         "/plan/",
         "/plan",
         "/plan/%00",
+        "//[",
+        "/plan/" + "a" * 5000,
+        "/plan/%ff%fe",
         "/nothing.js",
     ],
 )
@@ -349,6 +353,44 @@ def test_nothing_outside_is_served(path: str, served: PageServer) -> None:
     assert status == 404
     assert b"secret" not in body
     assert b"root:" not in body
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "TRACE", "x"])
+def test_other_methods_are_refused(method: str, served: PageServer) -> None:
+    assert ask(served, "/plan/model.safetensors", method)[0] == 501
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that answers with the same to every question."""
+
+    answer: object
+
+    def evaluate(self, code: str, given: object) -> object:
+        return self.answer
+
+
+FACTS = {
+    **{"name": "llvmpipe", "software": True, "browser": "Chromium", "lanes": 8, "features": ["subgroups"]},
+    "limits": {"maxBufferSize": 1 << 30, "maxStorageBufferBindingSize": None},
+}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        [],
+        {"error": 1},
+        {"value": {"name": "x"}},
+        {"value": {**FACTS, "lanes": -1}},
+        {"value": {**FACTS, "limits": {"maxBufferSize": "1"}}},
+    ],
+)
+def test_what_a_page_says_is_checked(answer: object) -> None:
+    with pytest.raises(TuneBenchError, match="answered with something else"):
+        browser_engine.read_facts(Page(answer))  # type: ignore[arg-type]
+    assert browser_engine.read_facts(Page({"value": FACTS})) == FACTS  # type: ignore[arg-type]
 
 
 def test_other_sites_are_not_answered(served: PageServer) -> None:
@@ -367,6 +409,12 @@ def test_other_sites_are_not_answered(served: PageServer) -> None:
         ("bytes=5-2", 416, b"", "bytes */10"),
         ("bytes=-", 416, b"", "bytes */10"),
         ("lines=1-2", 416, b"", "bytes */10"),
+        ("bytes=" + "9" * 5000 + "-", 416, b"", "bytes */10"),
+        ("bytes=2-" + "9" * 30, 206, b"23456789", "bytes 2-9/10"),
+        ("bytes=0-1,3-4", 416, b"", "bytes */10"),
+        ("bytes= 1-2", 416, b"", "bytes */10"),
+        ("bytes=-0", 416, b"", "bytes */10"),
+        ("\xb2", 416, b"", "bytes */10"),
     ],
 )
 def test_ranges(asked: str, status: int, body: bytes, content_range: str | None, served: PageServer) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_config
+from rich.text import Text
 from safetensors.numpy import save_file
 
 from tunebench import environment, results
-from tunebench.cli import app
+from tunebench.cli import app, inputs
 from tunebench.devices import cpu_probe, probe
+from tunebench.errors import NOT_TEXT
 from tunebench.model import quantization
 from tunebench.results import Result, TuneResult
 from tunebench.spec import Workload
@@ -45,6 +49,12 @@ def run(arguments: Sequence[str | Path], monkeypatch: pytest.MonkeyPatch) -> int
         (["bench", "-m", "nowhere/config.json"], ["no model config at", "demo"]),
         (["bench", "-m", "demo", "-p", "12,x"], ["-p", "'12,x'", "like 128,512"]),
         (["bench", "-m", "demo", "-p", "0", "-n", "0"], ["no test is left"]),
+        (["bench", "-m", "demo", "-p", "9" * 5000], ["-p '999", "out of range", "from 0 to 1,048,576"]),
+        (["bench", "-m", "demo", "-n", ",".join("1" * 65)], ["-n '1,1", "out of range", "at most 64 numbers"]),
+        (["bench", "-m", "demo", "-p", "\u0663"], ["not a list of whole numbers"]),
+        (["bench", "-m", "demo", "--sample-limit", "9" * 500], ["is too long", "at most 720h"]),
+        (["bench", "-m", "x" * 5000], ["unknown model 'xxx"]),
+        (["bench", "-m", "\x1b[31mred"], ["unknown model '\\x1b[31mred'"]),
         (["bench", "-m", "demo", "-p", "300", "--context", "128"], ["pp300 needs 300 positions", "--context"]),
         (["tune", "-m", "demo", "--time-limit", "soon"], ["'soon' is no duration", "20m"]),
         (["tune", "-m", "demo", "--phase", "prompt"], ["no phase 'prompt'", "decode, prefill or both"]),
@@ -293,3 +303,29 @@ def test_a_row_of_llama_bench_that_does_not_fit_is_named(
     printed = capsys.readouterr().err
     assert f"{path}, row 2 is none of llama-bench's" in printed
     assert f"$.{name}" in printed
+
+
+def test_a_full_disk_leaves_nothing_of_an_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bench.jsonl"
+    path.write_text("".join(json.dumps({**LLAMA_BENCH, "n_gen": n}) + "\n" for n in (1, 2, 3)))
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run(["import", path, "--work-dir", tmp_path], monkeypatch) == 2
+    printed = capsys.readouterr().err
+    assert "no space left on" in printed
+    assert printed.count("\n") == 1
+    assert (tmp_path / "reports" / "local" / "results.jsonl").read_bytes() == b""
+
+
+def test_a_terminal_obeys_no_name(capsys: pytest.CaptureFixture[str]) -> None:
+    console = inputs.PlainConsole()
+    console.print("[red]a[/red] \x1b[2Jb\x1b]0;title\x07 \u202ec\x08\x9b", Text("d\x1b[31me", "bold"))
+    printed = capsys.readouterr().out
+    assert NOT_TEXT.search(printed) is None
+    assert printed.startswith("[red]a[/red] ")
+    assert printed.endswith(" c de\n")

@@ -1,5 +1,6 @@
 """The report half over made-up rows: no device, no TVM."""
 
+import csv
 import math
 import random
 import re
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from tunebench import results, spec
 from tunebench.errors import TuneBenchError
-from tunebench.report import Report, charts, frame, metrics, sources, summary_table, words, write_report
+from tunebench.report import Report, charts, frame, metrics, render, sources, summary_table, words, write_report
 from tunebench.results import Result, TuneResult
 from tunebench.spec import Count, Kernel
 
@@ -554,3 +555,46 @@ def test_a_browser_is_told_from_its_target() -> None:
 def test_sources_of_several_targets_name_each(tmp_path: Path) -> None:
     lines = sources_of(on_targets(webgpu=1.0, opencl=1.0))
     assert {line[0] for line in lines} == {"llama-7b (webgpu)", "llama-7b (opencl)"}
+
+
+NASTY = "<img src=x onerror=alert(1)>|`a` $\\frac$ [b](javascript:c)\r\n# d \x1b[31m\u202e*e* &lt; \\"
+
+
+def test_names_are_shown_as_text(tmp_path: Path) -> None:
+    rows = [replace(row, model=f"- {NASTY}", device=NASTY) for row in pair()]
+    lost = replace(rows[0], scheme="=1+1", status="failed", reason=NASTY, samples_ns=[])
+    report = write(tmp_path, [*rows, lost, replace(tune("llama-7b", "q0f32"), model=NASTY)])
+    text = (report.out / "report.md").read_text()
+    assert re.search(r"(?<!\\)[<`\[\]$]", re.sub(r"!\[[^\]]*\]\(charts/\w+\.svg\)|tunebench \w+", "", text)) is None
+    table_lines = [line for line in text.splitlines() if "onerror" in line and line.startswith("|")]
+    assert len(table_lines) >= 4
+    for line in text.splitlines():
+        assert not line.startswith("# d")
+    for name in ("report.md", "report.html", "summary.csv", *(f"charts/{chart}.svg" for chart in report.charts)):
+        shown = (report.out / name).read_bytes().decode()
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e]", shown), name
+        assert not re.search(r"(?<!\\)<img", shown) or name == "summary.csv"
+    with (report.out / "summary.csv").open(newline="") as file:
+        read = list(csv.DictReader(file))
+    assert {line["scheme"] for line in read} == {"q4f16_1", "'=1+1"}
+    assert all(line["model"].startswith("'- <img") for line in read)
+
+
+def test_a_list_of_findings_stays_one(tmp_path: Path) -> None:
+    text = render.markdown("t", ["# a", "- b", "1. c", "2) d", "===", "+ e", "_f_ g_1"], [], [], [])
+    assert [line for line in text.splitlines() if line][1:] == [
+        r"- \# a",
+        r"- \- b",
+        r"- 1\. c",
+        r"- 2\) d",
+        r"- \===",
+        r"- \+ e",
+        r"- \_f\_ g_1",
+    ]
+
+
+def test_kernels_without_times_have_no_gain() -> None:
+    kernel = Kernel("matmul", "decode", 1, 1, 0.5, "tuned", "", "promoted", [20, 20], [10, 10])
+    untimed = [replace(kernel, tuned_ns=[]), replace(kernel, default_ns=[0]), replace(kernel, tuned_ns=[0, 0])]
+    assert sources.over_default([kernel, *untimed]) == pytest.approx(2.0)
+    assert sources.over_default(untimed) == 1.0

@@ -1,7 +1,11 @@
 """Rows: what is appended is read back, and a file that is torn, newer or foreign does not stop the reader."""
 
+import errno
 import json
+import os
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +196,103 @@ def test_a_row_without_samples_has_no_statistics(tmp_path: Path) -> None:
 
 def test_tokens_per_s_counts_the_whole_batch() -> None:
     assert results.tokens_per_s(ROW) == [24.0, 12.0, 6.0]
+
+
+@pytest.mark.parametrize("torn", ["", '{"model":"m","sch', '{"model":"m","memory":'])
+def test_rows_glued_into_a_line_are_told_apart(torn: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    results.append(path, ROW, TUNE)
+    path.write_text(torn + path.read_text().replace("\n", "") + "\n")
+    rows, warnings = results.read(path)
+    assert rows == [ROW, TUNE]
+    assert [warning.split(": ")[0] for warning in warnings] == ([f"{path}:1"] if torn else [])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"n_prompt": 2**62 + 1}, "n_prompt"),
+        ({"samples_ns": [5] * 1001}, "samples_ns"),
+        ({"samples_ns": []}, "there are no samples"),
+        ({"n_prompt": 0, "n_gen": 0}, "n_prompt and n_gen are 0"),
+        ({"throttled": [3]}, "throttled"),
+        ({"noise": -0.1}, "noise"),
+        ({"probe": {"flops_per_s": 1e300}}, "probe"),
+        ({"model": "m" * 70_000}, "model"),
+        ({"environment": {"a": [[[[[[[[[1]]]]]]]]]}}, "nested too deeply"),
+        ({"environment": {"a": 10**200}}, "2^63"),
+        ({"settings": {"poll": -(10**30)}}, "2^63"),
+    ],
+)
+def test_what_no_run_measures_is_left_out(change: dict[str, object], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    results.append(path, ROW)
+    (row,) = lines(path)
+    path.write_text(json.dumps({**row, **change}) + "\n" + json.dumps(row) + "\n")
+    rows, (warning,) = results.read(path)
+    assert rows == [ROW]
+    assert warning.startswith(f"{path}:1: ")
+    assert words in warning
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"a":' + b"[" * 100_000, b"\xff" * 10, b"x" * 100, b'{"model":"\\ud800"}', b"[NaN]"]
+)
+def test_any_line_leaves_the_others(line: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "LINE_BYTES", 1 << 17)
+    path = tmp_path / "results.jsonl"
+    results.append(path, ROW)
+    path.write_bytes(b"\n".join([line, b"y" * (3 << 16), path.read_bytes() * 30, *[line] * 40]))
+    rows, warnings = results.read(path)
+    assert rows == [ROW] * 30
+    assert len(warnings) == results.MOST_WARNINGS + 1
+    assert warnings[1].startswith(f"{path}:2: ")
+    assert warnings[-1].endswith("more lines left out")
+    assert not any("\n" in warning or len(warning) > 500 for warning in warnings)
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.jsonl"
+    results.append(path, ROW)
+    monkeypatch.setattr(results, "FILE_BYTES", 10)
+    with pytest.raises(TuneBenchError, match="larger than"):
+        results.read(path)
+    with pytest.raises(TuneBenchError, match="no results at"):
+        results.read(tmp_path)
+    with pytest.raises(TuneBenchError, match="cannot write to"):
+        results.append(tmp_path, ROW)
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.jsonl"
+    results.append(path, ROW)
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(TuneBenchError, match=r"no space left on .* nothing was lost"):
+            results.append(path, TUNE, ROW)
+    assert results.read(path) == ([ROW], [])
+    results.append(path, TUNE, ROW)
+    assert results.read(path) == ([ROW, TUNE, ROW], [])
+
+
+APPENDS = """
+import sys
+from pathlib import Path
+from tunebench import results
+(row,), _ = results.read(Path(sys.argv[1]))
+for _ in range(50):
+    results.append(Path(sys.argv[2]), row, row)
+"""
+
+
+def test_two_processes_append_whole_rows(tmp_path: Path) -> None:
+    row = replace(ROW, reason="x" * 50_000)
+    results.append(tmp_path / "row.jsonl", row)
+    command = [sys.executable, "-c", APPENDS, str(tmp_path / "row.jsonl"), str(tmp_path / "both.jsonl")]
+    writers = [subprocess.Popen(command) for _ in range(2)]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert results.read(tmp_path / "both.jsonl") == ([row] * 200, [])

@@ -34,6 +34,7 @@ from tunebench.errors import TuneBenchError, brief
 from tunebench.runners.base import Candidate, NotBuilt, Outcome, Timed, Trial, Wrong
 from tunebench.runners.bench import count_sets
 from tunebench.runners.rpc import client as rpc_client
+from tunebench.runners.rpc import device as rpc_device
 from tunebench.runners.rpc import library as rpc_library
 from tunebench.runners.rpc import runner as rpc_runner
 from tunebench.runners.rpc import tracker as tracker_client
@@ -515,3 +516,46 @@ def test_no_backend_of_this_machine_is_opened(
     monkeypatch.setattr("tunebench.devices.opening.open_device", lambda *_: pytest.fail("this machine's"))
     session = inputs.open_session("llvm", 0, tmp_path, "x", ("rpc", rack.address, "pair", ""))
     assert session.device.name.startswith("pair (")
+
+
+@dataclass(frozen=True)
+class Saying:
+    """A session with a device that says these things of itself."""
+
+    told: dict[str, object]
+    cache: bytes = b""
+
+    def get_function(self, name: str) -> Callable[[], object]:
+        if name not in self.told:
+            raise AttributeError(name)
+        return lambda: self.told[name]
+
+    def download(self, path: str) -> bytes:
+        return self.cache
+
+
+@pytest.mark.parametrize(
+    ("cpu", "threads", "cache", "facts"),
+    [
+        ("cortex-a72", 4, b"1024K\n", ("cortex-a72", 4, 1 << 20)),
+        ("a b", -1, b"9" * 20 + b"K", ("", 0, 0)),
+        ("x" * 101, 5000, b"\xffK", ("", 0, 0)),
+        ("\x1b[31m", "many", b"1M", ("", 0, 0)),
+        (None, 2**70, b"\xb2K", ("None", 0, 0)),
+    ],
+)
+def test_what_a_device_says_is_data(
+    cpu: object, threads: object, cache: bytes, facts: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"target.llvm_get_system_cpu": cpu, "target.llvm_get_system_triple": "a b", "runtime.NumThreads": threads}
+    monkeypatch.setattr(rpc_device._state, "session", Saying(told, cache), raising=False)
+    found = rpc_device.describe()
+    assert (found["cpu"], found["threads"], found["cache_bytes"]) == facts
+    assert found["triple"] == ""
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf, 1e6])
+def test_no_clock_measures_that(seconds: float) -> None:
+    with pytest.raises(ValueError, match="returned a time of"):
+        rpc_device._sane(seconds)
+    assert rpc_device._sane(1e-6) == 1e-6

@@ -1,6 +1,7 @@
 """Every workload is a complete Hugging Face config of the model that it names, and what is none is refused in words."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from conftest import LLAMA, load_model, write_config
 from tvm import tirx
 
-from tunebench.errors import TuneBenchError
+from tunebench.errors import NOT_TEXT, TuneBenchError
 from tunebench.model import architectures, quantization
 from tunebench.model import workload as workloads
 from tunebench.spec import Workload
@@ -89,8 +90,6 @@ def _parameters(config: dict[str, Any]) -> int:
     [
         ({"model_type": "lama", "hidden_size": "wide", "vocab_size": None}, "unknown model_type 'lama'"),
         ({"hidden_size": None, "vocab_size": None}, "hidden_size, vocab_size missing"),
-        ({"hidden_size": "64"}, "hidden_size: Expected `int`, got `str`"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers: Expected `int` >= 1"),
         ({"num_key_value_heads": -2}, "num_key_value_heads: Expected `int` >= 1"),
         ({"rms_norm_eps": 0}, "rms_norm_eps: Expected `float` > 0"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings: Expected `bool`"),
@@ -98,6 +97,15 @@ def _parameters(config: dict[str, Any]) -> int:
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "scaled rotary embedding"),
         ({"rope_scaling": "linear"}, "scaled rotary embedding"),
         ({"hidden_act": "gelu"}, "another activation"),
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers: Expected `int` <= 1024"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: Expected `int` >= 1"),
+        ({"hidden_size": True}, "hidden_size: Expected `int`, got `bool`"),
+        ({"hidden_size": "64"}, "hidden_size: Expected `int`, got `str`"),
+        ({"vocab_size": [128]}, "vocab_size: Expected `int`"),
+        ({"rope_theta": float("nan")}, "rope_theta: Expected `float` > 0"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps: Expected `float` <= "),
+        ({"rope_theta": None, "rope_parameters": {"rope_theta": {}}}, "rope_theta"),
+        ({"num_attention_heads": 96, "num_key_value_heads": 96, "head_dim": None}, "head_dim 0"),
         ({"attention_bias": True}, "biases"),
     ],
 )
@@ -161,3 +169,34 @@ def test_models_that_compute_the_same_have_one_id(tmp_path: Path) -> None:
     assert len(set(ids[: len(same)])) == 1
     assert len(set(ids)) == 1 + len(others)
     assert all(re.fullmatch(r"[0-9a-f]{12}", each) for each in ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"model_type": "llama", "x": ' + "[" * 100_000, "nested too deeply"),
+        ('{"model_type": "llama", "x": ' + "9" * 5000 + "}", "5,000 digits"),
+        ('{"model_type": "llama", "model_type": "llama"}', "'model_type' stands twice"),
+        ("", "not JSON"),
+        ('{"model_type": "\\ud800"}', "unknown model_type"),
+        ("\x00", "not JSON"),
+    ],
+)
+def test_a_file_that_is_no_config_says_why(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(TuneBenchError, match=words) as caught:
+        load_model(path, "q0f32")
+    assert NOT_TEXT.search(str(caught.value)) is None
+
+
+def test_a_folder_a_pipe_and_a_huge_file_are_no_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(TuneBenchError, match="no model config at"):
+        load_model(tmp_path / "folder.json", "q0f32")
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(TuneBenchError, match="it is no file"):
+        load_model(tmp_path / "pipe.json", "q0f32")
+    monkeypatch.setattr(workloads, "CONFIG_BYTES", 100)
+    with pytest.raises(TuneBenchError, match="larger than"):
+        load_model(write_config(tmp_path), "q0f32")

@@ -81,6 +81,7 @@ def read(path: Path, model: str = "") -> list[Result]:
     number = 1
     try:
         for fields in _fields(text):
+            stored.check(fields)
             rows.append((msgspec.convert(fields, _Row, strict="samples_ns" in fields), fields))
             number += 1
         files = Counter(_stem(name) for name in {row.model_filename for row, _ in rows})

@@ -49,7 +49,9 @@ def _cells(row: Result, chunk: int, kernels: Sequence[Kernel], names: Sequence[s
 
 def over_default(kernels: Sequence[Kernel]) -> float:
     """The kernels' gain over the default: geometric mean, weighted by time in the default, attention aside."""
-    plain = [kernel for kernel in kernels if not kernel.task.startswith("attention")]
+    plain = [
+        kernel for kernel in kernels if not kernel.task.startswith("attention") and _times(kernel)[kernel.schedule]
+    ]
     weights = [kernel.calls * _times(kernel)["default"] for kernel in plain]
     logs = [math.log(_times(k)["default"] / _times(k)[k.schedule]) if _times(k)["default"] else 0.0 for k in plain]
     return math.exp(sum(w * log for w, log in zip(weights, logs, strict=True)) / (sum(weights) or 1.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import threading
@@ -51,8 +52,8 @@ class Tracker:
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
-            raise TuneBenchError(f"{address!r} is no tracker's address.", "Write --tracker like 192.168.1.2:9190.")
+        if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+            raise TuneBenchError(f"{address[:80]!r} is no tracker's address.", "Write --tracker like 192.168.1.2:9190.")
         self.address = address
         self._host, self._port = host, int(port)
         self._asking: socket.socket | None = None
