@@ -246,11 +246,11 @@ def _is_for(folder: Path, made: Provenance) -> bool:
     return folder.exists()
 
 
-def _verify(folder: Path, made: Provenance) -> None:
-    """Raise a TuneBenchError for the database of another device or compiler, or of one that nothing tells."""
+def read_provenance(folder: Path) -> Provenance:
+    """What a folder's database was made for. TuneBenchError where there is none, or where nothing tells."""
     path = folder / PROVENANCE
     try:
-        found = msgspec.json.decode(_limited(path), type=Provenance) if _is_begun(folder) else made
+        return msgspec.json.decode(_limited(path), type=Provenance)
     except FileNotFoundError:
         raise TuneBenchError(
             f"{path} is missing, so nobody knows what the database was made for.",
@@ -261,6 +261,11 @@ def _verify(folder: Path, made: Provenance) -> None:
             f"cannot read {path} ({one_line(str(error))}).",
             "Name another --work-dir, or move that folder away and tune again.",
         ) from None
+
+
+def _verify(folder: Path, made: Provenance) -> None:
+    """Raise a TuneBenchError for the database of another device or compiler, or of one that nothing tells."""
+    found = read_provenance(folder) if _is_begun(folder) else made
     pairs = [(name, getattr(found, name), getattr(made, name)) for name in Provenance.__struct_fields__]
     if found != made:
         differences = ", ".join(f"{name} {there!r} (here {here!r})" for name, there, here in pairs if there != here)
