@@ -23,7 +23,8 @@ from tunebench.runners.local import LocalRunner
 from tunebench.runners.replay import DEFAULT, ReplayRunner
 from tunebench.tuning.database import Database, provenance
 from tunebench.tuning.entry import Entry
-from tunebench.tuning.search import Trials
+from tunebench.tuning.neighbours import Hints
+from tunebench.tuning.search import Trials, signature
 from tunebench.tuning.search_log import SearchLog
 from tunebench.tuning.tuner import Options, Progress, Watcher, kernels, sources, tune
 
@@ -127,6 +128,51 @@ def test_a_kernel_goes_on_at_the_depth_where_it_was_measured(
     more = run(found, target, tmp_path, ReplayRunner(Times()), replace(OPTIONS, trials=8, depth=70))
     assert {search.depth for search in more.searches} == {OPTIONS.depth}
     assert {entry.depth for entry in database_of(tmp_path, target).entries.values()} == {OPTIONS.depth}
+
+
+def test_what_won_elsewhere_is_tried_and_promoted_before_any_search(
+    found: list[Task], target: tvm.target.Target, tmp_path: Path
+) -> None:
+    run(found, target, tmp_path / "there", ReplayRunner(Times()))
+    won = database_of(tmp_path / "there", target).promoted()
+    assert set(won) == {task.key for task in found}
+    stages: list[tuple[str, int]] = []
+    progress = tune(
+        found,
+        database_of(tmp_path / "here", target),
+        target,
+        lambda: ReplayRunner(Times()),
+        replace(OPTIONS, trials=1),
+        lambda progress: stages.append((progress.stage, progress.trials)),
+        Hints([won]),
+    )
+    assert progress.trials == len(found)
+    assert max(trials for stage, trials in stages if stage == "hints") == len(found)
+    here = database_of(tmp_path / "here", target).promoted()
+    assert {key: str(record.trace) for key, record in here.items()} == {k: str(r.trace) for k, r in won.items()}
+
+
+def test_what_won_elsewhere_and_loses_here_is_no_winner(
+    found: list[Task], target: tvm.target.Target, tmp_path: Path
+) -> None:
+    run(found, target, tmp_path / "there", ReplayRunner(Times()))
+    won = database_of(tmp_path / "there", target).promoted()
+    options = replace(OPTIONS, trials=1)
+    slower = ReplayRunner(Times(tuned_ns=2000))
+    database = database_of(tmp_path / "here", target)
+    tune(found, database, target, lambda: slower, options, lambda progress: None, Hints([won]))
+    assert database_of(tmp_path / "here", target).promoted() == {}
+    decisions = {entry.decision for entry in database_of(tmp_path / "here", target).entries.values()}
+    assert decisions == {"kept default"}
+
+
+def test_a_decision_names_the_space_it_was_taken_in(
+    found: list[Task], target: tvm.target.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(found, target, tmp_path, ReplayRunner(Times()))
+    spaces = {key: entry.space for key, entry in database_of(tmp_path, target).entries.items()}
+    assert spaces == {task.key: signature(task.mod, target, 2) for task in found}
+    assert len(set(spaces.values())) == len(found)
 
 
 def test_only_the_phase_that_was_asked_for(found: list[Task], target: tvm.target.Target, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ Schema history
      Of a tuning run over RPC `environment` has `rpc` (the devices, their times in the probe, which were lost), and
      `cost_s` has `queue`, the wait for a device.
   2  a kernel's `bucket` is called `chunk`.
-  3  `model_id`, `run_name`, `settings`, `joules_per_token`, `conditions` and `throttled` are new; a kernel's decision
-     may be "not searched" or "nothing to decide", which were "kept default".
+  3  `model_id`, `run_name`, `settings`, `joules_per_token`, `conditions`, `throttled` and `began_from` are new; a
+     kernel's decision may be "not searched" or "nothing to decide", which were "kept default".
 """
 
 import datetime
@@ -103,6 +103,7 @@ class TuneResult(Struct, frozen=True, tag_field="kind", tag="tune"):
     run_name: Words = ""
     test_time: Words = ""
     model_id: Words = ""
+    began_from: Words = ""  # the databases of other devices whose winners were tried first
     trials: Amount = 0  # measured in this run
     valid_trials: Amount = 0  # of those, built, correct and timed
     cost_s: dict[str, Figure] = {}  # search, build, run, model, verify, total, queue if any

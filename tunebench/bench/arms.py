@@ -21,7 +21,7 @@ from tunebench.model import workload as workloads
 from tunebench.model.workload import Model
 from tunebench.spec import EngineName, Schedule, Test
 from tunebench.timing import Protocol
-from tunebench.tuning.lookup import Found, checked, look_up, missing_line
+from tunebench.tuning.lookup import Found, checked, look_up, missing_line, older_line
 from tunebench.tuning.session import SCRATCH_BYTES, Lowered
 
 PROTOCOL = Protocol(warmups=1, samples=10, least_samples=5, budget_s=30.0, patience_s=60.0)
@@ -133,9 +133,9 @@ def _own(lowered: Lowered, plan: Plan, say: Say, warn: Say) -> dict[str, Arm]:
 
 
 def _warn_of_missing(lowered: Lowered, found: Found, warn: Say) -> None:
-    line = missing_line(lowered, found)
-    if line:
-        warn(line)
+    for line in (missing_line(lowered, found), older_line(lowered, found.entries)):
+        if line:
+            warn(line)
 
 
 def load_own(

@@ -112,6 +112,13 @@ def tune_command(
     seed: Seed = 0,
     work_dir: WorkDir = Path("tunebench-work"),
     name: Name = "local",
+    begin_from: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="A database whose winners are tried first; without, the most similar device's; or none.",
+        ),
+    ] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Wait where another run writes the same database.")] = False,
     label: Label = "",
     bench: Annotated[bool, typer.Option(help="End with default against tuned, end to end.")] = True,
@@ -126,21 +133,26 @@ def tune_command(
     inputs.make_folder(session.results_path.parent)
     from tunebench.bench.arms import Plan
     from tunebench.cli.progress import TuneView
-    from tunebench.tuning.lookup import look_up, missing_line
-    from tunebench.tuning.run import run_tune
+    from tunebench.tuning.lookup import look_up, missing_line, older_line
+    from tunebench.tuning.run import neighbours, run_tune
     from tunebench.tuning.tuner import Options
 
     phases = options.phases(phase)
     allowed = Options(trials, limit_s, seed=seed, depth=depth, phases=phases, wait=wait, warn=inputs.warn)
     lowered = [_lower(session, workload) for workload in inputs.workloads(model, scheme, batch, prompt, context)]
     inputs.say_packed(session)
+    for near in neighbours(session, begin_from):
+        console.print(f"Begins with what won on {near.made.device}, in {near.folder}", soft_wrap=True)
     changed = []  # models with at least one tuned kernel
     kept = f"Trials and decisions so far are in {session.database().folder}"
     with stopping.keeping(f"{kept}, and a bench uses them: run the same command to go on."):
         for each in lowered:
             workload = each.model.workload
+            older = older_line(each, session.database().entries)
+            if older:
+                console.print(older, soft_wrap=True)
             with TuneView(console, f"{each.model.name} {workload.scheme.name}") as view:
-                row = run_tune(each, allowed, view)
+                row = run_tune(each, allowed, view, begin_from)
             changed += [each] if any(kernel.schedule != "default" for kernel in row.kernels) else []
             console.print(f"{_tuned(row)}; database in {session.database().folder}", soft_wrap=True)
             line = missing_line(each, look_up(each.tasks, session.database()))

@@ -70,7 +70,12 @@ class TuneView:
         return Text(" | ".join(parts), style="bold")
 
 
-_STAGES = {"default": "timing default schedules", "search": "searching", "decision": "measuring winners again"}
+_STAGES = {
+    "default": "timing default schedules",
+    "hints": "trying what won elsewhere",
+    "search": "searching",
+    "decision": "measuring winners again",
+}
 
 
 def _clock(seconds: float) -> str:

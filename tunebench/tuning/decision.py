@@ -102,6 +102,8 @@ class Judge:
     def _keep(self, search: TaskSearch, entry: Entry, winner: ms.database.TuningRecord | None) -> None:
         """A decision, and its record, on disk before anything else; a signal waits for both."""
         key = search.task.key
+        if search.begun or search.trials:
+            entry = replace(entry, space=search.signature)
         with stopping.held():
             search.entry = self._database.entries[key] = entry
             self._winners.pop(key, None)

@@ -27,6 +27,7 @@ from tunebench.spec import EngineName, Schedule, Workload
 from tunebench.timing import Protocol
 from tunebench.tuning.database import Database
 from tunebench.tuning.entry import Entry
+from tunebench.tuning.search import signature
 from tunebench.tuning.session import Lowered, Session
 
 CANDIDATES = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -160,6 +161,27 @@ def missing_line(lowered: Lowered, found: Found) -> str:
         f"{device.target_name} run untuned: {named}{more} ({reasons.most_common(1)[0][0]}). Tune them: "
         f"`tunebench tune -m {workload.model} -q {workload.scheme.name} --target {device.target_name} "
         f"--prompt {prompt} --context {workload.context}{batch}`"
+    )
+
+
+def older_line(lowered: Lowered, entries: Mapping[str, Entry]) -> str:
+    """Which kernels were decided when there was less to choose from, or something else; empty where none was."""
+    target, threads = lowered.session.target, lowered.session.threads
+    decided = [task for task in lowered.tasks if task.key in entries and entries[task.key].decision not in UNTRIED]
+    older = [
+        task
+        for task in decided
+        if entries[task.key].decision != "nothing to decide"
+        and not (entries[task.key].space and entries[task.key].space == signature(task.mod, target, threads))
+    ]
+    if not older:
+        return ""
+    named = ", ".join(task.name for task in older[:NAMED])
+    more = f" and {len(older) - NAMED} more" if len(older) > NAMED else ""
+    model = f"{lowered.model.name} {lowered.model.workload.scheme.name}"
+    return (
+        f"{len(older)} of {len(lowered.tasks)} kernels of {model} were decided on in other spaces than today's: "
+        f"{named}{more}. `tunebench tune` searches them anew."
     )
 
 

@@ -27,8 +27,6 @@ from tunebench.tuning.entry import Provenance
 MOST = 3  # records of other kernels that are tried on one
 NONE = "none"  # what `--from` says to begin from nothing
 
-Record = ms.database.TuningRecord
-
 
 @dataclass(frozen=True)
 class Neighbour:
@@ -37,7 +35,7 @@ class Neighbour:
     folder: Path
     made: Provenance
 
-    def winners(self) -> Mapping[str, Record]:
+    def winners(self) -> Mapping[str, ms.database.TuningRecord]:
         """Its promoted records by task key."""
         return Database(self.folder, self.made).promoted()
 
@@ -45,8 +43,8 @@ class Neighbour:
 def choose(asked: str, made: Provenance, target_name: str, roots: Iterable[Path], own: str) -> list[Neighbour]:
     """The database to begin from: the one in a folder that was asked for, or else the most like `made` in `roots`.
 
-    None where `asked` is `none`, or where there is none but `own`, the name of the folder that is written. TuneBenchError
-    where what was asked for is no database of this kind of target.
+    None where `asked` is `none`, or where there is none but `own`, the name of the folder that is written.
+    TuneBenchError where what was asked for is no database of this kind of target.
     """
     if asked == NONE:
         return []
@@ -84,30 +82,30 @@ def _distance(there: Provenance, here: Provenance) -> tuple[bool, float, int, st
 class Hints:
     """Winners, by the kernels that they may be tried on."""
 
-    def __init__(self, sources: Iterable[Mapping[str, Record]]) -> None:
-        self._by_key: dict[str, Record] = {}
-        self._by_make: dict[tuple[object, ...], list[Record]] = defaultdict(list)
+    def __init__(self, sources: Iterable[Mapping[str, ms.database.TuningRecord]]) -> None:
+        self._by_key: dict[str, ms.database.TuningRecord] = {}
+        self._by_make: dict[tuple[object, ...], list[ms.database.TuningRecord]] = defaultdict(list)
         for records in sources:
             for key, record in records.items():
                 if key not in self._by_key:
                     self._by_key[key] = record
                     self._by_make[_make(record.workload.mod)].append(record)
 
-    def of(self, task: Task) -> list[Record]:
+    def of(self, task: Task) -> list[ms.database.TuningRecord]:
         """Those for one kernel: another device's winner for the very same, or else those of the most similar ones."""
         same = self._by_key.get(task.key)
         if same is not None:
             return [same]
         extents = _extents(task.mod)
 
-        def distance(record: Record) -> float:
+        def distance(record: ms.database.TuningRecord) -> float:
             pairs = zip(_extents(record.workload.mod), extents, strict=True)
             return sum(abs(math.log(there / here)) for there, here in pairs)
 
         return sorted(self._by_make.get(_make(task.mod), []), key=distance)[:MOST]
 
 
-def candidates(task: Task, records: Iterable[Record]) -> list[ms.MeasureCandidate]:
+def candidates(task: Task, records: Iterable[ms.database.TuningRecord]) -> list[ms.MeasureCandidate]:
     """The schedules of those records that apply to a kernel."""
     int8_dot.register()
     found = []

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from tunebench import results, stopping
+from tunebench import installation, results, stopping
 from tunebench.results import TuneResult
 from tunebench.tuning.database import Database
+from tunebench.tuning.neighbours import NONE, Hints, Neighbour, choose
 from tunebench.tuning.session import Lowered, Session
 from tunebench.tuning.tuner import Options, Progress, Watcher, kernels, sources, tune
 
 
-def run_tune(lowered: Lowered, options: Options, watch: Watcher) -> TuneResult:
-    """Tune one model's kernels and write what it took and brought."""
+def run_tune(lowered: Lowered, options: Options, watch: Watcher, begin_from: str = "") -> TuneResult:
+    """Tune one model's kernels and write what it took and brought.
+
+    `begin_from`: the folder of a database whose winners are tried first; without, that of the device most like this one
+    if there is any; `none` for neither.
+    """
     session, workload = lowered.session, lowered.model.workload
     database, device = session.database(), session.device
     depth = min(options.depth, workload.context - max(workload.chunk_sizes))
@@ -24,18 +30,28 @@ def run_tune(lowered: Lowered, options: Options, watch: Watcher) -> TuneResult:
         seen[:] = [progress]
         watch(progress)
 
+    near = neighbours(session, begin_from)
     try:
         options = replace(options, depth=depth, threads=device.threads, cold_bytes=device.cold_bytes)
-        tune(lowered.tasks, database, session.target, device.runner, options, remember)
+        own = [] if begin_from == NONE else [database.promoted()]
+        hints = Hints([*own, *(each.winners() for each in near)])
+        tune(lowered.tasks, database, session.target, device.runner, options, remember, hints)
     finally:  # a run that was stopped has its cost too
         with stopping.held():
-            rows = [_tune_row(lowered, progress, database) for progress in seen]
+            rows = [_tune_row(lowered, progress, database, near) for progress in seen]
             for row in rows:
                 results.append(session.results_path, row)
     return rows[0]
 
 
-def _tune_row(lowered: Lowered, progress: Progress, database: Database) -> TuneResult:
+def neighbours(session: Session, begin_from: str) -> list[Neighbour]:
+    """The databases that a run begins from, beside its own."""
+    made, own = session.database().made, session.database().folder
+    roots = (own.parent, installation.tuning_logs())
+    return choose(begin_from, made, session.device.target_name, roots, own.name)
+
+
+def _tune_row(lowered: Lowered, progress: Progress, database: Database, near: Sequence[Neighbour]) -> TuneResult:
     session, workload = lowered.session, lowered.model.workload
     found = kernels(lowered.tasks, database.entries, sources(database.promoted()))
     ranks = {search.task.name: search.ranks for search in progress.searches if search.ranks}
@@ -50,6 +66,7 @@ def _tune_row(lowered: Lowered, progress: Progress, database: Database) -> TuneR
         run_name=session.run_name,
         model_id=lowered.model.model_id,
         test_time=results.now(),
+        began_from=", ".join(each.folder.name for each in near),
         trials=progress.trials,
         valid_trials=progress.valid,
         cost_s={**progress.costs.seconds, "total": progress.elapsed_s},

@@ -8,7 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import tvm
 import tvm_ffi
@@ -119,6 +119,7 @@ class TaskSearch:
     doing: str = ""
     reason: str = ""  # why it cannot be tuned
     begun: bool = False
+    hinted: bool = False  # another's winner was tried, and is faster than the default
     ranks: list[float] = field(default_factory=list)  # of the cost model, a round each
     programs: dict[int, float] = field(default_factory=dict)  # structural hash -> seconds
 
@@ -132,6 +133,11 @@ class TaskSearch:
         """The kernel as a runner wants it, made once for all its candidates."""
         return MeasureInput(self.task.key, tvm.ir.save_json(self.default_mod), self.depth, self.cold_bytes)
 
+    @functools.cached_property
+    def signature(self) -> str:
+        """Of the space that its candidates are drawn from."""
+        return signature(self.task.mod, self.context.target, self.context.num_threads)
+
     @property
     def trial(self) -> Trial:
         """How its candidates are timed now."""
@@ -142,10 +148,7 @@ def begin(
     task: Task, entry: Entry, target: tvm.target.Target, threads: int, depth: int, cold_bytes: int, seed: int
 ) -> TaskSearch:
     """Choose the task's space: the first that matches, else MetaSchedule's own rules."""
-    sch = s_tir.Schedule(task.mod)
-    kernel = _described(sch, target, threads)
-    device = "gpu" if kernel.gpu else "cpu"
-    space = next((s for s in spaces.spaces().values() if s.device == device and s.matches(sch, kernel)), None)
+    space, kernel = _space_of(s_tir.Schedule(task.mod), target, threads)
     generator: object = "post-order-apply"
     if space or kernel.gpu:  # MetaSchedule's own rules lose to DLight by far, and most do not build
         generate = space.generate if space else _nothing
@@ -171,6 +174,24 @@ def begin(
     found = TaskSearch(task, entry, name, context, default_mod, depth, cold_bytes)
     found.reason = "" if name else NO_SPACE
     return found
+
+
+def _space_of(
+    sch: s_tir.Schedule, target: tvm.target.Target, threads: int
+) -> tuple[spaces.Space | None, spaces.Kernel]:
+    """The first space that is for a kernel, and the kernel as that space sees it."""
+    kernel = _described(sch, target, threads)
+    device = "gpu" if kernel.gpu else "cpu"
+    return next((s for s in spaces.spaces().values() if s.device == device and s.matches(sch, kernel)), None), kernel
+
+
+def signature(mod: tvm.IRModule, target: tvm.target.Target, threads: int) -> str:
+    """What changes when there is more, less or something else to choose from for a kernel than before."""
+    sch = s_tir.Schedule(mod)
+    space, kernel = _space_of(sch, target, threads)
+    designs = space.generate(sch, kernel) if space else []
+    steps = [str(step) for design in designs for step in design.trace.insts]  # without what was sampled
+    return hashlib.sha1("\n".join([space.name if space else "", *steps]).encode()).hexdigest()[:12]
 
 
 def _nothing(sch: s_tir.Schedule, kernel: spaces.Kernel) -> list[s_tir.Schedule]:
@@ -199,6 +220,7 @@ class Round:
     programs: list[int]  # structural hash of each candidate's kernel
     fresh: dict[int, ms.MeasureCandidate]  # by program, those that were never measured
     failed: dict[str, Failed]  # those that the build knows of, by program
+    asked: bool = True  # whether MetaSchedule's strategy proposed them
 
 
 def propose(
@@ -212,6 +234,25 @@ def propose(
         return None
     with costs.of("model"):
         predicted = cost_model.scores(model, search.context, candidates)
+    return _built(search, candidates, predicted, trials, runner, costs)
+
+
+def try_others(
+    search: TaskSearch, candidates: list[ms.MeasureCandidate], trials: Trials, runner: Runner, costs: Costs
+) -> Round:
+    """Begin to build schedules that won elsewhere."""
+    return replace(_built(search, candidates, None, trials, runner, costs), asked=False)
+
+
+def _built(
+    search: TaskSearch,
+    candidates: list[ms.MeasureCandidate],
+    predicted: list[float] | None,
+    trials: Trials,
+    runner: Runner,
+    costs: Costs,
+) -> Round:
+    """A round, of which those candidates are being built that are new."""
     programs = [tvm_ffi.structural_hash(candidate.sch.mod) for candidate in candidates]
     for candidate, program in zip(candidates, programs, strict=True):
         known = trials.measured.get(candidate_key(search.task, candidate))
@@ -240,7 +281,8 @@ def measure(proposed: Round, trials: Trials, model: ms.cost_model.XGBModel, runn
     search.stale = 0 if search.best_ns < GAIN * before else search.stale + 1
     with costs.of("model"):
         results = [ms.runner.RunnerResult([value], None) for value in taken]
-        search.context.notify_runner_results(proposed.candidates, results)
+        if proposed.asked:
+            search.context.notify_runner_results(proposed.candidates, results)
         model.update(search.context, proposed.candidates, results)
     _note(search, proposed.predicted, taken)
 

@@ -29,7 +29,8 @@ from tunebench.tuning import cost_model
 from tunebench.tuning.database import Database
 from tunebench.tuning.decision import STALE, Judge
 from tunebench.tuning.entry import NEVER, NO_DEFAULT, UNDECIDED, Entry
-from tunebench.tuning.search import Costs, Round, TaskSearch, Trials, begin, measure, propose
+from tunebench.tuning.neighbours import Hints, candidates
+from tunebench.tuning.search import Costs, Round, TaskSearch, Trials, begin, measure, propose, try_others
 from tunebench.tuning.search_log import SearchLog
 
 GRACE_S = 10.0  # for decisions after a run was asked to end
@@ -97,8 +98,12 @@ def tune(
     make_runner: Callable[[], Runner],
     options: Options,
     watch: Watcher,
+    hints: Hints | None = None,
 ) -> Progress:
-    """Search every task, judge the winners, and promote those that won. Meanwhile the database is this process's."""
+    """Try what won elsewhere, search every task, judge the winners, and promote those that won.
+
+    Meanwhile the database is this process's.
+    """
     wanted = [task for task in tasks if any(phase(chunk) in options.phases for chunk in task.calls)]
     log = database.open_for_writing(options.warn if options.wait else None)
     try:
@@ -108,6 +113,8 @@ def tune(
         try:
             run.measure_defaults()
             run.decide_due(run.progress.searches)  # what an earlier run was kept from
+            if hints:
+                run.try_hints(hints)
             run.search()
             run.decide_rest()
         except BaseException as error:
@@ -239,6 +246,30 @@ class _Run:
                 search.best_ns = min([stats.median(search.entry.default_ns), *trials])
         self._mark()
 
+    def try_hints(self, hints: Hints) -> None:
+        """Measure what won elsewhere, and decide at once where it is clearly faster than the default."""
+        self.progress.stage = "hints"
+        rounds = (self._hinted(search, hints) for search in self._by_share() if self._wants_hints(search))
+        for each in list(rounds) if self.runner.builds_ahead else rounds:
+            if each is None or not self._time_is_left():
+                continue
+            each.search.doing = "hint"
+            measure(each, self.trials, self.model, self.runner, self.progress.costs)
+            each.search.doing = ""
+            each.search.hinted = self.judge.is_clear(each.search)
+            self._mark()
+            if each.search.hinted:
+                self._decide(each.search)
+
+    def _wants_hints(self, search: TaskSearch) -> bool:
+        untried = search.entry.decision != "promoted" and not self.trials.count(search.task)
+        return untried and bool(search.entry.default_ns) and not search.reason
+
+    def _hinted(self, search: TaskSearch, hints: Hints) -> Round | None:
+        with self.progress.costs.of("search"):
+            found = candidates(search.task, hints.of(search.task)) if self._time_is_left() else []
+        return try_others(search, found, self.trials, self.runner, self.progress.costs) if found else None
+
     def search(self) -> None:
         """Rounds of candidates until time or candidates run out; one may be built while another is measured."""
         self.progress.stage = "search"
@@ -259,10 +290,10 @@ class _Run:
     def _propose(self, busy: TaskSearch | None) -> Round | None:
         """A round for the task that promises most; not for one whose last round is not measured yet."""
         while self._time_is_left():
-            candidates = [s for s in self.progress.searches if s is not busy and self._may_go_on(s)]
-            if not candidates:
+            open_ones = [s for s in self.progress.searches if s is not busy and self._may_go_on(s)]
+            if not open_ones:
                 break
-            search = max(candidates, key=lambda s: (not s.begun, self._promise(s)))
+            search = max(open_ones, key=lambda s: (not s.begun and not s.hinted, self._promise(s)))
             most = self.options.trials - self.trials.count(search.task)
             proposed = propose(search, self.trials, self.model, self.runner, self.progress.costs, most)
             if proposed:
