@@ -68,7 +68,7 @@ def test_every_test_has_a_twin_of_its_own(config: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(runner, "peaks", lambda arms, *_: (arms, {}))
     measured: list[tuple[str, ...]] = []
 
-    def interleave(arms: Mapping[str, Any], protocol: Protocol) -> dict[str, Samples]:
+    def interleave(arms: Mapping[str, Any], protocol: Protocol, **_: Any) -> dict[str, Samples]:
         """Made-up times, with twice the difference between twins in the second test."""
         measured.append(tuple(arms))
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -134,7 +135,7 @@ def _config_path(model: str) -> Path:
     path = Path(model)
     if model in names():
         return installation.workloads() / f"{model}.json"
-    if path.is_dir():
+    if os.path.isdir(path):  # also False where the name is too long for a path
         return path / "config.json"
     if path.suffix != ".json":
         raise registry.unknown(model, names(), "model")

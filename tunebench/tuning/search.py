@@ -190,8 +190,15 @@ def signature(mod: tvm.IRModule, target: tvm.target.Target, threads: int) -> str
     sch = s_tir.Schedule(mod)
     space, kernel = _space_of(sch, target, threads)
     designs = space.generate(sch, kernel) if space else []
-    steps = [str(step) for design in designs for step in design.trace.insts]  # without what was sampled
+    steps = [_step(each) for design in designs for each in design.trace.insts]
     return hashlib.sha1("\n".join([space.name if space else "", *steps]).encode()).hexdigest()[:12]
+
+
+def _step(instruction: s_tir.schedule.Instruction) -> str:
+    """What an instruction does, without what it does it to and what was sampled."""
+    values = [value for value in (*instruction.attrs, *instruction.inputs) if not isinstance(value, tvm.runtime.Object)]
+    lists = [list(value) for value in instruction.attrs if isinstance(value, tvm.ir.Array)]
+    return f"{instruction.kind.name} {values} {lists}"
 
 
 def _nothing(sch: s_tir.Schedule, kernel: spaces.Kernel) -> list[s_tir.Schedule]:
