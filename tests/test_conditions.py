@@ -231,6 +231,24 @@ def test_energy_is_told_where_the_counter_is_fine_enough(
     assert watched(device, sample_s, count)["joules_per_token"] == (expected and pytest.approx(expected, rel=0.05))
 
 
+@pytest.mark.parametrize(("steps_per_s", "sample_s"), [(20, 0.02), (1000, 0.001), (10, 0.2)])
+def test_short_samples_are_repeated_for_their_energy(steps_per_s: int, sample_s: float) -> None:
+    device = fixed_step(Made(steps_per_s), 1 / steps_per_s)
+    watch = Watch({"gpu": device}, clock=lambda: device.now_s)
+    samples_ns = [round(sample_s * 1e9)] * 4
+    watch.repeat("gpu", lambda: device.run(sample_s), samples_ns)
+    assert device.now_s >= max(1.5, 20 / steps_per_s)
+    assert watch.found("gpu", samples_ns, 10)["joules_per_token"] == pytest.approx(100 * sample_s / 10, rel=0.1)
+
+
+def test_nothing_is_repeated_without_a_counter() -> None:
+    device = fixed_step(Made(0), None)
+    watch = Watch({"gpu": device}, clock=lambda: device.now_s)
+    watch.repeat("gpu", lambda: device.run(1.0), [1000])
+    watch.repeat("other", lambda: device.run(1.0), [1000])
+    assert device.now_s == 0
+
+
 def test_a_device_without_any_state_has_no_conditions() -> None:
     with Watch({"arm": Conditions()}) as watch, watch.around("arm"):
         pass

@@ -46,6 +46,8 @@ def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Say, warn: Say) -> It
         try:
             with watch:
                 measured = _measure(calls, probes, plan.protocol, watch)
+            for name, call in calls.items():
+                watch.repeat(name, call, measured[name].samples_ns)
         except Exception as error:  # whatever the runtime raises is this test's row, and the sweep goes on
             measured = interleave(_probing(probes), PROBE)
             skipped = {**dict.fromkeys(calls, ("failed", f"{type(error).__name__}: {error}")), **skipped}

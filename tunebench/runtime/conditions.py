@@ -11,6 +11,7 @@ from typing import Any
 
 LEAST_S = 1.0  # of an arm's samples together, for its energy to be told
 LEAST_STEPS = 5  # of the energy counter in every sample
+REPEATED_S, REPEATED_STEPS = 1.5, 20  # that an arm of shorter samples runs again and again, at least
 WATCHED_S = 0.5  # for a counter that takes longer to move, there is no energy
 
 
@@ -53,12 +54,13 @@ class Watch:
     `arms` has the device that each arm of the measurement runs on.
     """
 
-    def __init__(self, arms: Mapping[str, Conditions]) -> None:
-        self._arms = dict(arms)
+    def __init__(self, arms: Mapping[str, Conditions], clock: Callable[[], float] = time.perf_counter) -> None:
+        self._arms, self._clock = dict(arms), clock
         self._start: dict[Conditions, dict[str, Any]] = {}
         self._end: dict[Conditions, dict[str, Any]] = {}
         self._throttled: defaultdict[str, list[bool]] = defaultdict(list)
         self._joules: defaultdict[str, list[float | None]] = defaultdict(list)
+        self._repeated_j: dict[str, float] = {}  # of one sample, where many were taken in a row for it
 
     def __enter__(self) -> Watch:
         self._start = self._states()
@@ -83,6 +85,21 @@ class Watch:
         self._throttled[arm].append(device.throttle_count() != throttles)
         self._joules[arm].append(None if before_j is None or after_j is None else after_j - before_j)
 
+    def repeat(self, arm: str, sample: Callable[[], object], samples_ns: list[int]) -> None:
+        """Take samples in a row for their energy, where those that were timed in turn are too short for the counter."""
+        device = self._arms.get(arm)
+        if device is None or not samples_ns or self._of_samples(arm, samples_ns) is not None or device.step_s is None:
+            return
+        sample()  # what ran before is not this arm's
+        before_j, count = device.energy_j(), 0
+        end = self._clock() + max(REPEATED_S, REPEATED_STEPS * device.step_s)
+        while self._clock() < end:
+            sample()
+            count += 1
+        after_j = device.energy_j()
+        if before_j is not None and after_j is not None:
+            self._repeated_j[arm] = (after_j - before_j) / count
+
     def found(self, arm: str, samples_ns: list[int], tokens: int) -> dict[str, Any]:
         """What a result of an arm says of it, its samples being of so many tokens each."""
         if arm not in self._arms:
@@ -96,11 +113,15 @@ class Watch:
         }
 
     def _joules_per_token(self, arm: str, samples_ns: list[int], tokens: int) -> float | None:
-        """None where the counter is too coarse: each sample has up to a step of what was before it."""
+        joules = self._repeated_j.get(arm) or self._of_samples(arm, samples_ns)
+        return None if joules is None else joules / tokens
+
+    def _of_samples(self, arm: str, samples_ns: list[int]) -> float | None:
+        """Joules of one sample; None where the counter is too coarse: each has up to a step of what was before it."""
         joules = [each for each in self._joules[arm] if each is not None]
         if not samples_ns or len(joules) != len(samples_ns) or sum(samples_ns) < LEAST_S * 1e9:
             return None
         step_s = self._arms[arm].step_s
         if step_s is None or min(samples_ns) < LEAST_STEPS * step_s * 1e9:
             return None
-        return sum(joules) / (len(joules) * tokens)
+        return sum(joules) / len(joules)
