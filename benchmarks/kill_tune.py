@@ -1,11 +1,14 @@
 """Kills a tuning run again and again, by any signal at any moment, and counts what is broken afterwards.
 
     python benchmarks/kill_tune.py --n 100
+    python benchmarks/kill_tune.py --n 30 --promoting
 
 Runs go on in one work dir, which is emptied now and then. A signal comes at a random time, or just after a file of the
 database has changed, at times to the whole process group, at times twice. After each kill the database must open, its
 promoted records and verdicts must agree, no trial may be lost or belong to another kernel, no worker process may be
-left after some seconds, and no temporary folder after the next run. Prints a table; exit code 1 where there is a fault.
+left after some seconds, and no temporary folder after the next run. With --promoting each run begins with trials that
+nothing was decided on, and is killed while it keeps one of its first decisions. Prints a table; exit code 1 where there
+is a fault.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ import psutil
 from tunebench.kernels import int8_dot
 from tunebench.tuning.database import Database
 from tunebench.tuning.entry import Provenance
+from tunebench.tuning.versions import LINK, VERSIONS
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL", "SIGQUIT")
 GRACEFUL = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -40,6 +44,9 @@ EMPTY_EVERY = 10  # kills
 LATEST_S = 8.0  # after the start
 ENDS_WITHIN_S = 60.0  # of the signal: seconds of grace, and closing, on a busy machine
 WORKERS_WITHIN_S = 5.0
+UNDECIDED_S = 60  # of search, for the trials that --promoting begins with
+DECISIONS = 5  # that are kept before one with --promoting, at most
+PROMOTES_WITHIN_S = 90.0  # of its start: a run that does not is killed then
 TUNE = ("tune", "-m", "demo", "-q", "q0f32", "--time-limit", "10m", "--no-bench")
 
 
@@ -49,8 +56,10 @@ class Killer:
 
     folder: Path
     rng: random.Random
+    undecided: Path | None = None  # a work dir with trials alone, from which each run begins
     trials: Counter[tuple[str, str]] = field(default_factory=Counter)  # the last run's, as (kernel, schedule)
     faults: dict[str, Counter[str]] = field(default_factory=dict)  # by signal
+    met: int = 0  # runs that were writing a version when they were killed, or just had
 
     @property
     def work(self) -> Path:
@@ -64,9 +73,11 @@ class Killer:
 
     def kill_one(self, index: int) -> list[str]:
         """Start a run, kill it, look at what is left; the faults."""
-        if index % EMPTY_EVERY == 0:
+        if index % EMPTY_EVERY == 0 or self.undecided:
             shutil.rmtree(self.work, ignore_errors=True)
-            self.trials.clear()
+            if self.undecided:
+                shutil.copytree(self.undecided, self.work)
+            self.trials = _trials(self.work)
         self.temporary.mkdir(exist_ok=True)
         name = self.rng.choice(SIGNALS)
         before = {path.name for path in self.temporary.iterdir()}
@@ -78,6 +89,19 @@ class Killer:
         counts.update(["kills", *found])
         return [f"{index} {name} (exit code {code}): {each}" for each in found]
 
+    def search(self) -> None:
+        """Have a run make trials, and forget what it decided."""
+        self.temporary.mkdir(exist_ok=True)
+        run = self._start()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.wait(UNDECIDED_S)
+        run.kill()
+        run.wait()
+        for folder in self.work.glob("tuning_logs/*"):
+            (folder / LINK).unlink(missing_ok=True)
+            shutil.rmtree(folder / VERSIONS, ignore_errors=True)
+        self.undecided = self.work.rename(self.folder / "undecided")
+
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tunebench", *TUNE, "--work-dir", str(self.work)]
         with (self.folder / "output.txt").open("ab") as output:
@@ -87,6 +111,9 @@ class Killer:
             )  # fmt: skip
 
     def _await_moment(self, run: subprocess.Popen[bytes]) -> None:
+        if self.undecided:
+            self._await_version(run, self.rng.randint(1, DECISIONS))
+            return
         end_s = time.monotonic() + self.rng.uniform(0.3, LATEST_S)
         at_a_write = self.rng.random() < 0.5
         before = self._written()
@@ -96,13 +123,23 @@ class Killer:
                 return
             time.sleep(0.002)
 
+    def _await_version(self, run: subprocess.Popen[bytes], number: int) -> None:
+        """Wait until a version of the database is being written, and a little longer."""
+        end_s = time.monotonic() + PROMOTES_WITHIN_S
+        while time.monotonic() < end_s and run.poll() is None:
+            if any(self.work.glob(f"tuning_logs/*/{VERSIONS}/{number}")):
+                self.met += 1
+                time.sleep(self.rng.uniform(0, 0.05))
+                return
+            time.sleep(0.001)
+
     def _written(self) -> list[tuple[str, int]]:
         """When the files of the database were last written, without the trials, which are written all the time."""
-        files = [path for path in self.work.glob("tuning_logs/*/*") if path.is_file()]
+        names = ("*", f"{VERSIONS}/*", f"{VERSIONS}/*/*")
         found = []
-        for path in files:
+        for path in (path for name in names for path in self.work.glob(f"tuning_logs/*/{name}")):
             with contextlib.suppress(OSError):  # replaced just now
-                found.append((str(path), path.stat().st_mtime_ns))
+                found += [(str(path), path.lstat().st_mtime_ns)] if path.name != "search" else []
         return sorted(found)
 
     def _end(self, run: subprocess.Popen[bytes], number: int) -> int:
@@ -187,7 +224,7 @@ def _workers(parent: int) -> list[psutil.Process]:
     for each in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             words = each.cmdline()
-            if "tunebench.runners.child" in words and str(parent) in words:
+            if "tunebench.runners import child" in " ".join(words) and str(parent) in words:
                 found.append(each)
     return found
 
@@ -205,6 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--n", type=int, default=100, help="kills")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--promoting", action="store_true", help="kill runs while they keep decisions")
     given = parser.parse_args()
     for name in SIGNALS:
         if name != "SIGKILL":  # a shell's background job ignores some, and so would the runs
@@ -213,10 +251,14 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # SIGQUIT would leave a core
     with tempfile.TemporaryDirectory() as name:
         killer = Killer(Path(name), random.Random(given.seed))
+        if given.promoting:
+            killer.search()
         for index in range(given.n):
             for fault in killer.kill_one(index):
                 print(fault, flush=True)
     print(f"{killer.trials.total()} trials since the work dir was emptied last")
+    if given.promoting:
+        print(f"{killer.met} of {given.n} runs were killed at a promotion")
     print(_table(killer.faults))
     sys.exit(any(counts[each] for counts in killer.faults.values() for each in FAULTS))
 

@@ -380,6 +380,57 @@ def test_a_link_that_leaves_the_folder_is_refused(to: str, folder: Path, made: P
         Database(folder, made)
 
 
+@pytest.mark.parametrize("name", ["versions", "versions/1", "versions/1/tunebench"])
+def test_a_reader_does_not_follow_a_link_out(name: str, folder: Path, made: Provenance, tmp_path: Path) -> None:
+    (folder / "versions/1/tunebench").mkdir(exist_ok=True)
+    (folder / name).rename(tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", folder / name)
+    with pytest.raises(TuneBenchError, match="leads out of its folder"):
+        Database(folder, made)
+
+
+@pytest.mark.parametrize("how", ["link", "dangling link", "pipe"])
+@pytest.mark.parametrize("name", [RECORDS, WORKLOADS, VERDICTS])
+def test_a_link_or_pipe_in_a_files_place_is_moved_away(
+    name: str, how: str, folder: Path, made: Provenance, tmp_path: Path
+) -> None:
+    """It is neither read nor written, and nothing waits for it."""
+    for place in (folder / "promoted" / name, folder / "search" / name, folder / "search" / "cost_model.npy"):
+        place.unlink(missing_ok=True)
+        if how == "pipe":
+            os.mkfifo(place)
+        else:
+            os.symlink(__file__ if how == "link" else tmp_path / "nowhere", place)
+    before = Path(__file__).read_bytes()
+    database, _ = reopen(folder, made)
+    assert f"cannot read {folder / 'versions/1' / name} (it is " in database.warnings[0]
+    with pytest.raises(TuneBenchError, match=r"it is no file.*learns anew"):
+        cost_model.load(database.cost_model_path)
+    database.close()
+    assert Database(folder, made).warnings == []
+    assert SearchLog(folder / "search").warnings == []
+    assert Path(__file__).read_bytes() == before
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("how", ["link", "pipe"])
+def test_a_writer_goes_through_no_link_or_pipe(how: str, folder: Path, made: Provenance, tmp_path: Path) -> None:
+    for name in ("new-provenance.json", "new-promoted"):
+        os.mkfifo(folder / name) if how == "pipe" else os.symlink(tmp_path / "elsewhere", folder / name)
+    database, _ = reopen(folder, made)
+    database.commit(database.promoted(), ENTRIES)
+    assert Database(folder, made).entries == ENTRIES
+    os.mkfifo(folder / f"{RECORDS}.bad") if how == "pipe" else os.symlink(
+        tmp_path / "elsewhere", folder / f"{RECORDS}.bad"
+    )
+    with (folder / "promoted" / RECORDS).open("ab") as file:
+        file.write(b"bad\n")
+    database.close()
+    with pytest.raises(TuneBenchError, match="cannot write to"):
+        Database(folder, made).open_for_writing()
+    assert not (tmp_path / "elsewhere").exists()
+
+
 @pytest.mark.parametrize("name", ["search", "versions"])
 def test_a_writer_does_not_follow_a_link_out(name: str, folder: Path, made: Provenance, tmp_path: Path) -> None:
     (folder / name).rename(tmp_path / "elsewhere")
@@ -395,7 +446,7 @@ def test_a_file_that_is_too_large_is_not_read(folder: Path, made: Provenance) ->
         file.truncate(records.MOST_BYTES + 1)
     database = Database(folder, made)
     assert database.promoted() == {}
-    assert "more than 256 MiB" in database.warnings[0]
+    assert "larger than 256 MiB" in database.warnings[0]
 
 
 def test_pickles_in_the_search_folder_run_nothing(folder: Path, made: Provenance, tmp_path: Path) -> None:

@@ -7,13 +7,16 @@ than 20,000 with `-m slow`; none may raise anything but a TuneBenchError, wait, 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
 import resource
 import shutil
 import signal
 import socket
 import socketserver
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
@@ -47,7 +50,10 @@ from tunebench.runners.rpc.tracker import Tracker
 from tunebench.runtime import plan as plans
 from tunebench.runtime.plan import Buffer, Facts, Launch, Plan, Shader, Step
 from tunebench.spec import Workload
-from tunebench.tuning.database import Database, Provenance
+from tunebench.tuning import cost_model, records, vetting
+from tunebench.tuning.database import PROVENANCE, VERDICTS, Database, Provenance
+from tunebench.tuning.lock import _described
+from tunebench.tuning.records import FILES, RECORDS, WORKLOADS
 
 MEMORY_BYTES = 1 << 29  # more than any reader may take
 PATIENCE_S = 60  # for one input of a few kilobytes: far more than any takes
@@ -134,7 +140,7 @@ class Reader:
     seed: bytes
     read: Callable[[Path], object]
     file: str = "input"
-    mark: pytest.MarkDecorator | None = None
+    share: float = 1.0  # of the inputs; less for a reader that is slow
 
 
 def swapped(draw: st.DrawFn, text: str) -> str:
@@ -349,20 +355,113 @@ def rows_text() -> bytes:
         return (Path(folder) / "results.jsonl").read_bytes()
 
 
+def small_database() -> dict[str, bytes]:
+    """The files of a database that comes with TuneBench, of its kernels with the shortest texts."""
+    files = {path.name: path.read_bytes() for path in DATABASE.glob("*.json")}
+    files[PROVENANCE] = json.dumps(json.loads(files[PROVENANCE])).encode()
+    kernels, trials = (files[name].splitlines() for name in FILES)
+    fewest = sorted(range(len(kernels)), key=lambda place: len(kernels[place]))[:KERNELS]
+    found = {place: [json.loads(line) for line in trials if json.loads(line)[0] == place] for place in fewest}
+    files[WORKLOADS] = records.text(kernels[place] for place in fewest)
+    files[RECORDS] = records.text(
+        json.dumps([place, each]).encode() for place, of in enumerate(found.values()) for _, each in of[:2]
+    )
+    verdicts = json.loads(files[VERDICTS])
+    files[VERDICTS] = json.dumps(dict(list(verdicts.items())[:KERNELS])).encode()
+    return files
+
+
 def read_database(path: Path) -> None:
-    """A committed database with one of its files damaged."""
-    for other in DATABASE.glob("*.json"):
-        if other.name != path.name:
-            shutil.copyfile(other, path.parent / other.name)
-    made = msgspec.json.decode((DATABASE / "provenance.json").read_bytes(), type=Provenance)
-    Database(path.parent, made).promoted()
+    """A database with one of its files damaged, as `bench` does and then `tune`, which sets aside what is no good."""
+    folder = path.with_name("database")
+    shutil.rmtree(folder, ignore_errors=True)
+    search = folder / "search"
+    search.mkdir(parents=True)
+    for name, data in SMALL.items():
+        (folder / name).write_bytes(data)
+    for name in FILES:
+        (search / name).write_bytes(SMALL[name])
+    for place in (folder, search) if path.name in FILES else (folder,):
+        shutil.copyfile(path, place / path.name)
+    made = msgspec.json.decode(SMALL[PROVENANCE], type=Provenance)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(path.parent / "cache"))
+        patch.setattr(subprocess, "run", in_a_fork)
+        database = Database(folder, made)
+        database.promoted()
+        said = database.warnings
+        database.open_for_writing()
+        said += database.warnings
+        database.close()
+        assert not any(NOT_TEXT.search(words) or "\n" in words or len(words) > 5000 for words in said)
+        again = Database(folder, made)
+        assert set(again.promoted()) == set(database.promoted())
+        assert again.entries == database.entries
+        again.open_for_writing()
+        again.close()
+        assert again.warnings == []
 
 
-DATABASE = min(
-    (Path(__file__).parent.parent / "tuning_logs").iterdir(),
-    key=lambda folder: (folder / "database_workload.json").stat().st_size,
-)
-UNCHECKED = pytest.mark.skip(reason="records are not checked yet before TVM reads them, which may crash")
+def in_a_fork(command: list[str], input: bytes, timeout: float, **given: Any) -> subprocess.CompletedProcess[bytes]:
+    """What checks records in another process, without the seconds that a new one takes to import TVM."""
+    assert "vetting.main()" in command[-1]
+    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as said:
+        asked.write(input)
+        asked.seek(0)
+        child = os.fork()
+        if not child:
+            answer(asked.fileno(), said.fileno())
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        return subprocess.CompletedProcess(command, code, said.read())
+
+
+def answer(asked: int, said: int) -> None:
+    """In that process; it does not return."""
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(PATIENCE_S)
+        for file, place in ((asked, 0), (said, 1), (os.open(os.devnull, os.O_WRONLY), 2)):
+            os.dup2(file, place)
+        sys.stdin = open(0)  # noqa: SIM115
+        vetting.main()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def read_cost_model(path: Path) -> None:
+    """As `tune` does."""
+    cost_model.load(path, of_decisions=True)
+
+
+def learned() -> bytes:
+    """What is kept of a few samples."""
+    rows = [(7, sample, 0.5 + sample, np.full(cost_model.FEATURES, sample)) for sample in range(3)]
+    file = io.BytesIO()
+    np.save(file, np.array(rows, cost_model._row(cost_model.FEATURES)))
+    return file.getvalue()
+
+
+def read_lock(path: Path) -> None:
+    """As a second run does, of what the first wrote down."""
+    words = _described(path.read_bytes())
+    raise TuneBenchError(f"{path} is being written by {words}.")
+
+
+def read_note(path: Path) -> None:
+    """As a run does, of what an earlier one knew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vetting, "_note", lambda home: path)
+        assert not vetting.is_known(records.Lines(path.parent, digests={WORKLOADS: (1, "1")}), path.parent)
+
+
+KERNELS = 2
+SLOW_SHARE = 0.2
+DATABASE = Path(__file__).parent.parent / "tuning_logs/llvm-amd-epyc-znver5-2t"
+SMALL = small_database()
+HOLDER = b'{"pid": 1, "host": "here", "since": "2026-01-01T00:00:00+00:00", "command": "tunebench tune"}'
+NOTE = json.dumps({name: [4, "0" * 64] for name in FILES}).encode()
 REQUEST = b"GET /plan/file?x=1 HTTP/1.1\r\nHost: HOST\r\nRange: bytes=2-5\r\nAccept: */*\r\n\r\n"
 INDEX = json.dumps({"metadata": {}, "weight_map": {"a": "model.safetensors", "b": "model.safetensors"}}).encode()
 OPTIONS = b"128,512\n90s\nboth\n0\nllvm\n1.5h\n192.168.1.2:9190"
@@ -382,9 +481,12 @@ READERS = (
     Reader("page", json.dumps({"value": {**ADAPTER, "limits": {"maxBufferSize": 1 << 30}}}).encode(), read_facts),
     Reader("request", REQUEST, ask_server),
     Reader("tracker", tracker_answer(), ask_tracker),
-    *(Reader(path.name, path.read_bytes(), read_database, path.name, UNCHECKED) for path in DATABASE.glob("*.json")),
+    *(Reader(name, data, read_database, name, SLOW_SHARE) for name, data in SMALL.items()),
+    Reader("cost model", learned(), read_cost_model, "cost_model.npy"),
+    Reader("lock", HOLDER, read_lock),
+    Reader("note", NOTE, read_note),
 )
-EACH = [pytest.param(reader, id=reader.name, marks=(reader.mark,) if reader.mark else ()) for reader in READERS]
+EACH = [pytest.param(reader, id=reader.name) for reader in READERS]
 
 
 @pytest.fixture
@@ -435,19 +537,19 @@ def fuzz(reader: Reader, folder: Path, count: int) -> None:
 @pytest.mark.parametrize("reader", EACH)
 def test_what_is_whole_is_accepted(reader: Reader, tmp_path: Path) -> None:
     (tmp_path / reader.file).write_bytes(reader.seed)
-    with contextlib.suppress(TuneBenchError) if reader.name == "options" else contextlib.nullcontext():
+    with contextlib.suppress(TuneBenchError) if reader.name in ("options", "lock") else contextlib.nullcontext():
         reader.read(tmp_path / reader.file)
 
 
 @pytest.mark.parametrize("reader", EACH)
 def test_what_is_damaged_is_refused_in_a_line(reader: Reader, tmp_path: Path, bounded: None) -> None:
-    fuzz(reader, tmp_path, FEW)
+    fuzz(reader, tmp_path, round(FEW * reader.share))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", EACH)
 def test_whatever_is_damaged_is_refused_in_a_line(reader: Reader, tmp_path: Path, bounded: None) -> None:
-    fuzz(reader, tmp_path, MANY)
+    fuzz(reader, tmp_path, round(MANY * reader.share))
 
 
 def read_report(path: Path) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -170,6 +171,16 @@ def test_a_worker_ends_with_its_parent_also_when_it_is_at_work() -> None:
         assert worker.is_running()
         parent.kill()
     assert psutil.wait_procs([worker], timeout=10)[0] == [worker]
+
+
+def test_modules_in_the_current_folder_are_not_a_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "numpy.py").write_text(f"import os; os.mkdir({str(tmp_path / 'ran')!r})")
+    monkeypatch.chdir(tmp_path)
+    process = workers.Worker()
+    process.send(os.getcwd, (), timeout=60)
+    assert process.recv() == str(tmp_path)
+    process.kill()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_ctrl_c_is_not_a_workers(runner: LocalRunner) -> None:

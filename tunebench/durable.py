@@ -8,7 +8,8 @@ from tunebench.errors import StorageError, TuneBenchError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN = (errno.EROFS, errno.EIO)
-HERE = getattr(os, "O_NOFOLLOW", 0)  # a link from elsewhere would lead the writer out of its folder
+HERE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""How to open what may come from elsewhere: a link would lead the writer out of its folder, a pipe have it wait."""
 
 
 def write(path: Path, data: bytes) -> None:
@@ -24,6 +25,7 @@ def write(path: Path, data: bytes) -> None:
 def replace(path: Path, data: bytes) -> None:
     """Give a file other contents, so that at any moment it has the old or the new. OSError as by `write`."""
     fresh = path.with_name(f"new-{path.name}")
+    fresh.unlink(missing_ok=True)
     write(fresh, data)
     os.replace(fresh, path)
     sync_folder(path.parent)

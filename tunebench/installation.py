@@ -1,4 +1,4 @@
-"""How TuneBench was installed: where the models and databases lie that come with it, and how to add an extra.
+"""How TuneBench was installed: where what comes with it lies, how a process of it begins, and how to add an extra.
 
 In a checkout they are top-level folders; a wheel holds them inside the package.
 """
@@ -22,6 +22,14 @@ def workloads() -> Path:
 def tuning_logs() -> Path:
     """The databases measured on known devices, one folder each. They are read, never written."""
     return (checkout() or PACKAGE) / "tuning_logs"
+
+
+def python(program: str, *arguments: str) -> list[str]:
+    """The command of a process that runs `program`, Python text, with the modules that this one imports and no others.
+
+    `python -m` would also import what happens to lie in the current folder, which may be anybody's.
+    """
+    return [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {program}", *arguments]
 
 
 def install_hint(extra: str) -> str:

@@ -13,7 +13,6 @@ Schema history
 """
 
 import datetime
-import errno
 import os
 import re
 import statistics
@@ -30,8 +29,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from tunebench import stored
-from tunebench.errors import TuneBenchError, one_line
+from tunebench import durable, stored
+from tunebench.errors import StorageError, TuneBenchError, one_line
 from tunebench.spec import Amount, Amounts, Count, Figure, Kernel, Schedule, Size, Sizes, Words
 
 SCHEMA_VERSION = 3
@@ -134,12 +133,16 @@ def append(path: Path, *rows: Result | TuneResult) -> None:
     data = b"".join(map(_line, rows))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b", buffering=0) as file:
+        with open(path, "a+b", buffering=0, opener=_open) as file:
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
             _write(file, data)
     except OSError as error:
         raise _not_written(path, len(rows), error) from None
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | durable.HERE, 0o666)
 
 
 def check(row: Result | TuneResult) -> None:
@@ -169,11 +172,11 @@ def _write(file: FileIO, data: bytes) -> None:
 
 
 def _not_written(path: Path, count: int, error: OSError) -> TuneBenchError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in durable.FULL:
         what = (
             f"no space left on {path.parent}; nothing was lost of what {path.name} held, and {count} row(s) not added"
         )
-        return TuneBenchError(f"{what}.", "Make room, and run the same command again.")
+        return StorageError(f"{what}.", "Make room, and run the same command again.")
     return TuneBenchError(f"cannot write to {path} ({error.strerror}).", "Name a folder with --work-dir.")
 
 

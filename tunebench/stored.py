@@ -20,8 +20,13 @@ def encode(value: object) -> bytes:
     return msgspec.json.encode(value, enc_hook=_plain)
 
 
-def read_bytes(path: Path, most_bytes: int) -> bytes:
-    """A whole file; an OSError where it is none that can be read, a ValueError where it is larger."""
+def read_bytes(path: Path, most_bytes: int, links: bool = True) -> bytes:
+    """A whole file; an OSError where it is none that can be read, a ValueError where it is larger.
+
+    Without `links` a symbolic link is an OSError, too, as it may lead out of its folder.
+    """
+    if path.is_symlink() and not links:
+        raise OSError("it is a link")
     if path.exists() and not path.is_file():
         raise OSError("it is no file")  # a pipe or a device would be waited for
     with path.open("rb") as file:

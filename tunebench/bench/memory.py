@@ -20,7 +20,6 @@ import tvm
 from tvm import relax
 from tvm.s_tir import meta_schedule as ms
 from tvm.support import cc
-from tvm.support.popen_pool import PopenWorker
 
 from tunebench.bench.arms import Arm, Plan, Say, load_own, load_peer, run_test
 from tunebench.compile import passes
@@ -33,6 +32,7 @@ from tunebench.environment import PeakRss
 from tunebench.errors import brief
 from tunebench.model import workload as workloads
 from tunebench.model.workload import Model
+from tunebench.runners.worker import Worker
 from tunebench.spec import Count, EngineName, Test, Workload
 
 START_S = 180.0  # to import TVM and to load the model, beyond a sample
@@ -112,7 +112,7 @@ def _read(records: tuple[tuple[str, str, str], ...]) -> Records:
 
 def _ask(job: Job) -> Count:
     """What a process of its own says; without bytes, and with the reason, where it does not get that far."""
-    worker = PopenWorker(stdout=DEVNULL, stderr=DEVNULL)
+    worker = Worker(stdout=DEVNULL, stderr=DEVNULL)
     try:
         worker.send(peak, (job,), timeout=START_S + job.plan.sample_limit_s)
         return worker.recv()  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from tunebench import durable
 from tunebench.cli import options
 from tunebench.errors import NOT_TEXT, TuneBenchError
 
@@ -128,9 +129,7 @@ def make_folder(folder: Path) -> None:
         (folder / ".writable").touch()
         (folder / ".writable").unlink()
     except OSError as error:
-        raise TuneBenchError(
-            f"cannot write to {folder} ({error.strerror}).", "Name a folder with --work-dir."
-        ) from None
+        raise durable.refusal(folder, error) from None
 
 
 def workloads(models: list[str], schemes: list[str], batch: int, chunks: str, context: int) -> list[Workload]:

@@ -11,7 +11,7 @@ import pandas as pd
 import rich.table
 from rich.text import Text
 
-from tunebench import results
+from tunebench import durable, results
 from tunebench.errors import TuneBenchError, one_line
 from tunebench.report import charts, findings, frame, kernel_tables, labels, probes, render, runs, sources, tables
 from tunebench.report.table import Table
@@ -118,13 +118,19 @@ def _draw(newest: pd.DataFrame, tunes: list[TuneResult]) -> render.Drawn:
 
 
 def _write(report: Report, newest: pd.DataFrame, drawn: render.Drawn) -> None:
-    out = report.out
-    out.mkdir(parents=True, exist_ok=True)
-    render.save_charts(drawn, out / "charts")
     content = ("TuneBench report", report.findings, report.tables, drawn, report.warnings)
-    (out / "report.md").write_text(render.markdown(*content), encoding="utf-8")
-    (out / "report.html").write_text(render.html(*content), encoding="utf-8")
-    newest.drop(columns="latest").map(_csv_cell).to_csv(out / "summary.csv", index=False)
+    texts = {
+        "report.md": render.markdown(*content),
+        "report.html": render.html(*content),
+        "summary.csv": newest.drop(columns="latest").map(_csv_cell).to_csv(index=False),
+    }
+    try:
+        report.out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            durable.replace(report.out / name, text.encode())
+        render.save_charts(drawn, report.out / "charts")
+    except OSError as error:
+        raise durable.refusal(report.out, error) from None
 
 
 def _csv_cell(value: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from tunebench import durable
 from tunebench.errors import one_line
 from tunebench.report.charts import INK, STYLE, Chart
 from tunebench.report.table import Table
@@ -71,7 +72,9 @@ def save_charts(drawn: Drawn, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         for chart, figure in drawn:
-            figure.savefig(folder / f"{chart.name}.svg", metadata={"Date": None})
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="svg", metadata={"Date": None})
+            durable.replace(folder / f"{chart.name}.svg", buffer.getvalue())
 
 
 def markdown(

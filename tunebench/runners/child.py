@@ -27,7 +27,3 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(LOOK_EVERY_S)
     os.killpg(0, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main()

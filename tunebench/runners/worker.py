@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm.support.popen_pool import PopenPoolExecutor, PopenWorker
 
-from tunebench import stopping
+from tunebench import installation, stopping
 from tunebench.errors import TuneBenchError, brief
 from tunebench.runners.base import START_TIMEOUT_S, Died, Failed, MeasureInput, NotBuilt, Outcome, TimedOut, Wrong
 from tunebench.runners.bench import Bench, Primitives, held_bytes
@@ -35,7 +35,8 @@ class Worker(PopenWorker):
         main_read, worker_write = os.pipe()
         worker_read, main_write = os.pipe()
         pipes = (worker_read, worker_write)
-        command = [sys.executable, "-m", "tunebench.runners.child", *map(str, (os.getpid(), *pipes))]
+        program = "from tunebench.runners import child; child.main()"
+        command = installation.python(program, *map(str, (os.getpid(), *pipes)))
         with stopping.held():  # or a process that has begun would be nobody's
             self._proc = subprocess.Popen(
                 command, pass_fds=pipes, stdout=self._stdout, stderr=self._stderr, start_new_session=True

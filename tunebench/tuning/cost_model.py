@@ -1,6 +1,7 @@
 """MetaSchedule's XGBoost cost model: made, kept on disk, and asked how well it ranked."""
 
 import io
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,11 +63,11 @@ def load(path: Path, of_decisions: bool = False) -> ms.cost_model.XGBModel:
     What is kept is numbers alone: an array of `_row`. MetaSchedule's own files are pickled objects, which may run code.
     """
     model = new(of_decisions)
-    if not path.exists():
+    if not os.path.lexists(path):
         return model
     try:
         rows = _read(path, FEATURES if of_decisions else STORE_FEATURES)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # of those of NumPy's reader there are many kinds
         raise TuneBenchError(f"{path} is no good ({one_line(str(error))}): the cost model learns anew.") from None
     for group in np.unique(rows["group"]) if len(rows) else ():
         _learn(model, f"{group:016x}", rows[rows["group"] == group])
@@ -106,6 +107,8 @@ def _row(features: int) -> np.dtype[np.void]:
 
 def _read(path: Path, features: int) -> np.ndarray:
     """The rows of a file; a file that is not as long as it says, or of other rows, is a ValueError."""
+    if path.is_symlink() or not path.is_file():
+        raise ValueError("it is no file")
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"more than {MOST_BYTES >> 20} MiB")
     rows = np.load(path, mmap_mode="r", allow_pickle=False)

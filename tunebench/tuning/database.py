@@ -206,7 +206,9 @@ class _Verdicts:
         self.unreadable: list[Path] = []
         self.warnings: list[str] = []
         try:
-            found = msgspec.json.decode(_limited(path), type=dict[str, msgspec.Raw])
+            found = msgspec.json.decode(
+                stored.read_bytes(path, records.MOST_BYTES, links=False), type=dict[str, msgspec.Raw]
+            )
         except FileNotFoundError:
             return
         except (OSError, ValueError, RecursionError) as error:
@@ -223,13 +225,6 @@ class _Verdicts:
             self.warnings.append(f"{path}, task {key[:40]}: {one_line(str(error))}; it is left out.")
             return False
         return True
-
-
-def _limited(path: Path) -> bytes:
-    """A file's contents. OSError where it is too large to be one of these."""
-    if path.stat().st_size > records.MOST_BYTES:
-        raise OSError(f"more than {records.MOST_BYTES >> 20} MiB")
-    return path.read_bytes()
 
 
 def _is_begun(folder: Path) -> bool:
@@ -250,7 +245,8 @@ def read_provenance(folder: Path) -> Provenance:
     """What a folder's database was made for. TuneBenchError where there is none, or where nothing tells."""
     path = folder / PROVENANCE
     try:
-        return msgspec.json.decode(_limited(path), type=Provenance)
+        data = stored.read_bytes(path, records.MOST_BYTES, links=False)
+        return msgspec.json.decode(data, type=Provenance)
     except FileNotFoundError:
         raise TuneBenchError(
             f"{path} is missing, so nobody knows what the database was made for.",

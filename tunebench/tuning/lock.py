@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tunebench import durable
+from tunebench import durable, stored
 from tunebench.errors import TuneBenchError
 from tunebench.results import now
 
@@ -69,7 +69,7 @@ def _this_process() -> bytes:
 def _described(text: bytes) -> str:
     """Who holds a lock, as they wrote it down."""
     try:
-        found = json.loads(text)
+        found = stored.decode(text)
         return f"process {found['pid']} on {found['host']} (since {found['since']}: {found['command']})"
     except (ValueError, KeyError, TypeError):
         return "another process"

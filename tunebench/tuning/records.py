@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ import tvm
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule import _ffi_api
 
-from tunebench import durable
+from tunebench import durable, stored
 from tunebench.errors import brief, one_line
 from tunebench.kernels import int8_dot
 from tunebench.tuning import shape
@@ -87,14 +88,12 @@ def read(folder: Path) -> Lines:
 def _split(found: Lines, name: str) -> dict[int, bytes]:
     path = found.folder / name
     try:
-        if not path.exists():
+        if not os.path.lexists(path):
             return {}
-        if path.stat().st_size > MOST_BYTES:
-            raise OSError(0, f"more than {MOST_BYTES >> 20} MiB")
-        data = path.read_bytes()
-    except OSError as error:
+        data = stored.read_bytes(path, MOST_BYTES, links=False)
+    except (OSError, ValueError) as error:
         found.unreadable.append(name)
-        found.reasons[name].append(f"cannot read {path} ({error.strerror}); it is left out.")
+        found.reasons[name].append(f"cannot read {path} ({one_line(str(error))}); it is left out.")
         return {}
     found.digests[name] = (len(data), hashlib.sha256(data).hexdigest())
     *lines, rest = data.split(b"\n")

@@ -29,7 +29,16 @@ def current(folder: Path) -> Path:
         raise TuneBenchError(
             f"{link} does not name one of {folder / VERSIONS}.", "Link it to the last one, or move that folder away."
         )
-    return folder / os.readlink(link)
+    version = folder / os.readlink(link)
+    for each in (version.parent, version, *map(Path, _folders(version))):
+        if each.is_symlink():
+            raise TuneBenchError(f"{each} leads out of its folder.", "Name another --work-dir.")
+    return version
+
+
+def _folders(version: Path) -> list[str]:
+    """Those in a version, which another process may remove meanwhile."""
+    return [os.path.join(at, name) for at, names, _ in os.walk(version) for name in names]
 
 
 def put(folder: Path, files: Mapping[str, bytes]) -> Path:

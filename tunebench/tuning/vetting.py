@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import durable
+from tunebench import durable, installation
 from tunebench.compile.tasks import replay
 from tunebench.errors import brief
 from tunebench.kernels import int8_dot
@@ -70,10 +70,9 @@ def check(found: Lines) -> None:
 def _try_all(found: Lines) -> tuple[tuple[str, int] | None, bool]:
     """Refuse what the other process says; also the line that it died on, if it did, and whether it died at all."""
     lines = {name: [[n, line.decode()] for n, line in given.items()] for name, given in _both(found).items()}
-    program = f"import sys; sys.path[:] = {sys.path!r}; from tunebench.tuning import vetting; vetting.main()"
     try:
         ended = subprocess.run(
-            [sys.executable, "-c", program],
+            installation.python("from tunebench.tuning import vetting; vetting.main()"),
             input=json.dumps([lines, found.workload_of]).encode(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
