@@ -24,7 +24,7 @@ from tunebench.timing import Protocol
 from tunebench.tuning.lookup import Found, checked, look_up, missing_line, older_line
 from tunebench.tuning.session import SCRATCH_BYTES, Lowered
 
-PROTOCOL = Protocol(warmups=1, samples=10, least_samples=5, budget_s=30.0, patience_s=60.0)
+PROTOCOL = Protocol(warmups=1, samples=20, least_samples=5, budget_s=30.0, patience_s=60.0)
 Say = Callable[[str], None]
 
 

@@ -236,7 +236,7 @@ def bench_command(
     batch: Batch = 1,
     context: Context = 2048,
     threads: Threads = 0,
-    reps: Annotated[int, typer.Option("-r", "--reps", min=1, max=1000, help="Samples of each test, at most.")] = 10,
+    reps: Annotated[int, typer.Option("-r", "--reps", min=1, max=1000, help="Samples of each test, at most.")] = 20,
     sample_limit: Annotated[str, typer.Option(help="Leave out a test whose one sample takes longer.")] = "5m",
     weights: Weights = None,
     seed: Seed = 0,
