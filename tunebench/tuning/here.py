@@ -31,7 +31,7 @@ def used_by(found: Glance, replaced: bool = False) -> str:
 
 
 def _is_named_here(made: Provenance) -> bool:
-    """Whether this machine has a device of that name; of GPUs that are not NVIDIA's nobody knows without opening them."""
+    """Whether this machine has a device of that name. Only NVIDIA's GPUs tell theirs unopened."""
     if made.threads:
         name = environment.cpu_name()
         return made.device == name or made.device.startswith(f"{name} (")

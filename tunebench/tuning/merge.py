@@ -1,4 +1,4 @@
-"""Databases of the same device made one: of each kernel the decision that shows most, or that a new measurement takes."""
+"""Databases of the same device made one: of each kernel the decision that shows most, or a new one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import tvm
 from msgspec.structs import replace
@@ -25,7 +26,7 @@ from tunebench.tuning.search import record_key
 AGAIN = "again"  # the twin, which shows the noise
 LOST_RECORD = "its record was no good"
 
-Record = ms.database.TuningRecord
+Record: TypeAlias = ms.database.TuningRecord
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from tunebench import durable, stats, stopping
+from tunebench.errors import TuneBenchError
 from tunebench.tuning import content, files, records, versions, vetting
 from tunebench.tuning.database import Database
 from tunebench.tuning.entry import Entry
@@ -33,13 +34,17 @@ class Prunable:
 def find(folder: Path, keep: int) -> Prunable:
     """What may go of a folder when the best `keep` trials of each kernel stay. TuneBenchError where there is none."""
     found, version = content.read(folder), versions.current(folder)
-    old = [path for path in sorted((folder / versions.VERSIONS).glob("*")) if path != version]
-    bad = [
-        path for where in (folder, folder / "search") for path in sorted([*where.glob("*.bad"), *where.glob("new-*")])
-    ]
-    path = folder / "search" / RECORDS
-    stay = _best(records.read(path.parent), keep)
-    before = path.read_bytes() if path.is_file() else b""
+    search = folder / "search"
+    for each in (search, folder / versions.VERSIONS):
+        if each.is_symlink():
+            raise TuneBenchError(
+                f"{each} leads out of its folder.", "Nothing was dropped: make it a folder of its own."
+            )
+    old = [path for path in versions.all_of(folder) if path != version]
+    left = [path for where in (folder, search) for pattern in ("*.bad", "new-*") for path in where.glob(pattern)]
+    trials = records.read(search)
+    stay = _best(trials, keep)
+    before = (search / RECORDS).read_bytes() if RECORDS in trials.digests else b""
     dropped = sum(bool(line) for line in before.split(b"\n")) - len(stay)
     empty = tuple(key for key, entry in found.entries.items() if key not in found.lines and _says_nothing(entry))
     freed = sum(map(_size, [*old, *left])) + (len(before) - len(records.text(stay)) if dropped else 0)
