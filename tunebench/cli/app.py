@@ -14,6 +14,7 @@ from rich.text import Text
 
 from tunebench import scratch, stopping
 from tunebench.cli import export, inputs, options
+from tunebench.cli.db import db
 from tunebench.cli.inputs import PlainConsole, console
 from tunebench.errors import TuneBenchError
 from tunebench.stopping import Stopped
@@ -291,6 +292,7 @@ def import_command(
 
 app.command(name="export")(export.export_command)
 app.command(name="browse")(export.browse_command)
+app.add_typer(db, name="db")
 
 
 @app.command(name="list")

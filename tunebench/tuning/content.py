@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import msgspec
 
 from tunebench import stats, stored
 from tunebench.errors import TuneBenchError
+from tunebench.kernels import templates
 from tunebench.kernels.templates import DECISION, TEMPLATE
 from tunebench.spec import Decision
 from tunebench.tuning import files, records, versions
@@ -30,6 +31,27 @@ class Kernel:
     line: Line | None = None
 
     @property
+    def name(self) -> str:
+        """The kernel's; its key where no entry tells it."""
+        return self.entry.name or f"kernel {self.key}"
+
+    @property
+    def source(self) -> str:
+        """Where its schedule is from: tuned or library; default where it has no record."""
+        if not self.line:
+            return "default"
+        found = templates.templates().get(self.template)
+        return found.source if found else "tuned"
+
+    def space(self, signature: str | None = None) -> str:
+        """Whether it was searched in the space of that signature, which is that of today; None: nobody tells."""
+        if not self.entry.space:
+            return "before signatures were kept" if self.entry.decision else "-"
+        if signature is None:
+            return self.entry.space[:8]
+        return "current" if self.entry.space == signature else "older: it would be searched anew"
+
+    @property
     def decision(self) -> Decision | str:
         """As its entry says; empty where nothing was decided."""
         return self.entry.decision
@@ -46,6 +68,15 @@ class Kernel:
             return [], {}
         instructions, decisions = msgspec.json.decode(self.line[1])[1][0]
         return instructions, dict(decisions)
+
+    def trace_lines(self) -> Iterator[str]:
+        """The schedule's instructions as text, each with what was decided at it."""
+        instructions, decisions = self.trace
+        for place, (kind, inputs, attributes, outputs) in enumerate(instructions):
+            given = ", ".join(map(str, [*inputs, *attributes]))
+            made = f"{', '.join(outputs)} = " if outputs else ""
+            decided = f"  -> {decisions[place]}" if place in decisions else ""
+            yield f"{made}{kind}({given}){decided}"
 
     @property
     def template(self) -> str:

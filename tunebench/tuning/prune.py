@@ -37,9 +37,7 @@ def find(folder: Path, keep: int) -> Prunable:
     search = folder / "search"
     for each in (search, folder / versions.VERSIONS):
         if each.is_symlink():
-            raise TuneBenchError(
-                f"{each} leads out of its folder.", "Nothing was dropped: make it a folder of its own."
-            )
+            raise TuneBenchError(f"{each} leads out of its folder.", "Make it a folder of its own.")
     old = [path for path in versions.all_of(folder) if path != version]
     left = [path for where in (folder, search) for pattern in ("*.bad", "new-*") for path in where.glob(pattern)]
     trials = records.read(search)

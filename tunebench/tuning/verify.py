@@ -51,7 +51,7 @@ def check_lines(content: Content) -> tuple[dict[str, ms.database.TuningRecord], 
 
 
 def _mismatches(kernel: Kernel, loaded: Mapping[str, object]) -> Iterator[Problem]:
-    name = kernel.entry.name or f"kernel {kernel.key}"
+    name = kernel.name
     if kernel.line and kernel.key not in loaded:
         yield Problem(name, "its record does not apply, or its kernel is another than its hash says")
     if kernel.line and kernel.decision != "promoted":
@@ -88,9 +88,9 @@ def check_outputs(
     try:
         for done, kernel in enumerate(kernels):
             left_s = (time.monotonic() - begun_s) / done * (len(kernels) - done) if done else None
-            say(f"{done + 1} of {len(kernels)}: {kernel.entry.name}", left_s)
+            say(f"{done + 1} of {len(kernels)}: {kernel.name}", left_s)
             outcome = _outcome(kernel, loaded[kernel.key], device, runner)
-            found += [Problem(kernel.entry.name, outcome)] if outcome else []
+            found += [Problem(kernel.name, outcome)] if outcome else []
     finally:
         runner.close()
     return found
