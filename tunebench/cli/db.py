@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
     from tunebench.tuning.content import Kernel
+    from tunebench.tuning.entry import Provenance
     from tunebench.tuning.files import Glance
     from tunebench.tuning.merge import Measure
     from tunebench.tuning.prune import Prunable
@@ -44,9 +45,8 @@ def ls_command(work_dir: WorkDir = HERE) -> None:
     own = {path.name for path in files.databases(work_dir / "tuning_logs")}
     for root, packed in ((work_dir / "tuning_logs", False), (installation.tuning_logs(), True)):
         found = [files.glance(folder) for folder in files.databases(root)]
-        console.print(
-            f"{root}{' (these come with TuneBench)' if packed else ''}: {len(found)} databases", soft_wrap=True
-        )
+        whose = " (these come with TuneBench)" if packed else ""
+        console.print(f"{root}{whose}: {len(found)} databases", soft_wrap=True)
         if found:
             console.print(_listed(found, own if packed else set()))
         for each in found:
@@ -62,11 +62,10 @@ def _listed(found: Iterable[Glance], replaced: set[str]) -> Table:
     )
     for each in found:
         made = each.made
-        what = f"{made.target}, {made.device}{f', {made.threads} threads' * bool(made.threads)}" if made else "unknown"
         decided = sum(count for decision, count in each.decisions.items() if decision)
         table.add_row(
             each.folder.name,
-            what,
+            _made_for(made) if made else "unknown",
             made.tvm if made else "",
             str(each.records),
             f"{decided} of {len(each.entries)}",
@@ -90,9 +89,7 @@ def show_command(
 
     found = content.read(_folder(folder, work_dir))
     made = found.made
-    console.print(
-        f"{found.folder}: {made.target}, {made.device}, {made.threads} threads, TVM {made.tvm}", soft_wrap=True
-    )
+    console.print(f"{found.folder}: {_made_for(made)}, TVM {made.tvm}", soft_wrap=True)
     kernels = found.pick(kernel)
     table = _table("kernel", "decision", "default us", "tuned us", "speed-up", "source", "space", "reason")
     for each in kernels:
@@ -107,6 +104,11 @@ def show_command(
     console.print(", ".join(f"{count} {decision}" for decision, count in counts.most_common()))
 
 
+def _made_for(made: Provenance) -> str:
+    threads = f", {made.threads} threads" if made.threads else ""
+    return f"{made.target}, {made.device}{threads}"
+
+
 def _times(kernel: Kernel | None) -> tuple[str, str, str]:
     """Times in microseconds and the speed-up, as words."""
     from tunebench import stats
@@ -117,7 +119,8 @@ def _times(kernel: Kernel | None) -> tuple[str, str, str]:
     default, tuned = (stats.median(samples) / 1e3 for samples in (kernel.entry.default_ns, kernel.entry.tuned_ns))
     interval = kernel.interval
     speedup = words.ratio(interval.ratio, *((interval.low, interval.high) if interval.known else ()))
-    return (*(f"{time:.2f}" if words.known(time) else words.MISSING for time in (default, tuned)), speedup)
+    default_us, tuned_us = (f"{time:.2f}" if words.known(time) else words.MISSING for time in (default, tuned))
+    return default_us, tuned_us, speedup
 
 
 def _source(kernel: Kernel) -> str:
@@ -149,7 +152,7 @@ def verify_command(
     from tunebench.tuning import content, verify
 
     found = content.read(_folder(folder, work_dir))
-    chosen = found.pick("" if kernels.isdigit() else kernels) if found.kernels else []
+    chosen = found.pick("" if kernels.isdigit() else kernels)
     with inputs.status(f"reading {found.folder}"):
         loaded, problems = verify.check_lines(found)
     console.print(f"{found.folder}: {len(loaded)} of {len(found.lines)} records read and applied", soft_wrap=True)
@@ -276,9 +279,7 @@ def diff_command(
         console.print(f"{letter}: {each.folder} ({each.made.target}, {each.made.device})", soft_wrap=True)
     differences = both[0].made.differences(both[1].made).replace("(here", "(B:")
     if differences:
-        console.print(
-            f"Not made for the same, so times are of different machines or versions: {differences}", soft_wrap=True
-        )
+        console.print(f"Made for different ones, whose times do not compare: {differences}", soft_wrap=True)
     pairs = diff.pairs(*both)
     columns = [f"{what} {letter}" for letter in "AB" for what in ("default us", "tuned us", "speed-up")]
     table = _table("kernel", "", *columns)

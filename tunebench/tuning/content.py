@@ -133,7 +133,7 @@ class Content:
     def pick(self, words: str) -> list[Kernel]:
         """Those whose name holds the words or whose key begins with them, most time first; TuneBenchError for none."""
         found = [each for each in self.kernels.values() if words in each.entry.name or each.key.startswith(words)]
-        if not found:
+        if words and not found:
             raise TuneBenchError(f"{self.folder} has no kernel {words[:80]!r}.", "`tunebench db show` lists them.")
         return sorted(found, key=lambda each: (-_slowest_ns(each), each.entry.name, each.key))
 

@@ -7,7 +7,9 @@ from typing import Literal
 
 from tunebench.tuning.content import Content, Kernel
 
-State = Literal["only in A", "only in B", "same record", "other record", "record in A only", "record in B only", "none"]
+State = Literal[
+    "only in A", "only in B", "same record", "other record", "record in A only", "record in B only", "no record"
+]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Pair:
         if not self.a or not self.b:
             return "only in A" if self.a else "only in B"
         if not self.a.line and not self.b.line:
-            return "none"
+            return "no record"
         if not self.a.line or not self.b.line:
             return "record in A only" if self.a.line else "record in B only"
         return "same record" if self.a.trace == self.b.trace else "other record"
