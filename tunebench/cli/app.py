@@ -250,6 +250,7 @@ def bench_command(
     found = inputs.workloads(model, scheme, batch, prompt, context)
     for session in sessions if "tuned" in schedule else []:
         inputs.say_packed(session)
+        inputs.say_others(session)
     _bench_all([[_lower(session, workload, held=True) for session in sessions] for workload in found], plan)
 
 
