@@ -18,7 +18,7 @@ from tunebench.compile.tasks import replay
 from tunebench.devices.base import Device
 from tunebench.errors import TuneBenchError
 from tunebench.runners.base import CHOICE, FINAL, Candidate, Failed, MeasureInput, Runner, Timed
-from tunebench.tuning import files
+from tunebench.tuning import files, verify
 from tunebench.tuning.database import Database
 from tunebench.tuning.entry import Entry
 from tunebench.tuning.search import record_key
@@ -138,7 +138,7 @@ def measure_again(device: Device, runner: Runner, key: str, kernels: Sequence[Ke
         return known
     mod = known.record.workload.mod
     default = str(tvm.ir.save_json(passes.default_schedule(mod, device.target)))
-    given = MeasureInput(key, default, known.entry.depth, device.cold_bytes)
+    given = MeasureInput(key, default, verify.depth(known.entry, mod), device.cold_bytes)
     arms = [Candidate(str(i), replay(mod, kernel.record)) for i, kernel in enumerate(kernels) if kernel.record]
     ranked = _medians(runner, given, arms)
     if not ranked:

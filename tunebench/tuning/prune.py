@@ -54,17 +54,18 @@ def apply(folder: Path, keep: int) -> Prunable:
     entries = find(folder, keep).entries
     if entries:
         _drop_entries(folder, entries)
-    lock = FolderLock(folder)
     try:
-        found = find(folder, keep)
-        if found.dropped:
-            _keep_trials(folder / "search", found.trials)
-        for path in found.paths:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        lock = FolderLock(folder)
+        try:
+            found = find(folder, keep)
+            if found.dropped:
+                _keep_trials(folder / "search", found.trials)
+            for path in found.paths:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        finally:
+            lock.release()
     except OSError as error:
         raise durable.refusal(folder, error) from None
-    finally:
-        lock.release()
     return replace(found, entries=entries)
 
 

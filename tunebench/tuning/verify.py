@@ -10,7 +10,7 @@ import tvm
 from tvm.s_tir import meta_schedule as ms
 
 from tunebench.compile import passes
-from tunebench.compile.tasks import replay, task_key
+from tunebench.compile.tasks import over_cache, replay, task_key
 from tunebench.devices import opening, targets
 from tunebench.devices.base import Device
 from tunebench.errors import TuneBenchError, brief
@@ -18,6 +18,7 @@ from tunebench.runners.base import REFERENCE_ONLY, Candidate, Failed, MeasureInp
 from tunebench.tuning import records, vetting
 from tunebench.tuning.content import Content, Kernel
 from tunebench.tuning.database import provenance
+from tunebench.tuning.entry import Entry
 from tunebench.tuning.files import glance
 
 Say = Callable[[str, float | None], None]  # what is done now, and seconds until the end where they can be told
@@ -104,6 +105,12 @@ def _outcome(kernel: Kernel, record: ms.database.TuningRecord, device: Device, r
         candidate = Candidate("promoted", replay(mod, record))
     except Exception as error:  # whatever TVM raises
         return f"its schedule does not apply: {brief(error)}"
-    given = MeasureInput(kernel.key, default, kernel.entry.depth, 0, exact=str(tvm.ir.save_json(mod)))
+    given = MeasureInput(kernel.key, default, depth(kernel.entry, mod), 0, exact=str(tvm.ir.save_json(mod)))
     found = runner.compare(given, [candidate], REFERENCE_ONLY, with_default=False)[candidate.name]
     return found.reason if isinstance(found, Failed) else ""
+
+
+def depth(entry: Entry, mod: tvm.IRModule) -> int:
+    """Where in the cache a kernel is measured, as its entry says, if the cache is so long."""
+    operation = over_cache(mod)
+    return min(entry.depth, operation.context - operation.m) if operation else entry.depth
