@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from tunebench import installation, stopping
-from tunebench.cli import inputs
+from tunebench.cli import db_tables, inputs
 from tunebench.cli.inputs import console
 from tunebench.errors import TuneBenchError
 
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from tunebench.tuning.content import Kernel
-    from tunebench.tuning.entry import Provenance
-    from tunebench.tuning.files import Glance
     from tunebench.tuning.merge import Measure
     from tunebench.tuning.prune import Prunable
 
@@ -48,34 +45,10 @@ def ls_command(work_dir: WorkDir = HERE) -> None:
         whose = " (these come with TuneBench)" if packed else ""
         console.print(f"{root}{whose}: {len(found)} databases", soft_wrap=True)
         if found:
-            console.print(_listed(found, own if packed else set()))
+            console.print(db_tables.databases(found, own if packed else set()))
         for each in found:
             for warning in each.warnings:
                 inputs.warn(warning)
-
-
-def _listed(found: Iterable[Glance], replaced: set[str]) -> Table:
-    from tunebench.tuning import here
-
-    table = _table(
-        "database", "for", "TVM", "promoted", "decided", "weights", "chunks", "changed", "warnings", "used by"
-    )
-    for each in found:
-        made = each.made
-        decided = sum(count for decision, count in each.decisions.items() if decision)
-        table.add_row(
-            each.folder.name,
-            _made_for(made) if made else "unknown",
-            made.tvm if made else "",
-            str(each.records),
-            f"{decided} of {len(each.entries)}",
-            ", ".join(each.weights) or "-",
-            ", ".join(map(str, each.chunks)) or "-",
-            f"{each.changed:%Y-%m-%d %H:%M}",
-            str(len(each.warnings)),
-            here.used_by(each, each.folder.name in replaced),
-        )
-    return table
 
 
 @db.command(name="show", epilog="Example: tunebench db show llvm-amd-epyc-znver5-2t matmul")
@@ -89,54 +62,17 @@ def show_command(
 
     found = content.read(_folder(folder, work_dir))
     made = found.made
-    console.print(f"{found.folder}: {_made_for(made)}, TVM {made.tvm}", soft_wrap=True)
+    console.print(f"{found.folder}: {db_tables.made_for(made)}, TVM {made.tvm}", soft_wrap=True)
     kernels = found.pick(kernel)
-    table = _table("kernel", "decision", "default us", "tuned us", "speed-up", "source", "space", "reason")
-    for each in kernels:
-        table.add_row(each.name, each.decision or "-", *_times(each), _source(each), each.space(), each.entry.reason)
-    console.print(table)
+    console.print(db_tables.kernels(kernels))
     for each in kernels[:NAMED] if kernel else []:
-        _print_schedule(each)
+        for line in db_tables.schedule(each):
+            console.print(line, soft_wrap=True, highlight=False)
     if kernel and len(kernels) > NAMED:
         console.print(f"{len(kernels) - NAMED} more schedules: name fewer kernels.")
     _warn(found.problems)
     counts = Counter(each.decision or "undecided" for each in kernels)
     console.print(", ".join(f"{count} {decision}" for decision, count in counts.most_common()))
-
-
-def _made_for(made: Provenance) -> str:
-    threads = f", {made.threads} threads" if made.threads else ""
-    return f"{made.target}, {made.device}{threads}"
-
-
-def _times(kernel: Kernel | None) -> tuple[str, str, str]:
-    """Times in microseconds and the speed-up, as words."""
-    from tunebench import stats
-    from tunebench.report import words
-
-    if kernel is None:
-        return "", "", ""
-    default, tuned = (stats.median(samples) / 1e3 for samples in (kernel.entry.default_ns, kernel.entry.tuned_ns))
-    interval = kernel.interval
-    speedup = words.ratio(interval.ratio, *((interval.low, interval.high) if interval.known else ()))
-    default_us, tuned_us = (f"{time:.2f}" if words.known(time) else words.MISSING for time in (default, tuned))
-    return default_us, tuned_us, speedup
-
-
-def _source(kernel: Kernel) -> str:
-    return f"{kernel.source} ({kernel.template})" if kernel.template else kernel.source
-
-
-def _print_schedule(kernel: Kernel) -> None:
-    """The template with its decisions, and the trace, a line an instruction."""
-    console.print(Text(f"\n{kernel.name}, key {kernel.key}", "bold"), soft_wrap=True)
-    if not kernel.line:
-        console.print("no record: it runs by default")
-    if kernel.template:
-        chosen = ", ".join(f"{name} {value}" for name, value in kernel.template_decisions.items())
-        console.print(f"template {kernel.template}: {chosen or 'nothing to decide'}", soft_wrap=True)
-    for line in kernel.trace_lines():
-        console.print(f"  {line}", soft_wrap=True, highlight=False)
 
 
 @db.command(name="verify", epilog="Example: tunebench db verify cuda-nvidia-h200 --kernels matmul")
@@ -152,11 +88,12 @@ def verify_command(
     from tunebench.tuning import content, verify
 
     found = content.read(_folder(folder, work_dir))
-    chosen = found.pick("" if kernels.isdigit() else kernels)
+    most = int(kernels) if re.fullmatch("[0-9]{1,9}", kernels) else None
+    chosen = found.pick(kernels if most is None else "")
     with inputs.status(f"reading {found.folder}"):
         loaded, problems = verify.check_lines(found)
     console.print(f"{found.folder}: {len(loaded)} of {len(found.lines)} records read and applied", soft_wrap=True)
-    held = [each for each in chosen if each.key in loaded][: int(kernels) if kernels.isdigit() else None]
+    held = [each for each in chosen if each.key in loaded][:most]
     try:
         device = verify.open_device(found)
     except TuneBenchError as error:
@@ -204,10 +141,8 @@ def merge_command(
             choices, warnings = merge.merge(paths, into, again, inputs.warn if wait else None)
         finally:
             close()
-    table = _table("from", "kernels", "because")
-    for (folder, why), count in merge.counts(choices).items():
-        table.add_row(str(folder), str(count), why)
-    console.print(table)
+    rows = ((str(folder), str(count), why) for (folder, why), count in merge.counts(choices).items())
+    console.print(db_tables.table(("from", "kernels", "because"), rows))
     _warn(warnings)
     console.print(f"Written: {into}, {len(choices)} kernels", soft_wrap=True)
 
@@ -281,11 +216,7 @@ def diff_command(
     if differences:
         console.print(f"Made for different ones, whose times do not compare: {differences}", soft_wrap=True)
     pairs = diff.pairs(*both)
-    columns = [f"{what} {letter}" for letter in "AB" for what in ("default us", "tuned us", "speed-up")]
-    table = _table("kernel", "", *columns)
-    for pair in pairs:
-        table.add_row(pair.name, pair.state, *_times(pair.a), *_times(pair.b))
-    console.print(table)
+    console.print(db_tables.side_by_side(pairs))
     for each in both:
         _warn(each.problems)
     counts = Counter(pair.state for pair in pairs)
@@ -326,13 +257,6 @@ def _folder(name: str, work_dir: Path) -> Path:
         if files.is_begun(path):
             return path
     raise TuneBenchError(f"there is no database in {name[:200]}.", "`tunebench db ls` shows where there are some.")
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
 
 
 def _warn(warnings: Iterable[str]) -> None:
