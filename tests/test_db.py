@@ -166,6 +166,12 @@ def test_kernels_are_shown_with_times_and_schedule(run: Run) -> None:
     assert run("show", LOGS / "cuda-nvidia-h200", "nothing")[0] == 2
 
 
+def test_a_name_that_is_too_long_for_a_path_is_no_database(run: Run) -> None:
+    code, out = run("show", "x" * 5000)
+    assert (code, "there is no database in xxx" in out) == (2, True)
+    assert run("ls", "--work-dir", "x" * 5000)[0] == 0
+
+
 def test_a_space_is_compared_by_its_signature() -> None:
     kernel = content.Kernel("1", entry("a", space="abcdefgh123"))
     assert [kernel.space(), kernel.space("abcdefgh123")] == ["abcdefgh", "current"]

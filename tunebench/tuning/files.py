@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def folder_name(target_name: str, made: Provenance) -> str:
 def is_begun(folder: Path) -> bool:
     """Whether a folder holds a database, or a part of one."""
     names = (*FILES, VERDICTS, PROVENANCE, versions.LINK, versions.VERSIONS, "search")
-    return any((folder / name).exists() for name in names)
+    return any(os.path.exists(folder / name) for name in names)  # also False where it is too long for a path
 
 
 def read_provenance(folder: Path) -> Provenance:
@@ -145,7 +146,8 @@ def glance(folder: Path) -> Glance:
 
 def databases(root: Path) -> Iterator[Path]:
     """The folders of a folder of databases that hold one."""
-    yield from (path for path in sorted(root.glob("*")) if path.is_dir() and is_begun(path))
+    if os.path.isdir(root):
+        yield from (path for path in sorted(root.glob("*")) if path.is_dir() and is_begun(path))
 
 
 def _lines(path: Path) -> int:
