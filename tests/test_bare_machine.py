@@ -30,6 +30,12 @@ RESULTS = {  # what is shown without any device, and words of it
     "demo --help": "--time-limit",
     "bench -m tiny.json -q q0f32 --schedule default -p 16 -n 0 -r 1 --prompt 16 --context 64": "tokens/s",
     "report": "Written:",
+    "db ls": "cuda-nvidia-h200",
+    "db show cuda-nvidia-h200 matmul_16bit_512x12288": "template cublas: blocks 1",
+    "db verify cuda-nvidia-h200": "Outputs were not checked: NVIDIA H200 is not here",
+    "db diff cuda-nvidia-h200 cuda-nvidia-h100-80gb-hbm3": "14 same record",
+    "db export cuda-nvidia-h200 h200.tbdb": "Written: h200.tbdb, 6 parts of cuda-nvidia-h200",
+    "db merge cuda-nvidia-h200 --into merged/cuda-nvidia-h200": "Written: merged/cuda-nvidia-h200, 85 kernels",
     "compile -m tiny[red].json --target rpi5 --prompt 16 --context 64": "tiny[red].json q4f16_1 for rpi5",  # no markup
 }
 LINES = {  # what is refused, and words of the line
@@ -48,6 +54,11 @@ LINES = {  # what is refused, and words of the line
     "browse nowhere": "nowhere",
     "report nowhere": "no results at",
     "import nowhere.json": "cannot read nowhere.json",
+    "db show nowhere": "there is no database in nowhere",
+    "db import nowhere.tbdb": "cannot read nowhere.tbdb",
+    "db prune cuda-nvidia-h200 --yes": "comes with TuneBench, and is only read",
+    "db merge cuda-nvidia-h200 cuda-nvidia-h100-80gb-hbm3 --into both": "not for the same: device 'NVIDIA H100",
+    "db merge cuda-nvidia-h200 --measure --into measured": "NVIDIA H200 is not here",
 }
 MISSING = {  # where the extras' packages are missing, too: what installs them
     "tune -m demo --target webgpu": "webgpu needs wgpu. Install it: ",

@@ -15,8 +15,9 @@ from tunebench.compile.build import compile_model
 from tunebench.compile.tasks import Task
 from tunebench.devices.targets import cpu_device
 from tunebench.errors import TuneBenchError
-from tunebench.tuning.database import Database, folder_name, provenance
+from tunebench.tuning.database import Database, provenance
 from tunebench.tuning.entry import Entry, Provenance
+from tunebench.tuning.files import folder_name
 from tunebench.tuning.records import FILES
 from tunebench.tuning.search import Trials, record_key
 from tunebench.tuning.search_log import SearchLog

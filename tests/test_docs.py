@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.core import TyperGroup
 
 from tunebench.cli.app import app
 
@@ -36,6 +37,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_commands_have_their_options(page: str, line: str) -> None:
     name, *given = shlex.split(line, comments=True)[1:]
     command = COMMANDS[name]
+    while isinstance(command, TyperGroup) and given:
+        command = command.commands[given.pop(0)]
     options = {option for param in command.params for option in (*param.opts, *param.secondary_opts)} | {"--help"}
     assert {word for word in given if word.startswith("-")} <= options
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from tunebench import scratch, stopping
 from tunebench.cli import export, inputs, options
+from tunebench.cli.db import db
 from tunebench.cli.inputs import PlainConsole, console
 from tunebench.errors import TuneBenchError
 from tunebench.stopping import Stopped
@@ -261,6 +262,7 @@ def bench_command(
     found = inputs.workloads(model, scheme, batch, prompt, context)
     for session in sessions if "tuned" in schedule else []:
         inputs.say_packed(session)
+        inputs.say_others(session)
     _bench_all([[_lower(session, workload, held=True) for session in sessions] for workload in found], plan)
 
 
@@ -303,6 +305,7 @@ def import_command(
 
 app.command(name="export")(export.export_command)
 app.command(name="browse")(export.browse_command)
+app.add_typer(db, name="db")
 
 
 @app.command(name="list")

@@ -122,6 +122,24 @@ def say_packed(session: Session) -> None:
         console.print(f"Tuned kernels: those that come with TuneBench, in {database.source}", soft_wrap=True)
 
 
+def say_others(session: Session) -> None:
+    """Name the databases of this target that are for other devices, where there is none for this one."""
+    from tunebench import installation
+    from tunebench.tuning import here
+
+    database, device = session.database(), session.device
+    if database.entries or database.promoted():
+        return
+    found = here.others(session.work_dir, installation.tuning_logs(), database.folder.name, device.target_name)
+    if found:
+        named = ", ".join(map(str, found))
+        console.print(
+            f"There is no database for {device.name}. Those of another device are not used in a bench: {named}. "
+            "`tunebench tune` makes one.",
+            soft_wrap=True,
+        )
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder for results; TuneBenchError where it cannot be written to."""
     try:

@@ -16,24 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import tvm
 from tvm.s_tir import meta_schedule as ms
 
-from tunebench import durable, environment, stored
+from tunebench import durable
 from tunebench.compile.tasks import task_key
-from tunebench.errors import TuneBenchError, one_line
-from tunebench.tuning import records, versions, vetting
+from tunebench.errors import TuneBenchError
+from tunebench.tuning import content, records, versions, vetting
 from tunebench.tuning.entry import Entry, Provenance
+from tunebench.tuning.files import OURS, PROVENANCE, VERDICTS, Verdicts, is_begun, read_provenance
 from tunebench.tuning.lock import FolderLock
 from tunebench.tuning.records import FILES, Lines
 from tunebench.tuning.search_log import SearchLog
 
-OURS = "tunebench"  # in a version, the records that plain TVM cannot apply
-VERDICTS = "verdicts.json"
-PROVENANCE = "provenance.json"
 PROTOCOL = "1: cold caches, interleaved, outputs compared with the default's, fresh samples for the verdict"
 """As committed databases say it."""
 Text = tuple[ms.database.TuningRecord, bytes, bytes]  # with the lines of its kernel and its own
@@ -45,12 +41,6 @@ def provenance(target: tvm.target.Target, device: str, threads: int) -> Provenan
     return Provenance(f"{target.kind.name} {model}".strip(), device, threads, tvm.__version__, PROTOCOL)
 
 
-def folder_name(target_name: str, made: Provenance) -> str:
-    """`<target>-<device>`, as one folder name, with the threads of a CPU."""
-    threads = f"-{made.threads}t" if made.threads else ""
-    return f"{target_name}-{environment.device_slug(made.device)}{threads}"
-
-
 class Database:
     """One folder's database. Until that folder holds anything, `packed` is read, if it was made for the very same.
 
@@ -59,7 +49,7 @@ class Database:
 
     def __init__(self, folder: Path, made: Provenance, packed: Path | None = None) -> None:
         self.folder, self.made = folder, made
-        self.source = packed if packed and not _is_begun(folder) and _is_for(packed, made) else folder
+        self.source = packed if packed and not is_begun(folder) and _is_for(packed, made) else folder
         self.search_folder = folder / "search"
         self.cost_model_path = self.search_folder / "cost_model.npy"
         self._lock: FolderLock | None = None
@@ -73,7 +63,7 @@ class Database:
         while True:
             version = versions.current(self.source)
             self._parts = [records.read(version), records.read(version / OURS)]
-            self._verdicts = _Verdicts(version / VERDICTS)
+            self._verdicts = Verdicts(version / VERDICTS)
             if versions.current(self.source) == version:
                 break  # else a writer may have removed it meanwhile
         self.entries = self._verdicts.entries
@@ -107,7 +97,7 @@ class Database:
         for each in (self.search_folder, self.folder / versions.VERSIONS):
             if each.is_symlink():
                 raise TuneBenchError(f"{each} leads out of its folder.", "Name another --work-dir.")
-        durable.replace(self.folder / PROVENANCE, _json(self.made))
+        durable.replace(self.folder / PROVENANCE, content.as_json(self.made))
         self._renew()
         self.search_folder.mkdir(exist_ok=True)
         log = SearchLog(self.search_folder)
@@ -164,12 +154,8 @@ class Database:
 
     def _put(self, winners: Mapping[str, ms.database.TuningRecord]) -> None:
         texts = {key: self._text(key, record) for key, record in sorted(winners.items())}
-        theirs = {key: text for key, text in texts.items() if records.needs_tunebench(text[2])}
-        files = _two_files([text for key, text in texts.items() if key not in theirs])
-        if theirs:
-            files |= {f"{OURS}/{name}": data for name, data in _two_files(list(theirs.values())).items()}
-        files[VERDICTS] = _json(dict(sorted(self.entries.items())))
-        version = versions.put(self.folder, files)
+        lines = {key: (kernel, line) for key, (_, kernel, line) in texts.items()}
+        version = versions.put(self.folder, content.as_files(lines, self.entries))
         for name in (*FILES, VERDICTS):
             (self.folder / name).unlink(missing_ok=True)  # the version that an older TuneBench wrote
         for part in (version, version / OURS):
@@ -187,52 +173,6 @@ class Database:
         return self.folder / part.name if part.name == OURS else self.folder
 
 
-def _two_files(texts: list[Text]) -> dict[str, bytes]:
-    """MetaSchedule's files of these records, each with a kernel of its own."""
-    moved = [msgspec.json.encode([i, msgspec.json.decode(record)[1]]) for i, (_, _, record) in enumerate(texts)]
-    return dict(zip(FILES, (records.text(kernel for _, kernel, _ in texts), records.text(moved)), strict=True))
-
-
-def _json(data: Any) -> bytes:
-    return msgspec.json.format(stored.encode(data), indent=1) + b"\n"
-
-
-class _Verdicts:
-    """The decisions of a version's file; what does not fit is in `bad`, and why in `warnings`."""
-
-    def __init__(self, path: Path) -> None:
-        self.entries: dict[str, Entry] = {}
-        self.bad: list[bytes] = []
-        self.unreadable: list[Path] = []
-        self.warnings: list[str] = []
-        try:
-            found = msgspec.json.decode(
-                stored.read_bytes(path, records.MOST_BYTES, links=False), type=dict[str, msgspec.Raw]
-            )
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError, RecursionError) as error:
-            self.unreadable.append(path)
-            self.warnings.append(f"cannot read {path} ({one_line(str(error))}); it is left out.")
-            return
-        bad = {key: each for key, each in found.items() if not self._take(path, key, each)}
-        self.bad = [msgspec.json.encode(bad)] if bad else []
-
-    def _take(self, path: Path, key: str, given: msgspec.Raw) -> bool:
-        try:
-            self.entries[key] = msgspec.json.decode(given, type=Entry)
-        except (ValueError, RecursionError) as error:
-            self.warnings.append(f"{path}, task {key[:40]}: {one_line(str(error))}; it is left out.")
-            return False
-        return True
-
-
-def _is_begun(folder: Path) -> bool:
-    """Whether a folder holds a database, or a part of one."""
-    names = (*FILES, VERDICTS, PROVENANCE, versions.LINK, versions.VERSIONS, "search")
-    return any((folder / name).exists() for name in names)
-
-
 def _is_for(folder: Path, made: Provenance) -> bool:
     try:
         _verify(folder, made)
@@ -241,30 +181,11 @@ def _is_for(folder: Path, made: Provenance) -> bool:
     return folder.exists()
 
 
-def read_provenance(folder: Path) -> Provenance:
-    """What a folder's database was made for. TuneBenchError where there is none, or where nothing tells."""
-    path = folder / PROVENANCE
-    try:
-        data = stored.read_bytes(path, records.MOST_BYTES, links=False)
-        return msgspec.json.decode(data, type=Provenance)
-    except FileNotFoundError:
-        raise TuneBenchError(
-            f"{path} is missing, so nobody knows what the database was made for.",
-            "Put it back, name another --work-dir, or move that folder away and tune again.",
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise TuneBenchError(
-            f"cannot read {path} ({one_line(str(error))}).",
-            "Name another --work-dir, or move that folder away and tune again.",
-        ) from None
-
-
 def _verify(folder: Path, made: Provenance) -> None:
     """Raise a TuneBenchError for the database of another device or compiler, or of one that nothing tells."""
-    found = read_provenance(folder) if _is_begun(folder) else made
-    pairs = [(name, getattr(found, name), getattr(made, name)) for name in Provenance.__struct_fields__]
-    if found != made:
-        differences = ", ".join(f"{name} {there!r} (here {here!r})" for name, there, here in pairs if there != here)
+    found = read_provenance(folder) if is_begun(folder) else made
+    differences = found.differences(made)
+    if differences:
         raise TuneBenchError(
             f"the database in {folder} was made with another {differences}.",
             "Its records would not hold here: name another --work-dir, or move that folder away and tune again.",

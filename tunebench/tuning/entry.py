@@ -28,6 +28,11 @@ class Provenance(Struct, frozen=True, forbid_unknown_fields=True):
     tvm: str
     protocol: str
 
+    def differences(self, here: Provenance) -> str:
+        """In what it is another than `here`, in words; empty where it is the same."""
+        pairs = [(name, getattr(self, name), getattr(here, name)) for name in self.__struct_fields__]
+        return ", ".join(f"{name} {there!r} (here {this!r})" for name, there, this in pairs if there != this)
+
 
 class Entry(Struct, forbid_unknown_fields=True):
     """What is known of one task. A field of a newer writer is refused, as writing the file again would lose it."""

@@ -21,8 +21,9 @@ from tunebench.compile import passes
 from tunebench.compile.tasks import Task
 from tunebench.errors import TuneBenchError
 from tunebench.kernels import int8_dot
-from tunebench.tuning.database import Database, read_provenance
+from tunebench.tuning.database import Database
 from tunebench.tuning.entry import Provenance
+from tunebench.tuning.files import read_provenance
 
 MOST = 3  # records of other kernels that are tried on one
 NONE = "none"  # what `--from` says to begin from nothing

@@ -23,10 +23,10 @@ from tvm.s_tir.meta_schedule import _ffi_api
 from tunebench import durable, stored
 from tunebench.errors import brief, one_line
 from tunebench.kernels import int8_dot
-from tunebench.tuning import shape
+from tunebench.tuning import files, shape
 
-WORKLOADS, RECORDS = FILES = ("database_workload.json", "database_tuning_record.json")
-MOST_BYTES = 256 << 20  # of a file
+WORKLOADS, RECORDS = FILES = files.FILES
+MOST_BYTES = files.MOST_BYTES
 LONGEST_LINE = 32 << 20
 SHOWN = 3  # warnings of one file; the others are counted
 

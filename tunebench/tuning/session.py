@@ -16,7 +16,8 @@ from tunebench.errors import TuneBenchError
 from tunebench.model import workload as workloads
 from tunebench.model.workload import Model
 from tunebench.spec import Workload
-from tunebench.tuning.database import Database, folder_name, provenance
+from tunebench.tuning.database import Database, provenance
+from tunebench.tuning.files import folder_name
 
 SCRATCH_BYTES = 768 << 20  # of the compiler, the runtime and the probe, beyond the model
 

@@ -64,6 +64,11 @@ def put(folder: Path, files: Mapping[str, bytes]) -> Path:
     return version
 
 
+def all_of(folder: Path) -> list[Path]:
+    """Every version that a folder has, the oldest first."""
+    return [folder / VERSIONS / str(number) for number in sorted(_numbers(folder))]
+
+
 def _write(version: Path, files: Mapping[str, bytes]) -> None:
     for name, data in files.items():
         (version / name).parent.mkdir(parents=True, exist_ok=True)
