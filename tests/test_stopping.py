@@ -118,7 +118,7 @@ def test_a_run_that_is_ended_is_whole(number: int, config: Path, tmp_path: Path)
     assert last.endswith("run the same command to go on.")
     assert list(temporary.iterdir()) == []
     assert _trials(work) > 0
-    (verdicts,) = work.glob("tuning_logs/*/verdicts.json")
+    (verdicts,) = work.glob("tuning_logs/*/promoted/verdicts.json")
     decisions = {entry.get("decision", "") for entry in json.loads(verdicts.read_text()).values()}
     assert "not searched" in decisions
     (row,) = (work / "reports/local/results.jsonl").read_text().splitlines()
