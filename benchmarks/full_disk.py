@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tunebench import results
 from tunebench.kernels import int8_dot
+from tunebench.tuning import records
 from tunebench.tuning.database import Database, read_provenance
 
 MODEL = ("-m", "demo", "-q", "q0f32")
@@ -31,7 +32,7 @@ COMMANDS = {
     "import": ("import", "rows.jsonl"),
     "report": ("report",),
 }
-LEFT = (0, 4, 16, 64, 256, 1024)  # KiB
+LEFT = (0, 16, 64, 256)  # KiB
 SIZE_KIB = 64 << 10
 ROW = {
     "model_type": "x 7B Q4_0",
@@ -68,14 +69,14 @@ def run(work: Path, words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=work.parent, check=False)
 
 
-def state(work: Path) -> tuple[set[tuple[str, str]], list[str], int]:
+def state(work: Path) -> tuple[set[tuple[str, bytes]], list[str], int]:
     """What is kept: promoted records with their decisions, what a reader warns of, and the number of rows."""
-    kept: set[tuple[str, str]] = set()
+    kept: set[tuple[str, bytes]] = set()
     warnings: list[str] = []
     for folder in work.glob("tuning_logs/*"):
         if (folder / "promoted").exists():
             database = Database(folder, read_provenance(folder))
-            kept |= {(key, json.dumps(record.as_json(), default=str)) for key, record in database.promoted().items()}
+            kept |= {(key, records.record_line(record, 0)) for key, record in database.promoted().items()}
             warnings += database.warnings
     path = work / "reports/local/results.jsonl"
     rows, torn = results.read(path) if path.exists() else ([], [])

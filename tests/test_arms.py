@@ -15,8 +15,9 @@ from tunebench.bench.arms import Arm, Plan, compile_arms, load_arms
 from tunebench.devices import cpu_probe, opening, targets
 from tunebench.spec import Test
 from tunebench.timing import Protocol, Samples
-from tunebench.tuning.database import Entry
+from tunebench.tuning.database import Database, Entry, read_provenance
 from tunebench.tuning.lookup import Found
+from tunebench.tuning.records import record_line
 from tunebench.tuning.session import Lowered, Session
 
 BIG = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "vocab_size": 98304}
@@ -104,3 +105,14 @@ def test_a_share_that_is_not_known_is_not_zero(
     assert row["coverage"] == coverage
     kernels: Any = row["kernels"]
     assert [kernel.task for kernel in kernels if "never measured" in kernel.reason] == ([] if timed else ["silu_mul1"])
+
+
+def test_records_reach_the_process_that_measures_as_they_are() -> None:
+    """Where there is no linker; those of the database that comes with TuneBench, which hold index maps, too."""
+    folder = Path(__file__).parent.parent / "tuning_logs/llvm-amd-epyc-znver5-2t"
+    promoted = Database(folder, read_provenance(folder)).promoted()
+    sent = memory._read(tuple((key, *memory._written(record)) for key, record in promoted.items()))
+    assert {key: record_line(record, 0) for key, record in sent.items()} == {
+        key: record_line(record, 0) for key, record in promoted.items()
+    }
+    assert any(b"TransformLayout" in record_line(record, 0) for record in sent.values())

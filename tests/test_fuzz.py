@@ -522,16 +522,21 @@ def survives(reader: Reader, data: bytes, folder: Path) -> None:
 
 
 def fuzz(reader: Reader, folder: Path, count: int) -> None:
-    """So many damaged inputs, the same ones each time."""
+    """So many damaged inputs, the same ones each time; `pytest -rP` shows how many each reader got."""
+    tried = 0
 
     @settings(
         max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(damaged(reader.seed))
     def run(data: bytes) -> None:
+        nonlocal tried
+        tried += 1
         survives(reader, data, folder)
 
     run()
+    print(f"{reader.name}: {tried} inputs")
+    assert tried >= count
 
 
 @pytest.mark.parametrize("reader", EACH)

@@ -8,7 +8,6 @@ the process compiles the arm again, and begins to count when that is done.
 from __future__ import annotations
 
 import gc
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,10 +29,12 @@ from tunebench.devices.opening import open_device
 from tunebench.engines.baselines import peers
 from tunebench.environment import PeakRss
 from tunebench.errors import brief
+from tunebench.kernels import int8_dot
 from tunebench.model import workload as workloads
 from tunebench.model.workload import Model
 from tunebench.runners.worker import Worker
 from tunebench.spec import Count, EngineName, Test, Workload
+from tunebench.tuning import records as lines
 
 START_S = 180.0  # to import TVM and to load the model, beyond a sample
 
@@ -52,7 +53,7 @@ class Job:
     chunk_ns: Mapping[int, float]
     compiled: Compiled | None  # without its executable; None for a peer
     library: Path | None = None
-    records: tuple[tuple[str, str, str], ...] = ()  # where there is none: task key, workload and record as JSON
+    records: tuple[tuple[str, str, bytes], ...] = ()  # where there is none: task key, workload and record as JSON
 
 
 def peaks(arms: Mapping[str, Arm], plan: Plan, say: Say) -> tuple[dict[str, Arm], dict[str, Count]]:
@@ -98,15 +99,16 @@ def _exported(executable: relax.VMExecutable, path: Path) -> Path | None:
     return path
 
 
-def _written(record: ms.database.TuningRecord) -> tuple[str, str]:
-    return str(tvm.ir.save_json(record.workload.mod)), json.dumps(record.as_json())
+def _written(record: ms.database.TuningRecord) -> tuple[str, bytes]:
+    return str(tvm.ir.save_json(record.workload.mod)), lines.record_line(record, 0)
 
 
-def _read(records: tuple[tuple[str, str, str], ...]) -> Records:
+def _read(records: tuple[tuple[str, str, bytes], ...]) -> Records:
     found = {}
-    for key, mod, text in records:
+    int8_dot.register()
+    for key, mod, line in records:
         workload = ms.database.Workload(tvm.ir.load_json(mod))
-        found[key] = ms.database.TuningRecord.from_json(json.loads(text), workload)
+        found[key] = lines.parse_record(line, workload)
     return found
 
 

@@ -44,7 +44,7 @@ Models = Annotated[
 Schemes = Annotated[list[str], typer.Option("--scheme", "-q", help="Quantization scheme; repeat for several.")]
 TargetName = Annotated[str, typer.Option("--target", help="What to compile for; `list targets`.")]
 TargetNames = Annotated[list[str], typer.Option("--target", help="As for tune; repeat to compare several in one run.")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a kernel; 0: all cores.")]
+Threads = Annotated[int, typer.Option(min=0, max=1 << 12, help="CPU threads of a kernel; 0: all cores.")]
 Batch = Annotated[int, typer.Option(min=1, max=1024, help="Sequences at a time.")]
 Context = Annotated[int, typer.Option(min=16, max=1 << 20, help="Positions of the KV cache.")]
 Chunks = Annotated[
