@@ -166,13 +166,27 @@ def test_what_won_elsewhere_and_loses_here_is_no_winner(
     assert decisions == {"kept default"}
 
 
-def test_a_decision_names_the_space_it_was_taken_in(
-    found: list[Task], target: tvm.target.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_decision_names_the_space_that_it_was_taken_in(
+    found: list[Task], target: tvm.target.Target, tmp_path: Path
 ) -> None:
+    """And where an older one stands, as a new search found nothing better, the space of that."""
+    today = {task.key: signature(task.mod, target, 2) for task in found}
+    assert len(set(today.values())) == len(found)
     run(found, target, tmp_path, ReplayRunner(Times()))
-    spaces = {key: entry.space for key, entry in database_of(tmp_path, target).entries.items()}
-    assert spaces == {task.key: signature(task.mod, target, 2) for task in found}
-    assert len(set(spaces.values())) == len(found)
+    database = database_of(tmp_path, target)
+    assert {key: entry.space for key, entry in database.entries.items()} == today
+    won = database.promoted()
+    database.open_for_writing()
+    database.commit(
+        won, {key: msgspec.structs.replace(entry, space="older") for key, entry in database.entries.items()}
+    )
+    database.close()
+    assert run(found, target, tmp_path, ReplayRunner(Times()), replace(OPTIONS, trials=40)).trials > 0
+    after = database_of(tmp_path, target)
+    assert {key: entry.space for key, entry in after.entries.items()} == today
+    assert {key: str(record.trace) for key, record in after.promoted().items()} == {
+        key: str(record.trace) for key, record in won.items()
+    }
 
 
 def test_only_the_phase_that_was_asked_for(found: list[Task], target: tvm.target.Target, tmp_path: Path) -> None:

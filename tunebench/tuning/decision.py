@@ -16,6 +16,7 @@ from tunebench.compile.tasks import replay
 from tunebench.kernels import templates
 from tunebench.runners.base import CHOICE, FINAL, Candidate, Failed, Runner, Timed
 from tunebench.spec import Schedule
+from tunebench.tuning import spaces
 from tunebench.tuning.database import Database
 from tunebench.tuning.entry import NO_CANDIDATE, NONE_RAN, NOT_BEGUN, Entry, unsearched
 from tunebench.tuning.search import FAILED_S, Costs, TaskSearch, Trials, record_key
@@ -23,7 +24,8 @@ from tunebench.tuning.search import FAILED_S, Costs, TaskSearch, Trials, record_
 FINALISTS = 3
 EXPECTED_S = 1.0  # what a decision takes beyond the calls of the default schedule
 AGAIN_AFTER_S = 10.0  # since the last decision on the same kernel, unless the run ends
-CLEAR = 1.03  # times as fast, by trials: worth a decision
+ANY = 1.01  # times as fast, by trials: worth a decision when the search has ended
+CLEAR = 1.03  # and while it goes on
 BETTER = 1.10  # times as fast as what was last decided on, by its trials: decided again before its search ends
 EARLY_SHARE = 0.05  # of the run's time, for decisions before a search has ended
 STALE = 2  # rounds without a gain, after which a search counts as ended for now
@@ -55,7 +57,7 @@ class Judge:
             return entry.decision in ("not searched", "nothing to decide") and search.trials > 0
         if (entry.decision == "promoted") != won:
             return True
-        return not entry.trial or best_s * CLEAR < self._trials.measured.get(entry.trial, math.inf)
+        return not entry.trial or best_s * ANY < self._trials.measured.get(entry.trial, math.inf)
 
     def is_due(self, search: TaskSearch, ended: bool) -> bool:
         """Whether to decide now: the search has ended, or what it found is clearly better."""
@@ -102,13 +104,21 @@ class Judge:
     def _keep(self, search: TaskSearch, entry: Entry, winner: ms.database.TuningRecord | None) -> None:
         """A decision, and its record, on disk before anything else; a signal waits for both."""
         key = search.task.key
-        if search.begun or search.trials:
-            entry = replace(entry, space=search.signature)
         with stopping.held():
-            search.entry = self._database.entries[key] = entry
+            search.entry = self._database.entries[key] = self._drawn(search, entry)
             self._winners.pop(key, None)
             self._winners.update({key: winner} if winner else {})
             self.save()
+
+    def _drawn(self, search: TaskSearch, entry: Entry) -> Entry:
+        """The entry with the space that it was decided in, where that was searched in this run."""
+        searched = search.trials or search.entry.exhausted == spaces.revision()
+        return replace(entry, space=search.signature) if searched else entry
+
+    def keep_standing(self, search: TaskSearch) -> None:
+        """What an earlier run decided stands in today's space, if this run searched that and found nothing better."""
+        if search.entry.decision and not self.is_open(search):
+            search.entry = self._database.entries[search.task.key] = self._drawn(search, search.entry)
 
     def save(self) -> None:
         """Keep the winners and all entries."""

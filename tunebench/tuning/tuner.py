@@ -216,6 +216,7 @@ class _Run:
             try:
                 for search in self.progress.searches:
                     self.judge.settle(search)
+                    self.judge.keep_standing(search)
                 self.judge.save()
                 cost_model.save(self.model, self.database.cost_model_path)
             finally:
