@@ -15,7 +15,6 @@ import pytest
 import tvm
 from conftest import cpu_target, load_model, write_config
 from tvm import s_tir
-from tvm.s_tir import meta_schedule as ms
 
 from tunebench.compile import check as compile_check
 from tunebench.compile import nvrtc, passes, tasks
@@ -28,6 +27,8 @@ from tunebench.kernels.templates import FLOAT16, INT4, INT8, Gpu, Param, Templat
 from tunebench.kernels.tvmscript import quick_parsing
 from tunebench.model import workload as workloads
 from tunebench.tuning import spaces
+from tunebench.tuning.database import Database
+from tunebench.tuning.files import read_provenance
 
 pytest.importorskip("cuda.bindings.nvrtc")
 
@@ -291,9 +292,7 @@ COMMITTED = sorted(path.parent for path in Path(__file__).parent.parent.glob("tu
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
 def test_committed_records_make_kernels(folder: Path) -> None:
-    records = ms.database.JSONDatabase(
-        str(folder / "database_workload.json"), str(folder / "database_tuning_record.json")
-    ).get_all_tuning_records()
+    records = Database(folder, read_provenance(folder)).promoted().values()
     assert len(records) > 20
     made = Counter()
     for record in records:

@@ -516,7 +516,7 @@ def test_what_was_written_here_is_not_tried_again(
 
 def test_edits_of_records_are_refused_or_hold(tmp_path: Path) -> None:
     """Single values of committed records, changed at random: what the shape lets pass, another process can read."""
-    source = records.read(LOGS / "cuda-nvidia-h200")
+    source = records.read(LOGS / "cuda-nvidia-h200/tunebench")
     rng, odd = random.Random(0), [None, True, -1, 2**60, 0.5, "", "b0", '"x"', "{}", [], [1], {}, "main"]
     changed = records.Lines(tmp_path, dict(source.workloads))
     for number in range(400):

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from tvm.s_tir import meta_schedule as ms
 from tvm.script import tirx as T
 
 from tunebench.compile import in_float64, passes
-from tunebench.kernels import int8_dot
 from tunebench.runners.bench import distance, random_inputs, too_far, written
+from tunebench.tuning.database import Database
+from tunebench.tuning.files import read_provenance
 
 LOGS = Path(__file__).parent.parent / "tuning_logs"
 
@@ -38,12 +38,9 @@ def test_sums_are_not_rounded_on_the_way() -> None:
 @pytest.mark.parametrize("folder", ["llvm-amd-epyc-znver5-2t", "cuda-nvidia-h200"])
 def test_every_kind_of_kernel_has_exact_outputs(folder: str, target: tvm.target.Target) -> None:
     """Of each kind that a database holds, the smallest: within its type's tolerance of the kernel itself."""
-    int8_dot.register()
     kinds: dict[str, tvm.IRModule] = {}
-    for line in ms.database.JSONDatabase(
-        work_dir=str(LOGS / folder), module_equality="structural"
-    ).get_all_tuning_records():
-        mod = line.workload.mod
+    for record in Database(LOGS / folder, read_provenance(LOGS / folder)).promoted().values():
+        mod = record.workload.mod
         size = sum(int(np.prod([int(e) for e in param.shape])) for param in mod["main"].params)
         if size < 1 << 22:
             kinds.setdefault(",".join(param.name for param in mod["main"].params), mod)
