@@ -315,7 +315,7 @@ def test_a_full_disk_leaves_nothing_of_an_import(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    assert run(["import", path, "--work-dir", tmp_path], monkeypatch) == 2
+    assert run(["import", path, "--work-dir", tmp_path], monkeypatch) == 1
     printed = capsys.readouterr().err
     assert "no space left on" in printed
     assert printed.count("\n") == 1

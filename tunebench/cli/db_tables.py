@@ -31,23 +31,23 @@ def table(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:
 
 def databases(found: Iterable[Glance], replaced: set[str]) -> Table:
     """What each database holds and who uses it; those in `replaced` have another of their name before them."""
-    columns = ["database", "for", "TVM", "promoted", "decided", "weights", "chunks", "changed", "warnings", "used by"]
-    return table(columns, (_database(each, each.folder.name in replaced) for each in found))
+    made = Table(box=None, pad_edge=False)
+    for column in ("database", "promoted", "chunks", "changed"):
+        made.add_column(column, no_wrap=True)
+    made.add_column("used by", overflow="fold")
+    for each in found:
+        made.add_row(*_database(each, each.folder.name in replaced))
+    return made
 
 
 def _database(each: Glance, replaced: bool) -> tuple[str, ...]:
-    decided = sum(count for decision, count in each.decisions.items() if decision)
+    warnings = f"; {len(each.warnings)} warnings" if each.warnings else ""
     return (
         each.folder.name,
-        made_for(each.made) if each.made else "unknown",
-        each.made.tvm if each.made else "",
-        str(each.records),
-        f"{decided} of {len(each.entries)}",
-        ", ".join(each.weights) or "-",
-        ", ".join(map(str, each.chunks)) or "-",
-        f"{each.changed:%Y-%m-%d %H:%M}",
-        str(len(each.warnings)),
-        here.used_by(each, replaced),
+        f"{each.records} of {len(each.entries)}",
+        ",".join(map(str, each.chunks)) or "-",
+        f"{each.changed:%Y-%m-%d}",
+        here.used_by(each, replaced) + warnings,
     )
 
 

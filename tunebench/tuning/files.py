@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ FILES = ("database_workload.json", "database_tuning_record.json")  # of MetaSche
 OURS = "tunebench"  # in a version, the records that plain TVM cannot apply
 VERDICTS = "verdicts.json"
 PROVENANCE = "provenance.json"
-WEIGHTS = re.compile(r"\d+bit|(?<![a-z0-9])q\d[a-z0-9]*_\d")
 MOST_BYTES = 256 << 20  # of a file
 
 
@@ -107,11 +105,6 @@ class Glance:
     def chunks(self) -> list[int]:
         """Sizes of the chunks that its kernels were tuned for; none in databases of before."""
         return sorted({size for entry in self.entries.values() for size in entry.chunks})
-
-    @property
-    def weights(self) -> list[str]:
-        """What kernels' names say of their weights: bits, or a scheme."""
-        return sorted({each for entry in self.entries.values() for each in WEIGHTS.findall(entry.name)})
 
     @property
     def target_name(self) -> str:
