@@ -102,7 +102,7 @@ class TuneResult(Struct, frozen=True, tag_field="kind", tag="tune"):
     run_name: Words = ""
     test_time: Words = ""
     model_id: Words = ""
-    began_from: Words = ""  # the databases of other devices whose winners were tried first
+    began_from: Words = ""  # the databases whose winners were there to be tried first, its own among them
     trials: Amount = 0  # measured in this run
     valid_trials: Amount = 0  # of those, built, correct and timed
     cost_s: dict[str, Figure] = {}  # search, build, run, model, verify, total, queue if any

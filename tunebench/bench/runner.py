@@ -12,6 +12,7 @@ from tunebench.bench.arms import Arm, Plan, Say, compile_arms, label, load_arms,
 from tunebench.bench.memory import peaks
 from tunebench.compile.build import Compiled
 from tunebench.compile.tasks import chunk_ns
+from tunebench.devices.base import Device
 from tunebench.devices.probe import PROTOCOL as PROBE
 from tunebench.devices.probe import Probe
 from tunebench.dtypes import DTYPES
@@ -35,7 +36,7 @@ def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Say, warn: Say) -> It
     """
     compiled, peak = peaks(compile_arms(lowered, plan, say, warn), plan, say)
     present = [each for each in lowered if not each.session.device.absent]
-    probes = {label(each): each.session.device.probe() for each in present}
+    probes = {label(each): _probe(each.session.device) for each in present}
     arms = load_arms(compiled, plan, say)
     told = {label(each): each.session.device.conditions() for each in present}
     watched = {name: told[label(arm.lowered)] for name, arm in arms.items() if label(arm.lowered) in told}
@@ -62,6 +63,12 @@ def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Say, warn: Say) -> It
                 row = replace(row, **watch.found(name, row.samples_ns, test.n_tokens * row.batch))
             results.append(lowered[0].session.results_path, row)
             yield row
+
+
+@functools.lru_cache(maxsize=2)
+def _probe(device: Device) -> Probe:
+    """Made once for all models of a run, as it takes seconds to choose its ways."""
+    return device.probe()
 
 
 def _row(

@@ -26,7 +26,7 @@ UNITS = {"hz": (1e6, "MHz"), "c": (1, "°C"), "w": (1, "W"), "s": (1, "s"), "sha
 """How the state's values are shown, by what their names end in."""
 CHOICE = Protocol(warmups=0, samples=3, least_samples=2, budget_s=0.5)
 CHOICE_S = 0.05  # a sample while ways are compared
-SAMPLE_S = 0.25  # and afterwards: long enough to see what a test sees of a machine that others use too
+SAMPLE_S = 0.1  # and afterwards
 PROTOCOL = Protocol(warmups=1, samples=7, least_samples=5, budget_s=2.0)
 
 

@@ -30,15 +30,18 @@ def run_tune(lowered: Lowered, options: Options, watch: Watcher, begin_from: str
         seen[:] = [progress]
         watch(progress)
 
-    near = neighbours(session, begin_from)
+    own = {} if begin_from == NONE else {database.folder.name: database.promoted()}
+    begun = own | {each.folder.name: each.winners() for each in neighbours(session, begin_from)}
+    hints = Hints(begun.values())
     try:
         options = replace(options, depth=depth, threads=device.threads, cold_bytes=device.cold_bytes)
-        own = [] if begin_from == NONE else [database.promoted()]
-        hints = Hints([*own, *(each.winners() for each in near)])
         tune(lowered.tasks, database, session.target, device.runner, options, remember, hints)
     finally:  # a run that was stopped has its cost too
         with stopping.held():
-            rows = [_tune_row(lowered, progress, database, near) for progress in seen]
+            rows = [
+                _tune_row(lowered, progress, database, [name for name, won in begun.items() if won])
+                for progress in seen
+            ]
             for row in rows:
                 results.append(session.results_path, row)
     return rows[0]
@@ -51,7 +54,7 @@ def neighbours(session: Session, begin_from: str) -> list[Neighbour]:
     return choose(begin_from, made, session.device.target_name, roots, own.name)
 
 
-def _tune_row(lowered: Lowered, progress: Progress, database: Database, near: Sequence[Neighbour]) -> TuneResult:
+def _tune_row(lowered: Lowered, progress: Progress, database: Database, began_from: Sequence[str]) -> TuneResult:
     session, workload = lowered.session, lowered.model.workload
     found = kernels(lowered.tasks, database.entries, sources(database.promoted()))
     ranks = {search.task.name: search.ranks for search in progress.searches if search.ranks}
@@ -66,7 +69,7 @@ def _tune_row(lowered: Lowered, progress: Progress, database: Database, near: Se
         run_name=session.run_name,
         model_id=lowered.model.model_id,
         test_time=results.now(),
-        began_from=", ".join(each.folder.name for each in near),
+        began_from=", ".join(began_from),
         trials=progress.trials,
         valid_trials=progress.valid,
         cost_s={**progress.costs.seconds, "total": progress.elapsed_s},
