@@ -36,7 +36,7 @@ class Neighbour:
     folder: Path
     made: Provenance
 
-    def winners(self) -> Mapping[str, ms.database.TuningRecord]:
+    def winners(self) -> dict[str, ms.database.TuningRecord]:
         """Its promoted records by task key."""
         return Database(self.folder, self.made).promoted()
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from tunebench import installation, results, stopping
+from tunebench.errors import TuneBenchError
 from tunebench.results import TuneResult
 from tunebench.tuning.database import Database
 from tunebench.tuning.neighbours import NONE, Hints, Neighbour, choose
@@ -30,8 +31,14 @@ def run_tune(lowered: Lowered, options: Options, watch: Watcher, begin_from: str
         seen[:] = [progress]
         watch(progress)
 
-    own = {} if begin_from == NONE else {database.folder.name: database.promoted()}
-    begun = own | {each.folder.name: each.winners() for each in neighbours(session, begin_from)}
+    begun = {} if begin_from == NONE else {database.folder.name: database.promoted()}
+    for near in neighbours(session, begin_from):
+        try:
+            begun[near.folder.name] = near.winners()
+        except TuneBenchError as error:  # it is not this run's; what was asked for must be good
+            if begin_from:
+                raise
+            options.warn(str(error))
     hints = Hints(begun.values())
     try:
         options = replace(options, depth=depth, threads=device.threads, cold_bytes=device.cold_bytes)
