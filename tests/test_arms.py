@@ -73,14 +73,16 @@ def test_every_test_has_a_twin_of_its_own(config: Path, tmp_path: Path, monkeypa
         """Made-up times, with twice the difference between twins in the second test."""
         measured.append(tuple(arms))
         return {
-            name: Samples([], [1000 + (i % 5) * (20 if name == "again" else 1) * len(measured) for i in range(30)])
+            name: Samples(
+                [], [1000 + (i % 5) * (20 if name.startswith("again") else 1) * len(measured) for i in range(30)]
+            )
             for name in arms
         }
 
     monkeypatch.setattr(runner, "interleave", interleave)
     rows = list(runner.run_bench([lowered_model(config, "q0f32", tmp_path)], PLAN, silent, silent))
     assert [row.test for row in rows] == ["pp16", "tg2"]
-    assert all({"default", "again"} <= set(arms) for arms in measured)
+    assert all({"default", "again llvm"} <= set(arms) for arms in measured)
     first, second = (row.noise for row in rows)
     assert first is not None
     assert second is not None

@@ -33,9 +33,9 @@ RESULTS = {  # what is shown without any device, and words of it
     "db ls": "cuda-nvidia-h200",
     "db show cuda-nvidia-h200 matmul_16bit_512x12288": "template cublas: blocks 1",
     "db verify cuda-nvidia-h200": "Outputs were not checked: NVIDIA H200 is not here",
-    "db diff cuda-nvidia-h200 cuda-nvidia-h100-80gb-hbm3": "14 same record",
+    "db diff cuda-nvidia-h200 cuda-nvidia-h100-80gb-hbm3": "29 same record",
     "db export cuda-nvidia-h200 h200.tbdb": "Written: h200.tbdb, 6 parts of cuda-nvidia-h200",
-    "db merge cuda-nvidia-h200 --into merged/cuda-nvidia-h200": "Written: merged/cuda-nvidia-h200, 85 kernels",
+    "db merge cuda-nvidia-h200 --into merged/cuda-nvidia-h200": "Written: merged/cuda-nvidia-h200, 110 kernels",
     "compile -m tiny[red].json --target rpi5 --prompt 16 --context 64": "tiny[red].json q4f16_1 for rpi5",  # no markup
 }
 LINES = {  # what is refused, and words of the line

@@ -33,7 +33,7 @@ from tunebench.tuning.search_log import SearchLog
 
 Records = dict[str, ms.database.TuningRecord]
 LOGS = Path(__file__).parent.parent / "tuning_logs"
-ENTRIES = {"17": Entry("one", [3], [1], decision="promoted"), "18": Entry("two", [3])}
+ENTRIES = {"17": Entry("one", [3], [1], decision="inconclusive"), "18": Entry("two", [3])}
 
 
 CHECK = vetting.check

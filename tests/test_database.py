@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -102,7 +103,7 @@ def test_what_is_packed_is_the_start(
     records, packed = model[2], tmp_path / "packed"
     before = written(packed, made, records)
     before.open_for_writing()
-    before.commit(records, {"17": Entry("some_kernel", [3], [1], decision="promoted")})
+    before.commit(records, {"17": Entry("some_kernel", [3], [1], decision="inconclusive")})
     before.close()
     kept = {path: path.read_bytes() for path in packed.rglob("*") if path.is_file()}
     database = Database(tmp_path / "db", made, packed)
@@ -159,3 +160,50 @@ def test_a_folder_that_cannot_be_written_is_named(made: Provenance, tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(TuneBenchError, match=r"cannot write to .*file/db"):
         Database(tmp_path / "file" / "db", made).open_for_writing()
+
+
+def test_what_another_run_promoted_meanwhile_stays(
+    made: Provenance, model: tuple[tvm.IRModule, list[Task], Records], tmp_path: Path
+) -> None:
+    """Both began from what is packed; the second one's lock came when the first had promoted something."""
+    key, second = next(iter(model[2].items()))
+    packed = written(tmp_path / "packed", made, {}).folder
+    late = Database(tmp_path / "db", made, packed)
+    early = Database(tmp_path / "db", made, packed)
+    early.open_for_writing()
+    early.commit({key: second}, {key: Entry("kernel", [2], [1], decision="promoted")})
+    early.close()
+    late.open_for_writing()
+    assert set(late.promoted()) == set(late.entries) == {key}
+    late.close()
+    assert set(Database(tmp_path / "db", made, packed).promoted()) == {key}
+
+
+def test_a_folder_that_was_only_begun_hides_nothing(made: Provenance, tmp_path: Path) -> None:
+    """A run that ended before its first version leaves a provenance at most."""
+    packed = written(tmp_path / "packed", made, {}).folder
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db/provenance.json").write_bytes((packed / "provenance.json").read_bytes())
+    (tmp_path / "db/versions/1").mkdir(parents=True)
+    assert Database(tmp_path / "db", made, packed).source == packed
+
+
+def test_a_kernel_whose_record_was_lost_is_not_promoted(made: Provenance, tmp_path: Path) -> None:
+    database = Database(tmp_path / "db", made)
+    database.open_for_writing()
+    database.commit({}, {"17": Entry("kernel", [2], [1], decision="promoted", reason="faster")})
+    database.close()
+    again = Database(tmp_path / "db", made)
+    assert again.promoted() == {}
+    assert (again.entries["17"].decision, again.entries["17"].tuned_ns) == ("", [])
+    assert "record was no good" in again.entries["17"].reason
+
+
+def test_a_link_to_a_version_that_is_gone_is_named(made: Provenance, tmp_path: Path) -> None:
+    database = Database(tmp_path / "db", made)
+    database.open_for_writing()
+    database.commit({}, {"17": Entry("kernel")})
+    database.close()
+    shutil.rmtree((tmp_path / "db/promoted").resolve())
+    with pytest.raises(TuneBenchError, match="which is not there"):
+        Database(tmp_path / "db", made)

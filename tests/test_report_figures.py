@@ -63,8 +63,8 @@ def test_earlier_rows_are_listed_beside_the_latest(tmp_path: Path) -> None:
     lines = {line["arm"]: line for line in table(report, "earlier")}
     assert {line["run"] for line in lines.values()} == {"2026-01-02 03:04"}
     assert lines["tuned"]["latest over it"].startswith("2.00x (")
-    assert lines["tuned"]["beyond the noise floor"] == "yes, faster (1.2 %)"
-    assert lines["default"]["beyond the noise floor"] == "no (1.2 %)"
+    assert lines["tuned"]["beyond the noise floor"] == "yes, faster (1.2 %), but not interleaved"
+    assert lines["default"]["beyond the noise floor"] == "no (1.2 %), but not interleaved"
     assert re.fullmatch(r"[\d.]+ ± [\d.]+ tok/s", lines["tuned"]["throughput"])
     assert len(summary_csv(report)) == 2
 

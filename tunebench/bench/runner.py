@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -46,14 +47,19 @@ def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Say, warn: Say) -> It
         watch = Watch(watched)
         try:
             with watch:
-                measured = _measure(calls, probes, plan.protocol, watch)
-            for name, call in calls.items():
-                watch.repeat(name, call, measured[name].samples_ns)
+                measured = _measure(calls, _twins(calls, arms), probes, plan.protocol, watch)
         except Exception as error:  # whatever the runtime raises is this test's row, and the sweep goes on
             measured = interleave(_probing(probes), PROBE)
             skipped = {**dict.fromkeys(calls, ("failed", f"{type(error).__name__}: {error}")), **skipped}
-        noise = _noise(measured, calls)
-        rows = {name: _row(arm, test, probes, measured, noise, peak.get(name)) for name, arm in arms.items()}
+        else:
+            with contextlib.suppress(Exception):  # then there is no energy
+                for name, call in calls.items():
+                    watch.repeat(name, call, measured[name].samples_ns)
+        floors = _floors(measured, calls, arms)
+        rows = {
+            name: _row(arm, test, probes, measured, floors.get(label(arm.lowered)), peak.get(name))
+            for name, arm in arms.items()
+        }
         for name, row in rows.items():
             row = replace(row, run_id=lowered[0].session.run_id)
             if name in skipped:
@@ -93,16 +99,25 @@ def _row(
     return row
 
 
-def _noise(measured: Mapping[str, Samples], calls: Mapping[str, object]) -> float | None:
-    """What the two arms of the same engine differ by in this test."""
-    if AGAIN not in measured:
-        return None
-    return stats.noise_floor(measured[_twin(calls)].samples_ns, measured[AGAIN].samples_ns)
+def _floors(
+    measured: Mapping[str, Samples], calls: Mapping[str, object], arms: Mapping[str, Arm]
+) -> dict[str, float | None]:
+    """What the two arms of the same engine differ by in this test, by target."""
+    twins = {target: name for target, name in _twins(calls, arms).items() if f"{AGAIN} {target}" in measured}
+    return {
+        target: stats.noise_floor(measured[name].samples_ns, measured[f"{AGAIN} {target}"].samples_ns)
+        for target, name in twins.items()
+    }
 
 
-def _twin(calls: Mapping[str, object]) -> str:
-    """The arm that runs a second time, to show the noise: a tuned one, or else the last."""
-    return next((name for name in calls if name.endswith("tuned")), list(calls)[-1])
+def _twins(calls: Mapping[str, object], arms: Mapping[str, Arm]) -> dict[str, str]:
+    """The arm of each target that runs a second time, to show the noise: a tuned one, or else the last."""
+    found: dict[str, str] = {}
+    for name in calls:
+        target = label(arms[name].lowered)
+        if not found.get(target, "").endswith("tuned"):
+            found[target] = name
+    return found
 
 
 def _calls(
@@ -124,13 +139,17 @@ def _calls(
 
 
 def _measure(
-    arms: dict[str, Callable[[], object]], probes: Mapping[str, Probe], protocol: Protocol, watch: Watch
+    arms: dict[str, Callable[[], object]],
+    twins: Mapping[str, str],
+    probes: Mapping[str, Probe],
+    protocol: Protocol,
+    watch: Watch,
 ) -> dict[str, Samples]:
-    """Every arm in turn with a twin of one of them, and with what the machine can do at that moment."""
+    """Every arm in turn with a twin of one of each target's, and with what the machine can do at that moment."""
     if not arms:
         return interleave(_probing(probes), PROBE)
-    arms = {**arms, AGAIN: arms[_twin(arms)], **_probing(probes)}
-    return interleave(arms, protocol, around=watch.around)
+    again = {f"{AGAIN} {target}": arms[name] for target, name in twins.items()}
+    return interleave({**arms, **again, **_probing(probes)}, protocol, around=watch.around)
 
 
 def _probing(probes: Mapping[str, Probe]) -> dict[str, Callable[[], object]]:

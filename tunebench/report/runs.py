@@ -108,5 +108,6 @@ def earlier(rows: Sequence[dict[str, Any]]) -> Table:
 def _verdict(row: dict[str, Any]) -> str:
     effect = row["change_effect"]
     if effect in ("faster", "slower", "no clear difference"):
-        return f"{'no' if effect.startswith('no') else f'yes, {effect}'} ({words.percent(row['change_noise'])})"
+        beyond = "no" if effect.startswith("no") else f"yes, {effect}"
+        return f"{beyond} ({words.percent(row['change_noise'])}), but not interleaved"
     return effect or row["reason"] or "the latest has no figure"

@@ -95,7 +95,9 @@ class Process:
             except BaseException:
                 self._worker.kill()
                 raise
-        self._worker.send(function, args, timeout=timeout_s)
+        with stopping.held():  # it is sent whole, and then its answer is owed
+            self._worker.send(function, args, timeout=timeout_s)
+            self._owes = True
 
     def receive(self) -> Any:
         """What the function returned; Failed where it, or its process, did not end well."""

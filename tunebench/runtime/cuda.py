@@ -167,7 +167,7 @@ def process_bytes() -> int | None:
         import pynvml
 
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        handle = _nvml_handle(pynvml)
         running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
         running += pynvml.nvmlDeviceGetGraphicsRunningProcesses(handle)
         this = psutil.Process()
@@ -178,12 +178,22 @@ def process_bytes() -> int | None:
     return sum(found.values()) or None
 
 
+def _nvml_handle(pynvml: Any) -> Any:
+    """The device as NVML knows it: the one that CUDA uses, or the only one where there is no CUDA."""
+    try:
+        return pynvml.nvmlDeviceGetHandleByPciBusId(bus_id().encode())
+    except Exception:
+        if pynvml.nvmlDeviceGetCount() != 1:
+            raise
+        return pynvml.nvmlDeviceGetHandleByIndex(0)
+
+
 def used_bytes() -> int | None:
     """All device memory in use by anybody, as NVML counts it; None without NVML."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+        return int(pynvml.nvmlDeviceGetMemoryInfo(_nvml_handle(pynvml)).used)
     except Exception:  # whatever NVML misses here
         return None

@@ -142,9 +142,13 @@ def read(folder: Path) -> Content:
     """All of a folder's kernels; TuneBenchError where there is no database, or nothing tells what it is for."""
     if not files.is_begun(folder):
         raise TuneBenchError(f"there is no database in {folder}.", "`tunebench db ls` shows where there are some.")
-    made, version = files.read_provenance(folder), versions.current(folder)
-    parts = [records.read(version), records.read(version / OURS)]
-    verdicts = files.Verdicts(version / VERDICTS)
+    made = files.read_provenance(folder)
+    while True:
+        version = versions.current(folder)
+        parts = [records.read(version), records.read(version / OURS)]
+        verdicts = files.Verdicts(version / VERDICTS)
+        if versions.current(folder) == version:
+            break  # else a writer may have removed it meanwhile
     lines = {key: line for part in parts for key, line in lines_of(part).items()}
     keys = [*verdicts.entries, *(key for key in lines if key not in verdicts.entries)]
     kernels = {key: Kernel(key, verdicts.entries.get(key, Entry("")), lines.get(key)) for key in keys}

@@ -18,14 +18,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import tvm
+from msgspec.structs import replace
 from tvm.s_tir import meta_schedule as ms
 
 from tunebench import durable
 from tunebench.compile.tasks import task_key
 from tunebench.errors import TuneBenchError
 from tunebench.tuning import content, records, versions, vetting
-from tunebench.tuning.entry import Entry, Provenance
-from tunebench.tuning.files import OURS, PROVENANCE, VERDICTS, Verdicts, is_begun, read_provenance
+from tunebench.tuning.entry import LOST_RECORD, Entry, Provenance
+from tunebench.tuning.files import OURS, PROVENANCE, VERDICTS, Verdicts, is_begun, is_filled, read_provenance
 from tunebench.tuning.lock import FolderLock
 from tunebench.tuning.records import FILES, Lines
 from tunebench.tuning.search_log import SearchLog
@@ -49,7 +50,8 @@ class Database:
 
     def __init__(self, folder: Path, made: Provenance, packed: Path | None = None) -> None:
         self.folder, self.made = folder, made
-        self.source = packed if packed and not is_begun(folder) and _is_for(packed, made) else folder
+        _verify(folder, made)
+        self.source = packed if packed and not is_filled(folder) and _is_for(packed, made) else folder
         self.search_folder = folder / "search"
         self.cost_model_path = self.search_folder / "cost_model.npy"
         self._lock: FolderLock | None = None
@@ -93,7 +95,9 @@ class Database:
         return self._log
 
     def _prepare(self) -> SearchLog:
-        self._read()  # another run may have written while this one waited
+        if is_filled(self.folder):
+            self.source = self.folder  # another run made it since this one looked
+        self._read()
         for each in (self.search_folder, self.folder / versions.VERSIONS):
             if each.is_symlink():
                 raise TuneBenchError(f"{each} leads out of its folder.", "Name another --work-dir.")
@@ -129,6 +133,9 @@ class Database:
         """The winning records by task key."""
         if self._promoted is None:
             self._promoted = {key: record for part in self._parts for key, record in self._load(part).items()}
+            for key, entry in self.entries.items():
+                if entry.decision == "promoted" and key not in self._promoted:
+                    self.entries[key] = replace(entry, decision="", reason=LOST_RECORD, tuned_ns=[])
         return dict(self._promoted)
 
     def _load(self, part: Lines) -> dict[str, ms.database.TuningRecord]:

@@ -17,6 +17,7 @@ NO_CANDIDATE = "its space has no candidate"
 UNHANDLED = "no schedule space"  # and what a space's rules raised
 NO_DEFAULT = "its default schedule failed"  # and how
 NONE_RAN = "no candidate ran and was correct"
+LOST_RECORD = "its record was no good"
 
 
 class Provenance(Struct, frozen=True, forbid_unknown_fields=True):

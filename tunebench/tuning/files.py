@@ -35,6 +35,11 @@ def is_begun(folder: Path) -> bool:
     return any(os.path.exists(folder / name) for name in names)  # also False where it is too long for a path
 
 
+def is_filled(folder: Path) -> bool:
+    """Whether a first version was finished, so that what is packed counts no more."""
+    return any(os.path.lexists(folder / name) for name in (*FILES, VERDICTS, versions.LINK))
+
+
 def read_provenance(folder: Path) -> Provenance:
     """What a folder's database was made for. TuneBenchError where there is none, or where nothing tells."""
     path = folder / PROVENANCE
@@ -126,8 +131,12 @@ def glance(folder: Path) -> Glance:
         version = versions.current(folder)
     except TuneBenchError as error:
         return Glance(folder, made, {}, 0, _changed(folder), [*warnings, error.message])
-    verdicts = Verdicts(version / VERDICTS)
-    records = sum(_lines(part / FILES[1]) for part in (version, version / OURS))
+    while True:
+        verdicts = Verdicts(version / VERDICTS)
+        records = sum(_lines(part / FILES[1]) for part in (version, version / OURS))
+        before, version = version, versions.current(folder)
+        if before == version:
+            break  # else a writer may have removed it meanwhile
     promoted = sum(entry.decision == "promoted" for entry in verdicts.entries.values())
     if promoted != records:
         warnings.append(f"{version} has {records} records, and {promoted} kernels are said to be promoted.")

@@ -20,11 +20,10 @@ from tunebench.errors import TuneBenchError
 from tunebench.runners.base import CHOICE, FINAL, Candidate, Failed, MeasureInput, Runner, Timed
 from tunebench.tuning import files, verify
 from tunebench.tuning.database import Database
-from tunebench.tuning.entry import Entry
+from tunebench.tuning.entry import LOST_RECORD, Entry
 from tunebench.tuning.search import record_key
 
 AGAIN = "again"  # the twin, which shows the noise
-LOST_RECORD = "its record was no good"
 
 Record: TypeAlias = ms.database.TuningRecord
 
@@ -76,7 +75,7 @@ def merge(
     target = Database(into, made)
     target.open_for_writing(wait)
     try:
-        sources = [target if folder == into else Database(folder, made) for folder in each]
+        sources = [target, *(Database(folder, made) for folder in each if folder != into)]  # empty where it was new
         chosen, choices = _choose(sources, measure)
         with stopping.held():
             target.commit(
@@ -105,7 +104,7 @@ def _choose(sources: Sequence[Database], measure: Measure | None) -> tuple[dict[
 def _kernel(source: Database, key: str, record: Record | None) -> Kernel:
     """A decision and its record, which go together."""
     entry = source.entries.get(key, Entry(f"kernel {key}"))
-    if record is not None and entry.decision != "promoted":
+    if record is not None and entry.decision not in ("promoted", ""):  # empty: the decision was lost
         record = None
     if record is None and entry.decision == "promoted":
         entry = replace(entry, decision="", reason=LOST_RECORD, tuned_ns=[])

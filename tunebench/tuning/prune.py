@@ -82,7 +82,8 @@ def _drop_entries(folder: Path, keys: tuple[str, ...]) -> None:
     database.open_for_writing()
     try:
         with stopping.held():
-            entries = {key: entry for key, entry in database.entries.items() if key not in keys}
+            stays = {key for key in database.entries if key not in keys or not _says_nothing(database.entries[key])}
+            entries = {key: entry for key, entry in database.entries.items() if key in stays}
             database.commit(database.promoted(), entries)
     finally:
         database.close()

@@ -30,6 +30,10 @@ def current(folder: Path) -> Path:
             f"{link} does not name one of {folder / VERSIONS}.", "Link it to the last one, or move that folder away."
         )
     version = folder / os.readlink(link)
+    if not version.is_dir() and folder / os.readlink(link) == version:  # else a writer was faster
+        raise TuneBenchError(
+            f"{link} names {version.name}, which is not there.", f"Link it to one of {folder / VERSIONS}."
+        )
     for each in (version.parent, version, *map(Path, _folders(version))):
         if each.is_symlink():
             raise TuneBenchError(f"{each} leads out of its folder.", "Name another --work-dir.")

@@ -76,7 +76,7 @@ def _try_all(found: Lines) -> tuple[tuple[str, int] | None, bool]:
             input=json.dumps([lines, found.workload_of]).encode(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=TIMEOUT_S,
+            timeout=TIMEOUT_S + LINE_S * sum(map(len, lines.values())),  # each line has a limit of its own
         )
         output, died = ended.stdout, ended.returncode != 0
     except subprocess.TimeoutExpired as error:
