@@ -81,9 +81,8 @@ def summary_table(report: Report) -> rich.table.Table:
 
 def _short(cell: str) -> str:
     """A cell for the terminal: without what stands in brackets, what its share is of, and the unit of the heading."""
-    return (
-        re.sub(r" \(.*?\)", "", cell.partition(" of ")[0].partition(": ")[0]).replace(RATE, "").removesuffix(" figure")
-    )
+    plain = re.sub(r" \(.*?\)", "", cell)
+    return plain.partition(" of ")[0].partition(": ")[0].replace(RATE, "").removesuffix(" figure")
 
 
 def _read(paths: list[Path]) -> tuple[list[Result | TuneResult], list[str]]:
