@@ -24,8 +24,8 @@ LARGE_SPREAD = 0.05  # half the interquartile range, over the median
 DRIFT = 0.03
 SLOW_START = 1.15
 OUTLIER = 1.5
-NO_SPACE = ("no space is for it", "no schedule space")  # how reasons of rows before schema 3 begin
-NOT_SEARCHED = ("not searched before the time ran out", "never measured")
+NO_SPACE = ("no space is for it", "no schedule space", "its space has no candidate")  # how reasons of old rows begin
+NOT_SEARCHED = ("not searched before", "never measured", "its default schedule failed")
 
 
 @dataclass(frozen=True)
