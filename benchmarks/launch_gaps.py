@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tunebench.bench.arms import Plan, load_arms
-from tunebench.cli import app, inputs
+from tunebench.cli import benching, inputs
 
 TOKENS = 64
 
@@ -28,7 +28,7 @@ def main() -> None:
 
     session = inputs.open_session("cuda", 0, args.work_dir, "gaps")
     load = inputs.workloads([args.model], [args.scheme], 1, args.prompt, args.context)[0]
-    lowered = app._lower(session, load)
+    lowered = benching.lowered(session, load)
     plan = Plan((), schedules=("tuned",))
     engine = load_arms([lowered], plan, lambda words: None)["tuned"].loaded
     tokens = np.random.default_rng(0).integers(0, lowered.model.config.vocab_size, (1, TOKENS), np.int32)

@@ -17,7 +17,7 @@ from rich.text import Text
 from safetensors.numpy import save_file
 
 from tunebench import environment, results
-from tunebench.cli import app, inputs
+from tunebench.cli import app, benching, inputs
 from tunebench.devices import cpu_probe, probe
 from tunebench.errors import NOT_TEXT
 from tunebench.model import quantization
@@ -183,7 +183,7 @@ def test_a_demo_ends_with_a_report_where_nothing_was_won(
     benched, reported = [], []
     monkeypatch.setattr(app, "tune_command", lambda *_, **__: None)
     monkeypatch.setattr(app.inputs, "workloads", lambda *_: [workload])
-    monkeypatch.setattr(app, "_bench_all", lambda models, plan, **_: benched.append((len(models), plan.schedules)))
+    monkeypatch.setattr(benching, "bench_all", lambda models, plan, **_: benched.append((len(models), plan.schedules)))
     monkeypatch.setattr(app, "report_command", lambda **given: reported.append(given["name"]))
     assert run(["demo", "--work-dir", tmp_path], monkeypatch) == 0
     assert (benched, reported) == ([(1, ("default",))], ["demo"])

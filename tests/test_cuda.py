@@ -356,7 +356,7 @@ class TestOnAGpu:
         from typer.testing import CliRunner
 
         from tunebench.bench import arms
-        from tunebench.cli import app, inputs
+        from tunebench.cli import app, benching, inputs
 
         sizes = {"hidden_size": 512, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 2}
         config = write_config(tmp_path, **sizes, head_dim=64, vocab_size=512)
@@ -370,7 +370,7 @@ class TestOnAGpu:
         logits = {}
         for name in ("cuda", "llvm"):
             session = inputs.open_session(name, 2, tmp_path / "work", "x")
-            lowered = app._lower(session, inputs.workloads([str(config)], ["q4f16_1"], 1, "32", 128)[0])
+            lowered = benching.lowered(session, inputs.workloads([str(config)], ["q4f16_1"], 1, "32", 128)[0])
             schedules = ("default", "tuned") if name == "cuda" else ("default",)
             plan = arms.Plan((), schedules)
             compiled = arms.compile_arms([lowered], plan, print, print)

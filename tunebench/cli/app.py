@@ -13,19 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from tunebench import scratch, stopping
-from tunebench.cli import export, inputs, options
+from tunebench.cli import benching, export, inputs, options
 from tunebench.cli.db import db
 from tunebench.cli.inputs import PlainConsole, console
 from tunebench.errors import TuneBenchError
 from tunebench.stopping import Stopped
 
 if TYPE_CHECKING:
-    from rich.status import Status
-
-    from tunebench.bench.arms import Plan
-    from tunebench.results import Result, TuneResult
-    from tunebench.spec import Schedule, Workload
-    from tunebench.tuning.session import Lowered, Session
+    from tunebench.results import TuneResult
+    from tunebench.spec import Schedule
 
 app = typer.Typer(
     help="Benchmark and autotune LLM kernels on Apache TVM.",
@@ -140,7 +136,9 @@ def tune_command(
 
     phases = options.phases(phase)
     allowed = Options(trials, limit_s, seed=seed, depth=depth, phases=phases, wait=wait, warn=inputs.warn)
-    lowered = [_lower(session, workload) for workload in inputs.workloads(model, scheme, batch, prompt, context)]
+    lowered = [
+        benching.lowered(session, workload) for workload in inputs.workloads(model, scheme, batch, prompt, context)
+    ]
     inputs.say_packed(session)
     for near in neighbours(session, begin_from):
         console.print(f"Begins with what won on {near.made.device}, in {near.folder}", soft_wrap=True)
@@ -162,7 +160,7 @@ def tune_command(
     if bench and changed and not session.device.absent:
         largest = max(changed[0].model.workload.chunks)
         tests = options.tests(str(largest), "32", "0", context)
-        _bench_all([[each] for each in changed], Plan(tests, seed=seed, sample_limit_s=60.0), say_missing=False)
+        benching.bench_all([[each] for each in changed], Plan(tests, seed=seed, sample_limit_s=60.0), say_missing=False)
         report_command(work_dir=work_dir, name=name)
 
 
@@ -263,7 +261,9 @@ def bench_command(
     for session in sessions if "tuned" in schedule else []:
         inputs.say_packed(session)
         inputs.say_others(session)
-    _bench_all([[_lower(session, workload, held=True) for session in sessions] for workload in found], plan)
+    benching.bench_all(
+        [[benching.lowered(session, workload, held=True) for session in sessions] for workload in found], plan
+    )
 
 
 @app.command(name="report")
@@ -371,61 +371,11 @@ def demo_command(
     tests = (Test(n_prompt=128), Test(n_prompt=100), Test(n_gen=32), Test(n_gen=32, n_depth=512))
     plan = Plan(tests)
     plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
-    lowered = [_lower(session, workload) for workload in inputs.workloads(["demo"], schemes, 1, "", 1024)]
+    lowered = [benching.lowered(session, workload) for workload in inputs.workloads(["demo"], schemes, 1, "", 1024)]
     records = session.database().promoted()
     arms: dict[bool, tuple[Schedule, ...]] = {True: ("default", "tuned"), False: ("default",)}
     for won, schedules in arms.items():
         some = [[each] for each in lowered if any(task.key in records for task in each.tasks) == won]
         if some:
-            _bench_all(some, replace(plan, schedules=schedules), say_missing=False)
+            benching.bench_all(some, replace(plan, schedules=schedules), say_missing=False)
     report_command(work_dir=work_dir, name="demo")
-
-
-def _lower(session: Session, workload: Workload, held: bool = False) -> Lowered:
-    """A workload lowered; one without chunks has the device's, or with `held` first those of the database."""
-    from tunebench.tuning.lookup import with_chunks
-    from tunebench.tuning.session import lower
-
-    with inputs.status(f"building {workload.model} {workload.scheme.name}"):
-        return lower(session, with_chunks(session, workload, held))
-
-
-def _bench_all(models: list[list[Lowered]], plan: Plan, say_missing: bool = True) -> None:
-    """Bench each model, on one target or several, and say first which kernels have no record."""
-    from tunebench.bench.runner import run_bench
-    from tunebench.spec import EngineName
-
-    statuses = []
-    path = models[0][0].session.results_path
-    for lowered in models:
-        model = lowered[0].model
-        title = f"{model.name} {model.workload.scheme.name}"
-        with (
-            stopping.keeping(f"Rows so far are in {path}: `tunebench report` shows them."),
-            inputs.status(title) as status,
-        ):
-
-            def say(words: str, status: Status = status, title: str = title) -> None:
-                status.update(Text(f"{title}: {words}"))
-
-            for row in run_bench(lowered, plan, say, inputs.warn if say_missing else say):
-                statuses.append(row.status)
-                arm = row.engine if row.schedule == "library" else row.schedule
-                where = f"{row.target} browser" if row.engine == EngineName.BROWSER else row.target
-                arm = f"{where} {arm}" if len(lowered) > 1 else arm
-                label = f"{row.model} {row.scheme} {row.test} {arm}"
-                console.print(f"{label:44s} {_figure(row)}", soft_wrap=True, highlight=False)
-    console.print(f"Rows are in {path}; `tunebench report` shows them.", soft_wrap=True)
-    if "failed" in statuses:
-        raise typer.Exit(1)
-
-
-def _figure(row: Result) -> str:
-    from tunebench.results import tokens_per_s
-    from tunebench.stats import median, spread
-
-    rates = tokens_per_s(row)
-    if not rates:
-        return f"{row.status}: {row.reason}"
-    around = f" ± {spread(rates):.2f}" if len(rates) > 1 else ""
-    return f"{median(rates):10.2f}{around} tokens/s"
