@@ -56,11 +56,11 @@ def _stored(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Float32 weights in a scheme's form, and what they are worth in float32."""
     held, back = {}, {}
-    for name in model.architecture.vectors(model.config):
+    for name in model.vectors:
         held[name] = dense[name].astype(model.param_shapes[name][1])
         back[name] = held[name].astype(np.float32)
     for name, matrix in model.matrices.items():
-        weight = workloads.stored_scheme(model.workload.scheme, matrix).weight
+        weight = model.scheme_of(matrix).weight
         kind = quantization.kind_of(weight)
         parts = kind.quantize(weight, dense[f"{name}.weight"])
         held |= {f"{name}.{suffix}": part for suffix, part in parts.items()}

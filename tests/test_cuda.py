@@ -6,7 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ def test_attention_with_its_cache_is_right(m: int) -> None:
     rope_cos_sin = rope_cos_sin.astype(np.float32)
     q, at, before = np.zeros((b, m, heads, dim), np.float32), np.array([position], np.int32), keys.copy()
     shape = (b, m, heads, kv_heads, dim, context, "float32")
-    run_on_cpu(gpu_kernels.append(*shape), qkv, at, rope_cos_sin, keys, values, q)
+    run_on_cpu(gpu_kernels.append(Append(*shape)), qkv, at, rope_cos_sin, keys, values, q)
     np.testing.assert_allclose(q, rotated(qkv[:, :, :heads], rope_cos_sin, position), rtol=1e-5, atol=1e-5)
     turned = rotated(qkv[:, :, heads : heads + kv_heads], rope_cos_sin, position)
     np.testing.assert_allclose(keys[:, :, position : position + m], turned.swapaxes(1, 2), rtol=1e-5, atol=1e-5)
@@ -168,7 +168,7 @@ def test_attention_with_its_cache_is_right(m: int) -> None:
     np.testing.assert_array_equal(keys[:, :, position + m :], before[:, :, position + m :])
 
     out = np.zeros((b, m, heads, dim), np.float32)
-    run_on_cpu(gpu_kernels.attention(*shape), q, keys, values, at, out)
+    run_on_cpu(gpu_kernels.attention(Attention(*shape)), q, keys, values, at, out)
     rep = heads // kv_heads
     scores = np.einsum("bmhd,bhtd->bhmt", q, keys.repeat(rep, 1)) / np.sqrt(dim)
     scores[:, :, np.arange(context)[None] > position + np.arange(m)[:, None]] = -np.inf
@@ -181,10 +181,10 @@ def test_norm_and_gate_are_right() -> None:
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((3, 48)).astype(np.float32), rng.standard_normal(48).astype(np.float32)
     out = np.zeros_like(x)
-    run_on_cpu(gpu_kernels.rms_norm(3, 48, 1e-5, "float32"), x, weight, out)
+    run_on_cpu(gpu_kernels.rms_norm(RmsNorm(3, 48, 1e-5, "float32")), x, weight, out)
     np.testing.assert_allclose(out, x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * weight, rtol=1e-5, atol=1e-5)
     gated = np.zeros((3, 24), np.float32)
-    run_on_cpu(gpu_kernels.silu_mul(3, 24, "float32"), x, gated)
+    run_on_cpu(gpu_kernels.silu_mul(SiluMul(3, 24, "float32")), x, gated)
     np.testing.assert_allclose(gated, x[:, :24] / (1 + np.exp(-x[:, :24])) * x[:, 24:], rtol=1e-5, atol=1e-5)
 
 
@@ -340,7 +340,7 @@ class TestOnAGpu:
         from tunebench.timing import Protocol
 
         target = passes.tvm_target(targets.find("cuda"), 0)
-        mod = passes.task_module(gpu_kernels.rms_norm(3, 4096, 1e-5, "float16"))
+        mod = passes.task_module(gpu_kernels.rms_norm(RmsNorm(3, 4096, 1e-5, "float16")))
         given = MeasureInput("unfinished", tvm.ir.save_json(passes.default_schedule(mod, target)), 40, 1)
         trial = Trial(given, Protocol(warmups=0, samples=1, least_samples=1), 10**9)
         matrix, weight = Param("x", (3, 4096), "float16"), Param("weight", (4096,), "float16")
@@ -393,7 +393,7 @@ def plain_kernel(op: Operation) -> tvm.tirx.PrimFunc:
     if isinstance(op, Matmul):
         return _matmul(op)
     made = {Attention: gpu_kernels.attention, Append: gpu_kernels.append, RmsNorm: gpu_kernels.rms_norm}[type(op)]
-    return made(*astuple(op))
+    return made(op)
 
 
 def _matmul(op: Matmul) -> tvm.tirx.PrimFunc:

@@ -12,6 +12,7 @@ from tvm.target import codegen
 from tunebench import environment
 from tunebench.kernels import cpu as cpu_kernels
 from tunebench.kernels import int8_dot
+from tunebench.kernels.operation import SiluMul
 from tunebench.model.quantization import kind_of, schemes
 from tunebench.tuning.spaces import Kernel, cpu_dot
 
@@ -130,6 +131,6 @@ def test_activations_are_quantized_to_the_nearest_step(dtype: str) -> None:
 def test_the_gate_is_silu_times_up() -> None:
     x = np.random.default_rng(0).uniform(-100, 100, (2, 192)).astype(np.float32)
     x[0, :4] = 0, -88, 88, 1e-3
-    _, found = run(cpu_kernels.silu_mul(2, 96, "float32"), x, np.zeros((2, 96), np.float32))
+    _, found = run(cpu_kernels.silu_mul(SiluMul(2, 96, "float32")), x, np.zeros((2, 96), np.float32))
     gate, up = x[:, :96].astype(np.float64), x[:, 96:]
     np.testing.assert_allclose(found, gate / (1 + np.exp(-gate)) * up, rtol=1e-5, atol=1e-6)

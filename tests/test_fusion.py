@@ -19,7 +19,7 @@ from tunebench.compile.fusion import Accept, Fuser, Invoked, Pair
 from tunebench.compile.planner import plan_model
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
-from tunebench.kernels.operation import Matmul, RmsNorm
+from tunebench.kernels.operation import Matmul, RmsNorm, SiluMul
 from tunebench.kernels.templates import FLOAT16, INT8, Gpu
 from tunebench.model import workload as workloads
 from tunebench.runners.bench import distance, random_inputs, too_far
@@ -54,7 +54,7 @@ def check_fused(device: ApiDevice, gpu: Gpu, case: dict[str, Any], pairs: int) -
         wanted = expected(plain(NORM_ALONE), [x, gain, np.zeros_like(x)])[-1]
     wanted = expected(plain(alone), [wanted, *rest])[-1]
     if op.gate:
-        gate = passes.task_module(gpu_kernels.silu_mul(1, op.n // 2, "float16"))
+        gate = passes.task_module(gpu_kernels.silu_mul(SiluMul(1, op.n // 2, "float16")))
         wanted = expected(gate, [wanted, np.zeros((1, op.n // 2), np.float16)])[-1]
     given += [*rest[:-1], np.full_like(wanted, np.nan)]
     ((template, _),) = templates.serving(alone, gpu).items()
@@ -125,7 +125,7 @@ def fuser(programs: Mapping[str, Program] = MappingProxyType({}), accept: Accept
     op = replace(MATMUL, residual=False)
     target = tvm.target.Target({"kind": "opencl", "keys": ["opencl", "gpu", "ptx"], "max_num_threads": 256})
     template = scheduled(tvm.IRModule({"product": plain_kernel(op)}), NVIDIA, target)["product"]
-    gate = passes.task_module(gpu_kernels.silu_mul(1, 256, "float16"))
+    gate = passes.task_module(gpu_kernels.silu_mul(SiluMul(1, 256, "float16")))
     return Fuser(
         {"norm": plain(NORM_ALONE), "product": template, "gate": gate, "default": plain(op)}, NVIDIA, programs, accept
     )

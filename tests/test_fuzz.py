@@ -235,7 +235,7 @@ TINY = tiny_model()
 
 def tiny_weights() -> bytes:
     """Of that model, as safetensors."""
-    shapes = {name: (length,) for name, length in TINY.architecture.vectors(TINY.config).items()}
+    shapes = {name: (vector.length,) for name, vector in TINY.vectors.items()}
     for matrix in TINY.matrices.values():
         shapes |= dict.fromkeys(matrix.sources, (matrix.n if len(matrix.sources) == 1 else 0, matrix.k))
     rows = {"q_proj": 64, "k_proj": 32, "v_proj": 32, "gate_proj": 96, "up_proj": 96}

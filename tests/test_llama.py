@@ -29,7 +29,7 @@ from tunebench.devices.targets import cpu_device
 from tunebench.engines.tvm import TvmEngine, load
 from tunebench.errors import TuneBenchError
 from tunebench.model import quantization, weights
-from tunebench.model.workload import Model, stored_scheme
+from tunebench.model.workload import Model
 from tunebench.runners.local import LocalRunner
 from tunebench.tuning.database import Database, provenance
 from tunebench.tuning.tuner import Options, tune
@@ -161,7 +161,7 @@ def dequantized(model: Model, reference: LlamaForCausalLM) -> LlamaForCausalLM:
     """The reference with the weights that the scheme holds."""
     state = reference.state_dict()
     for matrix in model.matrices.values():
-        weight = stored_scheme(model.workload.scheme, matrix).weight
+        weight = model.scheme_of(matrix).weight
         kind = quantization.kind_of(weight)
         for source in matrix.sources:
             parts = kind.quantize(weight, state[source].numpy())

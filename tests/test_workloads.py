@@ -126,11 +126,10 @@ def test_what_a_config_leaves_out(tmp_path: Path) -> None:
 def test_an_architecture_names_what_its_module_takes(name: str, device_kind: str) -> None:
     architecture = architectures.architectures()[name]
     workload = Workload("tiny", quantization.schemes()["q4f16_1"], 1, (16,), 64, device_kind)
-    model = workloads.Model(workload, architecture.tiny, architecture, "tiny")
-    vectors = architecture.vectors(architecture.tiny)
-    parts = {full for full in model.param_shapes if full not in vectors}
+    model = workloads.Model(workload, architecture.tiny[0], architecture, "tiny")
+    parts = {full for full in model.param_shapes if full not in model.vectors}
     assert {full.rpartition(".")[0] for full in parts} == set(model.matrices)
-    assert all(model.param_shapes[vector][0] == (length,) for vector, length in vectors.items())
+    assert all(model.param_shapes[name][0] == (vector.length,) for name, vector in model.vectors.items())
     assert sum(matrix.is_table for matrix in model.matrices.values()) == 1
     mod = workloads.build_module(model)
     assert {"decode", "prefill_16"} <= {gv.name_hint for gv in mod.get_global_vars()}

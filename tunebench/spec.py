@@ -25,12 +25,17 @@ Sizes = Annotated[list[Size], Meta(max_length=1000)]
 """Samples, among others; every interval takes thousands of resamples of them."""
 Layout = Literal["NK", "KN", "N16"]
 """How a weight of N outputs and K inputs is stored: N-major [N, K], K-major [K, N], or [N / 16, K, 16]."""
-Packing = Literal["in_order", "by_byte"]
-"""Where a word of 32 bits has its p-th weight: at bit bits * p, or at bit 8 (p mod 4) + bits (p div 4)."""
+Packing = Literal["in_order", "by_byte", "planes"]
+"""Where a word of 32 bits has its p-th weight: at bit bits * p, or at bit 8 (p mod 4) + bits (p div 4).
+
+`planes`, of 5 and 6 bits: the lower four in such words in order, the others in words of their own, in order too.
+"""
 Zero = Literal["symmetric", "zero_point", "minimum"]
 """What a group's integers mean: (q - z) * scale with z the same for all, with a z of the group, q * scale + minimum."""
-Activations = Literal["float", "int8"]
-"""What a matrix product multiplies weights with: activations as they are, or quantized, a scale a group."""
+Activations = Literal["float", "int8", "int8_token"]
+"""What a matrix product multiplies weights with: activations as they are, or quantized, a scale a group or a token."""
+WHOLE_ROW = -1
+"""As a group: all weights of an output."""
 
 
 class EngineName(str, Enum):
@@ -54,13 +59,18 @@ class WeightFormat:
     Two formats are the same where all fields are: whoever reads a format names it whole, and never gets another one.
     """
 
-    kind: Literal["integer", "float"]  # of a weight; integers are unsigned
+    kind: Literal["integer", "float", "codes"]  # of a weight; integers are unsigned, codes small floats
     bits: int  # of a weight
     dtype: str  # of what a group has beside its integers; of the weights where there are no groups
-    group: int = 0  # weights along K that share a scale; 0 where there is none
+    group: int = 0  # weights along K that share a scale; 0 where there is none, WHOLE_ROW where all of an output do
     zero: Zero = "symmetric"
     layout: Layout = "NK"
     packing: Packing = "in_order"
+    full_range: bool = False  # symmetric integers: 2^(bits - 1) stands for 0, not the integer below it
+    super_group: int = 0  # weights along K whose groups' scales are integers times a scale of their own; 0: no such
+    code: str = ""  # ml_dtypes' name of what a code is
+    rows: int = 1  # outputs that share a scale
+    ordered: bool = False  # the inputs are taken in an order of the matrix's own
 
     @property
     def per_word(self) -> int:
@@ -70,7 +80,7 @@ class WeightFormat:
     @property
     def zero_point(self) -> int:
         """The integer that stands for 0 in a symmetric format."""
-        return (1 << (self.bits - 1)) - 1
+        return (1 << (self.bits - 1)) - (not self.full_range)
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,7 @@ class Scheme:
     weight: WeightFormat
     dtype: str  # activations
     activations: Activations = "float"
+    native: bool = False  # each weight as its checkpoint has it; `weight` is the format of most of them
 
 
 @dataclass(frozen=True)
@@ -140,12 +151,14 @@ class Workload:
     token in a chunk of length 1, over a KV cache of `context` positions for each of `batch` sequences.
     """
 
-    model: str  # a name in workloads/, or a path to such a JSON or to a folder with a config.json
+    model: str  # a name in workloads/, the path of such a JSON, of a folder or a .gguf, or a hub id
     scheme: Scheme
     batch: int = 1
     chunks: tuple[int, ...] = (16, 128)
     context: int = 2048
     device_kind: str = "cpu"  # or gpu: which of the two ways to write its kernels
+    layers: int = 0  # only so many; 0: all
+    kv: str = ""  # how keys and values are held: int8 or fp8; empty: as the activations
 
     @property
     def chunk_sizes(self) -> tuple[int, ...]:

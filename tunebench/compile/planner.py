@@ -14,7 +14,7 @@ from tunebench.compile.fusion import Accept, Fuser, Invoked
 from tunebench.compile.source import LANGUAGES, program
 from tunebench.dtypes import numpy_dtype
 from tunebench.kernels.templates import gpu_of
-from tunebench.model.workload import Model, function_name, rope_cos_sin
+from tunebench.model.workload import Model, function_name, rope_cos_sin, rope_name
 from tunebench.runtime.plan import Buffer, Facts, Kind, Launch, Plan, Program, Shader, Step
 
 PASSES = (
@@ -59,11 +59,11 @@ def _model_buffers(model: Model, pool: _Pool) -> list[_Value]:
     """What every step takes after its tokens: position, last token, rope_cos_sin, keys, values, weights."""
     layers, dtype = range(model.config.num_hidden_layers), model.workload.scheme.dtype
     keys, values = model.cache_shapes
-    turns = rope_cos_sin(model).shape
+    turns = rope_cos_sin(model)
     return [
         pool.add("position", "input", (1,), "int32"),
         pool.add("last_token", "input", (1,), "int32"),
-        pool.add("rope_cos_sin", "constant", turns, "float32"),
+        tuple(pool.add(rope_name(i), "constant", each.shape, "float32") for i, each in enumerate(turns)),
         tuple(pool.add(f"keys.{i}", "cache", keys, dtype) for i in layers),
         tuple(pool.add(f"values.{i}", "cache", values, dtype) for i in layers),
         tuple(pool.add(name, "weight", *known) for name, known in model.param_shapes.items()),

@@ -22,7 +22,7 @@ class Loaded:
     """Weights and cache in device memory, which several engines of one model may share."""
 
     params: list[tvm.runtime.Tensor]
-    rope_cos_sin: tvm.runtime.Tensor
+    rope_cos_sin: list[tvm.runtime.Tensor]
     keys: list[tvm.runtime.Tensor]
     values: list[tvm.runtime.Tensor]
     arena: Arena | None = None  # where they lie on a GPU
@@ -33,7 +33,7 @@ def load(model: Model, weights: Iterable[tuple[str, np.ndarray]], device: tvm.ru
     shapes, (keys, values) = model.param_shapes, model.cache_shapes
     turns = rope_cos_sin(model)
     dtype, layers = model.workload.scheme.dtype, model.config.num_hidden_layers
-    every = [*shapes.values(), (turns.shape, "float32"), *[(keys, dtype), (values, dtype)] * layers]
+    every = [*shapes.values(), *((each.shape, "float32") for each in turns), *[(keys, dtype), (values, dtype)] * layers]
     arena = Arena(Arena.size_of(every), device) if model.workload.device_kind == "gpu" else None
     new = arena.take if arena else functools.partial(tvm.runtime.empty, device=device)
     held = {name: new(*shapes[name]).copyfrom(array) for name, array in weights if name in shapes}
@@ -42,7 +42,7 @@ def load(model: Model, weights: Iterable[tuple[str, np.ndarray]], device: tvm.ru
         raise TuneBenchError(f"weights are missing: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}.")
     return Loaded(
         params=[held[name] for name in shapes],
-        rope_cos_sin=new(turns.shape, "float32").copyfrom(turns),
+        rope_cos_sin=[new(each.shape, "float32").copyfrom(each) for each in turns],
         keys=_random_caches([new(keys, dtype) for _ in range(layers)]),
         values=_random_caches([new(values, dtype) for _ in range(layers)]),
         arena=arena,

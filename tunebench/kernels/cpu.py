@@ -16,7 +16,7 @@ import tvm_ffi
 from tvm.script import tirx as T
 from tvm.tirx import Expr, FloatImm, PrimFunc, reinterpret
 
-from tunebench.kernels.operation import Append, Attention, OverCache
+from tunebench.kernels.operation import Append, Attention, LastRow, OverCache, RmsNorm, SiluMul
 from tunebench.kernels.tvmscript import quick_parsing
 
 LANES = 16
@@ -45,14 +45,15 @@ def cache_shapes(b: int, kv_heads: int, context: int, dim: int) -> tuple[tuple[i
 
 
 @functools.cache
-def attention(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dtype: str) -> PrimFunc:
+def attention(op: Attention) -> PrimFunc:
     """Causal attention of m new tokens at `position` over the cache: (q, keys, values, position) -> out.
 
     A row takes the tokens of a tile of one head: their scores with every key up to the last one's, the softmax,
     and the sum of values. The products are blocks of their own, which a schedule arranges.
     """
+    b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
     share = heads // kv_heads
-    scale = dim**-0.5
+    scale = op.scaled
     blocks = context // LANES
     tile = max(size for size in range(1, ATTENTION_TILE + 1) if m % size == 0)
 
@@ -133,12 +134,13 @@ def attention(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int,
 
 
 @functools.cache
-def append(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dtype: str) -> PrimFunc:
+def append(op: Append) -> PrimFunc:
     """Rotate a chunk's queries and keys and write its keys and values into the cache, in place.
 
     (qkv [b, m, H + 2G, D], position, rope_cos_sin [2, C, D / 2] = cosines and sines, keys, values) -> q, with the
     rotation that pairs element d with d + D / 2, as Hugging Face's llama does.
     """
+    b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
     half = dim // 2
     blocks = context // LANES
 
@@ -190,8 +192,9 @@ def append(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dt
 
 
 @functools.cache
-def rms_norm(rows: int, width: int, epsilon: float, dtype: str) -> PrimFunc:
+def rms_norm(op: RmsNorm) -> PrimFunc:
     """(x [rows, width], weight [width]) -> x / sqrt(mean(x^2) + epsilon) * weight, as Hugging Face's llama."""
+    rows, width, epsilon, dtype = op.rows, op.width, op.epsilon, op.dtype
 
     @T.prim_func(private=True, s_tir=True)
     def rms_norm(
@@ -222,8 +225,9 @@ def rms_norm(rows: int, width: int, epsilon: float, dtype: str) -> PrimFunc:
 
 
 @functools.cache
-def silu_mul(rows: int, width: int, dtype: str) -> PrimFunc:
+def silu_mul(op: SiluMul) -> PrimFunc:
     """x [rows, 2 width] -> silu(first half) * second half, [rows, width]."""
+    rows, width, dtype = op.rows, op.width, op.dtype
     lanes = max(size for size in range(1, LANES + 1) if width % size == 0)
 
     @T.prim_func(private=True, s_tir=True)
@@ -258,8 +262,9 @@ def silu_mul(rows: int, width: int, dtype: str) -> PrimFunc:
 
 
 @functools.cache
-def last_row(b: int, m: int, width: int, dtype: str) -> PrimFunc:
+def last_row(op: LastRow) -> PrimFunc:
     """(x [b, m, width], last_token: one int32) -> x[:, last_token, :]."""
+    b, m, width, dtype = op.b, op.m, op.width, op.dtype
 
     @T.prim_func(private=True, s_tir=True)
     def last_row(
@@ -350,7 +355,7 @@ def over_cache(func: PrimFunc) -> OverCache | None:
         (_, kv_heads, context, _), make, kind = shapes[4], append, Append
     else:
         return None
-    extents = (first[0], first[1], last[2], kv_heads, first[3], context, dtype)
+    found = kind(first[0], first[1], last[2], kv_heads, first[3], context, dtype)
     with quick_parsing():
-        same = tvm_ffi.structural_equal(func.body, make(*extents).body, map_free_vars=True)
-    return kind(*extents) if same else None
+        same = tvm_ffi.structural_equal(func.body, make(found).body, map_free_vars=True)
+    return found if same else None

@@ -11,7 +11,8 @@ import functools
 from collections.abc import Callable, Sequence
 
 from tvm import te, tirx
-from tvm.relax.frontend.nn import Tensor, op
+from tvm.relax.frontend.nn import Tensor
+from tvm.relax.frontend.nn import op as frontend
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
@@ -51,14 +52,16 @@ def matmul(
     weight: WeightFormat,
     out_dtype: str,
     residual: Tensor | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """x [M, K] @ w [N, K].T (+ residual [M, N]), summed in float32.
+    """x [M, K] @ w [N, K].T (+ bias [N]) (+ residual [M, N]), summed in float32.
 
     `dequantize` makes te's [N, K] of the placeholders of `parts`, which are stored as `weight` says.
     """
     m, k = (int(extent) for extent in x.shape)
     a = te.placeholder((m, k), x.dtype, name="x")
     stores = [te.placeholder([int(e) for e in part.shape], part.dtype, name=name) for name, part in parts.items()]
+    offsets = [te.placeholder((n,), bias.dtype, name="bias")] if bias is not None else []
     extra = [te.placeholder((m, n), residual.dtype, name="residual")] if residual is not None else []
     w = dequantize(*stores)
     axis = te.reduce_axis((0, k), name="k")
@@ -68,22 +71,27 @@ def matmul(
         name="matmul",
     )
     y = sums
-    if extra:
-        y = te.compute(
-            (m, n), lambda i, j: (sums[i, j] + extra[0][i, j].astype("float32")).astype(out_dtype), name="out"
-        )
+    if offsets or extra:
+
+        def whole(i: tirx.Var, j: tirx.Var) -> tirx.Expr:
+            added = [*(each[j] for each in offsets), *(each[i, j] for each in extra)]
+            return sum((each.astype("float32") for each in added), sums[i, j]).astype(out_dtype)
+
+        y = te.compute((m, n), whole, name="out")
     elif out_dtype != "float32":
         y = te.compute((m, n), lambda i, j: sums[i, j].astype(out_dtype), name="out")
-    func = _kernel([a, *stores, *extra, y], Matmul(m, n, k, out_dtype, bool(extra), x.dtype, weight))
-    given = [x, *parts.values(), *([residual] if residual is not None else [])]
-    return op.tensor_ir_op(
+    computed = Matmul(m, n, k, out_dtype, bool(extra), x.dtype, weight, bias=bool(offsets))
+    func = _kernel([a, *stores, *offsets, *extra, y], computed)
+    given = [x, *parts.values(), *(each for each in (bias, residual) if each is not None)]
+    return frontend.tensor_ir_op(
         func, f"matmul_{weight.bits}bit_{m}x{n}x{k}", given, Tensor.placeholder((m, n), out_dtype, "y")
     )
 
 
 @functools.cache
-def attention(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dtype: str) -> PrimFunc:
+def attention(op: Attention) -> PrimFunc:
     """(q [b, m, H, D], keys, values, position) -> each token's mix of the values up to its own position."""
+    b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
     q = te.placeholder((b, m, heads, dim), dtype, name="q")
     keys = te.placeholder((b, kv_heads, context, dim), dtype, name="keys")
     values = te.placeholder((b, kv_heads, context, dim), dtype, name="values")
@@ -101,7 +109,7 @@ def attention(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int,
         (b, heads, m, context),
         lambda ib, h, i, t: tirx.Select(
             t <= position[0] + i,
-            scores[ib, h, i, t] * tirx.const(LOG2_E * dim**-0.5, "float32"),
+            scores[ib, h, i, t] * tirx.const(LOG2_E * op.scaled, "float32"),
             tirx.const(-1e30, "float32"),
         ),
         name="seen",
@@ -120,16 +128,17 @@ def attention(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int,
     out = te.compute(
         (b, m, heads, dim), lambda ib, i, h, e: (mix[ib, i, h, e] / total[ib, h, i]).astype(dtype), name="out"
     )
-    return _kernel([q, keys, values, position, out], Attention(b, m, heads, kv_heads, dim, context, dtype))
+    return _kernel([q, keys, values, position, out], op)
 
 
 @functools.cache
-def append(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dtype: str) -> PrimFunc:
+def append(op: Append) -> PrimFunc:
     """Rotate a chunk's queries and keys and write its keys and values into the cache, in place.
 
     (qkv [b, m, H + 2G, D], position, rope_cos_sin [2, C, D / 2] = cosines and sines, keys, values) -> q, with the
     rotation that pairs element d with d + D / 2, as Hugging Face's llama does.
     """
+    b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
     half = dim // 2
     every = heads + 2 * kv_heads
 
@@ -170,12 +179,13 @@ def append(b: int, m: int, heads: int, kv_heads: int, dim: int, context: int, dt
                     vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
                     values[vb, vh, position[0] + vm, vd] = qkv[vb, vm, heads + kv_heads + vh, vd]
 
-    return marked(append, Append(b, m, heads, kv_heads, dim, context, dtype))
+    return marked(append, op)
 
 
 @functools.cache
-def rms_norm(rows: int, width: int, epsilon: float, dtype: str) -> PrimFunc:
+def rms_norm(op: RmsNorm) -> PrimFunc:
     """(x [rows, width], weight [width]) -> x / sqrt(mean(x^2) + epsilon) * weight, as Hugging Face's llama."""
+    rows, width, epsilon, dtype = op.rows, op.width, op.epsilon, op.dtype
     x = te.placeholder((rows, width), dtype, name="x")
     weight = te.placeholder((width,), dtype, name="weight")
     k = te.reduce_axis((0, width), name="k")
@@ -191,12 +201,13 @@ def rms_norm(rows: int, width: int, epsilon: float, dtype: str) -> PrimFunc:
         ).astype(dtype),
         name="out",
     )
-    return _kernel([x, weight, out], RmsNorm(rows, width, epsilon, dtype))
+    return _kernel([x, weight, out], op)
 
 
 @functools.cache
-def silu_mul(rows: int, width: int, dtype: str) -> PrimFunc:
+def silu_mul(op: SiluMul) -> PrimFunc:
     """x [rows, 2 width] -> silu(first half) * second half, [rows, width]."""
+    rows, width, dtype = op.rows, op.width, op.dtype
     x = te.placeholder((rows, 2 * width), dtype, name="x")
     out = te.compute(
         (rows, width),
@@ -207,13 +218,14 @@ def silu_mul(rows: int, width: int, dtype: str) -> PrimFunc:
         ).astype(dtype),
         name="out",
     )
-    return _kernel([x, out], SiluMul(rows, width, dtype))
+    return _kernel([x, out], op)
 
 
 @functools.cache
-def last_row(b: int, m: int, width: int, dtype: str) -> PrimFunc:
+def last_row(op: LastRow) -> PrimFunc:
     """(x [b, m, width], last_token: one int32) -> x[:, last_token, :]."""
+    b, m, width, dtype = op.b, op.m, op.width, op.dtype
     x = te.placeholder((b, m, width), dtype, name="x")
     last_token = te.placeholder((1,), "int32", name="last_token")
     out = te.compute((b, width), lambda i, j: x[i, last_token[0], j], name="out")
-    return _kernel([x, last_token, out], LastRow(b, m, width, dtype))
+    return _kernel([x, last_token, out], op)

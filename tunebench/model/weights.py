@@ -13,9 +13,9 @@ from tunebench import stored
 from tunebench.dtypes import numpy_dtype
 from tunebench.errors import TuneBenchError
 from tunebench.model import quantization
-from tunebench.model.architectures import Matrix
+from tunebench.model.description import Matrix, Vector
 from tunebench.model.quantization import Array, Arrays
-from tunebench.model.workload import Model, stored_scheme
+from tunebench.model.workload import Model
 from tunebench.spec import WeightFormat
 
 ROWS = 2048  # of a matrix held in float32 at once
@@ -35,22 +35,29 @@ def read(model: Model, folder: Path) -> Iterator[tuple[str, Array]]:
         tensors.check(_wanted(model))
         for matrix in model.matrices.values():
             tensors.check_rows(matrix)
-        for name, length in model.architecture.vectors(model.config).items():
-            yield name, tensors.rows(name, 0, length, model.workload.scheme.dtype)
+        for name, vector in model.vectors.items():
+            yield name, _vector(tensors, vector, vector.dtype or model.workload.scheme.dtype)
         for name, matrix in model.matrices.items():
-            for suffix, part in _store(tensors, matrix, stored_scheme(model.workload.scheme, matrix).weight).items():
+            for suffix, part in _store(tensors, matrix, model.scheme_of(matrix).weight).items():
                 yield f"{name}.{suffix}", part
 
 
 def _wanted(model: Model) -> dict[str, tuple[int, ...]]:
     """Each tensor's shape; 0 rows where several are stacked, as only their sum is known."""
-    wanted: dict[str, tuple[int, ...]] = {
-        name: (length,) for name, length in model.architecture.vectors(model.config).items()
-    }
+    wanted: dict[str, tuple[int, ...]] = {}
+    for vector in model.vectors.values():
+        wanted.update(dict.fromkeys(vector.stored, (vector.length if len(vector.stored) == 1 else 0,)))
     for matrix in model.matrices.values():
         rows = matrix.n if len(matrix.sources) == 1 else 0
         wanted.update(dict.fromkeys(matrix.sources, (rows, matrix.k)))
     return wanted
+
+
+def _vector(tensors: _Tensors, vector: Vector, dtype: str) -> Array:
+    """A vector in its type, from the tensors that it consists of."""
+    parts = [tensors.rows(name, 0, tensors.shapes[name][0], "float32") for name in vector.stored]
+    found = np.concatenate(parts) * np.float32(vector.times) + np.float32(vector.plus)
+    return np.asarray(found.astype(numpy_dtype(dtype)))
 
 
 def _store(tensors: _Tensors, matrix: Matrix, weight: WeightFormat) -> Arrays:

@@ -25,9 +25,11 @@ from tunebench.kernels import cpu as cpu_kernels
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels.tvmscript import quick_parsing
 from tunebench.model import architectures, quantization
-from tunebench.model.architectures import Matrix, ModelConfig
+from tunebench.model.architectures import ModelConfig
+from tunebench.model.decoder import DecoderModule
+from tunebench.model.description import Decoder, Matrix, Rope, Vector
 from tunebench.model.quantization import Array, Arrays
-from tunebench.spec import Scheme, Workload
+from tunebench.spec import Scheme, WeightFormat, Workload
 
 CONFIG_BYTES = 16 << 20
 
@@ -49,10 +51,29 @@ class Model:
         text = json.dumps([self.architecture.name, fields], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    @property
+    @functools.cached_property
+    def decoder(self) -> Decoder:
+        """What it computes."""
+        return self.architecture.describe(self.config)
+
+    @functools.cached_property
     def matrices(self) -> dict[str, Matrix]:
         """Every weight matrix by name."""
-        return self.architecture.matrices(self.config)
+        return self.decoder.matrices()
+
+    @functools.cached_property
+    def vectors(self) -> dict[str, Vector]:
+        """Every weight that stays float by name."""
+        return self.decoder.vectors()
+
+    def scheme_of(self, matrix: Matrix) -> Scheme:
+        """The scheme in whose form a matrix is stored. A table is N-major in every scheme: its rows are looked up."""
+        scheme = self.workload.scheme
+        if matrix.stays_float:
+            return replace(scheme, weight=WeightFormat("float", 8 * numpy_dtype(scheme.dtype).itemsize, scheme.dtype))
+        if not matrix.is_table:
+            return scheme
+        return replace(scheme, weight=replace(scheme.weight, layout="NK", packing="in_order"), activations="float")
 
     @property
     def cache_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -93,7 +114,7 @@ class Model:
     def n_params(self) -> int:
         """Weights, a tied embedding counted once."""
         tied = {matrix.sources: matrix.n * matrix.k for matrix in self.matrices.values()}
-        return sum(tied.values()) + sum(self.architecture.vectors(self.config).values())
+        return sum(tied.values()) + sum(vector.length for vector in self.vectors.values())
 
     @property
     def flops_per_token(self) -> int:
@@ -121,7 +142,7 @@ def load_model(workload: Workload) -> Model:
     config = architecture.read(data, path.name)
     model = Model(workload, config, architecture, _name(path, data))
     for name, matrix in model.matrices.items():
-        quantization.check(stored_scheme(workload.scheme, matrix), matrix.n, matrix.k, name)
+        quantization.check(model.scheme_of(matrix), matrix.n, matrix.k, name)
     _check_shape(workload, config)
     if workload.device_kind == "gpu" and workload.scheme.activations == "int8":
         raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q4f16_1 or q8f16_1 on a GPU.")
@@ -192,8 +213,8 @@ def function_name(chunk: int) -> str:
 def build_module(model: Model) -> tvm.IRModule:
     """The model as an IRModule: `decode` and one `prefill_<chunk>` for each chunk.
 
-    Each takes (tokens int32 [b, m], position int32 [1], last_token int32 [1], rope_cos_sin float32 [2, C, D / 2], keys,
-    values, params) and returns float32 logits [b, vocab] and the cache it updated in place.
+    Each takes (tokens int32 [b, m], position int32 [1], last_token int32 [1], rope_cos_sin, keys, values,
+    params) and returns float32 logits [b, vocab] and the cache it updated in place.
     """
     module = _module(model)
     for chunk in model.workload.chunk_sizes:
@@ -207,7 +228,7 @@ def build_module(model: Model) -> tvm.IRModule:
             "tokens": spec.Tensor([workload.batch, chunk], "int32"),
             "position": one,
             "last_token": one,
-            "rope_cos_sin": spec.Tensor([2, workload.context, config.head_dim // 2], "float32"),
+            "rope_cos_sin": [spec.Tensor(turns.shape, "float32") for turns in rope_cos_sin(model)],
             "keys": [spec.Tensor(keys, dtype)] * layers,
             "values": [spec.Tensor(values, dtype)] * layers,
             "$": {"param_mode": "packed", "effect_mode": "none"},
@@ -220,27 +241,28 @@ def build_module(model: Model) -> tvm.IRModule:
 
 
 def _module(model: Model) -> nn.Module:
-    return model.architecture.build(model.config, model.workload, lambda name: _Stored(model, name))
+    return DecoderModule(model.decoder, model.workload, functools.partial(_Stored, model))
 
 
 class _Stored(nn.Module):
-    """A weight matrix in the scheme's form. A table is N-major in every scheme, as its rows are looked up."""
+    """A weight matrix in the scheme's form."""
 
-    def __init__(self, model: Model, name: str) -> None:
-        self.matrix, self.device = model.matrices[name], model.workload.device_kind
-        self.scheme = stored_scheme(model.workload.scheme, self.matrix)
+    def __init__(self, model: Model, matrix: Matrix) -> None:
+        self.matrix, self.device = matrix, model.workload.device_kind
+        self.scheme = model.scheme_of(matrix)
         self.kind = quantization.kind_of(self.scheme.weight)
-        shapes = self.kind.shapes(self.scheme.weight, self.matrix.n, self.matrix.k)
+        shapes = self.kind.shapes(self.scheme.weight, matrix.n, matrix.k)
         self.suffixes = tuple(shapes)
         for suffix, (shape, dtype) in shapes.items():
             setattr(self, suffix, nn.Parameter(shape, dtype))
 
-    def matmul(self, x: Tensor, out_dtype: str, residual: Tensor | None = None) -> Tensor:
+    def matmul(self, x: Tensor, out_dtype: str, residual: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         scheme, parts = self.scheme, self._parts()
         if self.device == "gpu":
             weights = functools.partial(self.kind.weights, scheme.weight)
-            return gpu_kernels.matmul(x, parts, weights, self.matrix.n, scheme.weight, out_dtype, residual)
+            return gpu_kernels.matmul(x, parts, weights, self.matrix.n, scheme.weight, out_dtype, residual, bias)
         y = self.kind.matmul(scheme, x, parts, out_dtype)
+        y = y if bias is None else y + bias
         return y if residual is None else residual + y
 
     def take(self, tokens: Tensor) -> Tensor:
@@ -250,34 +272,33 @@ class _Stored(nn.Module):
         return {suffix: getattr(self, suffix) for suffix in self.suffixes}
 
 
-def stored_scheme(scheme: Scheme, matrix: Matrix) -> Scheme:
-    """The scheme with the layout that this matrix has."""
-    if not matrix.is_table:
-        return scheme
-    return replace(scheme, weight=replace(scheme.weight, layout="NK", packing="in_order"), activations="float")
+def rope_cos_sin(model: Model) -> list[Array]:
+    """Cosines and sines of every position's rotation, float32 [2, C, rotated / 2], of each of the model's ropes."""
+    return [_turns(ropes.of(model.workload.context), model.workload.context) for ropes in model.decoder.ropes]
 
 
-def rope_cos_sin(model: Model) -> Array:
-    """Cosines and sines of every position's rotation, float32 [2, C, D / 2]."""
-    half = model.config.head_dim // 2
-    exponent = np.arange(half, dtype=np.float32) / np.float32(half)
-    frequency = (1.0 / np.float32(model.config.rope_theta) ** exponent).astype(np.float32)
-    turned = np.arange(model.workload.context, dtype=np.float32)[:, None] * frequency
-    return np.stack([np.cos(turned), np.sin(turned)]).astype(np.float32)
+def _turns(rope: Rope, context: int) -> Array:
+    turned = np.arange(context, dtype=np.float32)[:, None] * np.array(rope.inv_freq, np.float32)
+    return np.stack([np.cos(turned), np.sin(turned)]).astype(np.float32) * np.float32(rope.times)
 
 
 def with_rope(model: Model, weights: Iterable[tuple[str, Array]]) -> Iterator[tuple[str, Array]]:
     """Weights by name, and then the cosines and sines that a plan takes beside them."""
     yield from weights
-    yield "rope_cos_sin", rope_cos_sin(model)
+    yield from ((rope_name(i), turns) for i, turns in enumerate(rope_cos_sin(model)))
+
+
+def rope_name(place: int) -> str:
+    """What a plan calls the cosines and sines of a model's rope."""
+    return f"rope_cos_sin.{place}" if place else "rope_cos_sin"
 
 
 def random_weights(model: Model, seed: int) -> Iterator[tuple[str, Array]]:
     """Made-up weights in stored form, one array at a time, in no particular order."""
     rng = np.random.default_rng(seed)
-    for name, length in model.architecture.vectors(model.config).items():
-        yield name, np.ones(length, numpy_dtype(model.workload.scheme.dtype))
+    for name, vector in model.vectors.items():
+        yield name, np.ones(vector.length, numpy_dtype(vector.dtype or model.workload.scheme.dtype))
     for name, matrix in model.matrices.items():
-        weight = stored_scheme(model.workload.scheme, matrix).weight
+        weight = model.scheme_of(matrix).weight
         parts: Arrays = quantization.kind_of(weight).random(weight, matrix.n, matrix.k, rng)
         yield from ((f"{name}.{suffix}", part) for suffix, part in parts.items())

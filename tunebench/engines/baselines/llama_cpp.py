@@ -77,8 +77,9 @@ def write_gguf(model: Model, weights: Weights, path: Path) -> None:
     writer.add_tokenizer_model("no_vocab")
     kind = gguf.GGMLQuantizationType[gguf_type(weight)]
     names: list[str] = []
-    for name, length in model.architecture.vectors(config).items():
+    for name, vector in model.vectors.items():
         names.append(name)
+        length = vector.length
         writer.add_tensor_info(_vector(name), (length,), np.dtype(np.float32), 4 * length)
     for name, matrix in model.matrices.items():
         names.append(name)
@@ -149,9 +150,7 @@ def _row_bytes(weight: WeightFormat, k: int) -> int:
 
 def _rows(model: Model, name: str, parts: Arrays, part: _Part) -> Iterator[Array]:
     """A tensor's bytes, some rows at a time."""
-    from tunebench.model.workload import stored_scheme
-
-    weight = stored_scheme(model.workload.scheme, model.matrices[name]).weight
+    weight = model.scheme_of(model.matrices[name]).weight
     rows = np.arange(part.start, part.stop)
     if part.heads:  # llama.cpp rotates neighbours, Hugging Face elements d and d + D / 2
         rows = rows.reshape(part.heads, 2, -1).swapaxes(1, 2).reshape(-1)

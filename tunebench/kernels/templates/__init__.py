@@ -84,13 +84,13 @@ class Template(Generic[Computed]):
     text: Callable[[Computed, Decisions, Gpu], Program] | None = None  # or its source, for a GPU API
     weights: tuple[WeightFormat, ...] = ()  # the formats that a product's kernel reads; it gets no other
     source: Schedule = "tuned"  # or library: somebody else's kernel
-    takes: tuple[str, ...] = ()  # what `text` can do beside the operation, where that says so: norm, gate
+    takes: tuple[str, ...] = ()  # what it can do beyond the plain operation, by its fields' names: norm, gate, bias
 
     def covers(self, operation: Operation) -> bool:
         """Whether its kernels are for such an operation, and for weights as they are stored."""
         if isinstance(operation, Matmul) and operation.weight not in self.weights:
             return False
-        return isinstance(operation, self.operation)
+        return isinstance(operation, self.operation) and operation.extras() <= set(self.takes)
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,20 @@
 """Architectures, one module each, named as Hugging Face's `model_type`.
 
-A module lists its `ARCHITECTURES`, and owns its config type and the names of its weights.
+A module lists its `ARCHITECTURES`, and owns its config type and the description of its decoder: which blocks there
+are, and the names of their weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
 from tunebench import registry
 from tunebench.errors import TuneBenchError
-
-if TYPE_CHECKING:
-    from tvm.relax.frontend.nn import Module, Tensor
-
-    from tunebench.spec import Workload
+from tunebench.model.description import Decoder
 
 Extent = Annotated[int, msgspec.Meta(ge=1, le=1 << 22)]
 """Of a matrix: four million are more than any has."""
@@ -65,38 +62,13 @@ def read_config(kind: type[Config], data: Mapping[str, Any], source: str) -> Con
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """A weight matrix [n, k] that a scheme may quantize, and the Hugging Face tensors stacked in it."""
-
-    n: int
-    k: int
-    sources: tuple[str, ...]
-    is_table: bool = False  # looked up by row, not multiplied
-    once_a_chunk: bool = False  # multiplied with one row of a chunk, however many it has
-
-
-class Stored(Protocol):
-    """A weight matrix [n, k] in a scheme's form, a `Module` of the frontend."""
-
-    def matmul(self, x: Tensor, out_dtype: str, residual: Tensor | None = None) -> Tensor:
-        """x [rows, k] -> [rows, n], added to `residual` where there is one."""
-        ...
-
-    def take(self, tokens: Tensor) -> Tensor:
-        """Row numbers, int32 [count] -> [count, k]."""
-        ...
-
-
-@dataclass(frozen=True)
 class Architecture(Generic[Config]):
-    """One `model_type`: its config, its weights by name, and its computation."""
+    """One `model_type`: how its config is read, and the decoder that it describes."""
 
     name: str
     read: Callable[[Mapping[str, Any], str], Config]  # Hugging Face's config, and what errors call it
-    matrices: Callable[[Config], dict[str, Matrix]]
-    vectors: Callable[[Config], dict[str, int]]  # weights that stay float, Hugging Face's names, lengths
-    build: Callable[[Config, Workload, Callable[[str], Any]], Module]  # the last: a matrix's name -> Stored
-    tiny: Config  # for tests
+    describe: Callable[[Config], Decoder]
+    tiny: tuple[Config, ...]  # for tests: between them, everything that it can be
 
 
 def architectures() -> dict[str, Architecture[Any]]:

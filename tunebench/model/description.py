@@ -1,0 +1,158 @@
+"""A decoder as data: its blocks, and the weights of each under Hugging Face's names.
+
+An architecture describes itself in these; `decoder` computes what they describe. Nothing here knows a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from tunebench.kernels.operation import Activation
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight matrix [n, k] that a scheme may quantize, and the Hugging Face tensors stacked in it, by rows."""
+
+    name: str
+    n: int
+    k: int
+    sources: tuple[str, ...]
+    is_table: bool = False  # looked up by row, not multiplied
+    once_a_chunk: bool = False  # multiplied with one row of a chunk, however many it has
+    bias: Vector | None = None  # [n], added to its products
+    arranged: tuple[int, int] = (1, 1)  # rows of each source lie [a, b, ...], and here [b, a, ...]
+    stays_float: bool = False  # in every scheme, as the router of experts does
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A weight [length] that stays float, and the Hugging Face tensors one behind the other in it."""
+
+    name: str
+    length: int
+    sources: tuple[str, ...] = ()  # empty: its own name
+    plus: float = 0.0  # is added to what is stored: 1 in Gemma's norms
+    times: float = 1.0  # what is stored is multiplied by
+    dtype: str = ""  # empty: the activations'
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Hugging Face's names."""
+        return self.sources or (self.name,)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Of rows: root mean square, or with mean and bias as LayerNorm."""
+
+    weight: Vector
+    epsilon: float
+    bias: Vector | None = None  # LayerNorm
+
+
+@dataclass(frozen=True)
+class Rope:
+    """A rotation of the first `2 len(inv_freq)` elements of a head, element d with d + len(inv_freq)."""
+
+    inv_freq: tuple[float, ...]  # radians a position
+    times: float = 1.0  # cosines and sines are multiplied by: yarn's and longrope's attention factor
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Grouped-query attention over the cache."""
+
+    qkv: Matrix  # all queries, then keys, then values
+    out: Matrix
+    heads: int
+    kv_heads: int
+    dim: int  # of a head
+    scale: float = 0.0  # of the scores; 0: dim^-1/2
+    rope: int = 0  # which of the decoder's
+    query_norm: Norm | None = None  # of each head's elements, before the rotation
+    key_norm: Norm | None = None
+    window: int = 0  # positions that a token sees, its own among them; 0: all
+    softcap: float = 0.0
+    sinks: Vector | None = None  # float32 [heads]: a score that takes its share and has no value
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """down(activation(up x)), or down(activation(gate x) * up x) where `up` has both, the gate first."""
+
+    up: Matrix
+    down: Matrix
+    activation: Activation = "silu"
+    gated: bool = True
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture: each token's `per_token` experts of the highest router scores, weighted."""
+
+    router: Matrix  # [count, hidden]
+    up: Matrix  # [count * 2 inner, hidden]: of each expert the gate, then what it multiplies
+    down: Matrix  # [count * hidden, inner]
+    per_token: int
+    weighting: Literal["softmax_all", "softmax_chosen"] = "softmax_chosen"  # softmax before or after the choice
+    normalized: bool = True  # softmax_all: the chosen ones' weights are made to add up to 1
+    activation: Activation = "silu"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """x + attention(norm x), then x + mlp(norm x); `parallel`: both of the same x."""
+
+    attention: Attention
+    mlp: Mlp | Experts
+    attention_norm: Norm
+    mlp_norm: Norm
+    attention_post: Norm | None = None  # of what attention gives, before it is added
+    mlp_post: Norm | None = None
+    parallel: bool = False
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A whole model: embedding, layers, norm, head."""
+
+    embedding: Matrix
+    layers: tuple[Layer, ...]
+    norm: Norm
+    head: Matrix
+    embedding_scale: float = 1.0
+    logits_softcap: float = 0.0
+    ropes: tuple[Ropes, ...] = field(default=())
+
+    def matrices(self) -> dict[str, Matrix]:
+        """Every weight matrix by name, in the order of the computation."""
+        return {each.name: each for each in _held(self) if isinstance(each, Matrix)}
+
+    def vectors(self) -> dict[str, Vector]:
+        """Every weight that stays float by name."""
+        return {each.name: each for each in _held(self) if isinstance(each, Vector)}
+
+
+@dataclass(frozen=True)
+class Ropes:
+    """The rotation of a model that is run with so many positions at most, and the one beyond that."""
+
+    within: Rope
+    limit: int = 0  # positions; 0: `within` serves any number
+    beyond: Rope | None = None
+
+    def of(self, context: int) -> Rope:
+        """The rotation for a cache of `context` positions."""
+        return self.beyond if self.beyond and context > self.limit else self.within
+
+
+def _held(block: Any) -> Iterator[Matrix | Vector]:
+    """The weights of a block and of those inside it."""
+    if isinstance(block, Matrix | Vector):
+        yield block
+    for each in block if isinstance(block, tuple) else [getattr(block, part.name) for part in fields(block)]:
+        if is_dataclass(each) or isinstance(each, tuple):
+            yield from _held(each)
