@@ -57,7 +57,7 @@ def make_plan(config: Path, facts: Mapping[str, Any], scheme: str = SCHEME) -> t
 
 def arrays_of(model: Model) -> list[tuple[str, np.ndarray]]:
     """Random weights, and what else a plan wants."""
-    return [*workloads.random_weights(model, SEED), ("rope_cos_sin", workloads.rope_cos_sin(model))]
+    return list(workloads.with_rope(model, workloads.random_weights(model, SEED)))
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from tunebench.kernels import shader_dialect, templates
 from tunebench.kernels.operation import Append, Attention, Matmul, Operation, RmsNorm
 from tunebench.kernels.templates import FLOAT16, INT4, INT8, Gpu
 from tunebench.model import workload as workloads
-from tunebench.model.workload import Model, random_weights, rope_cos_sin
+from tunebench.model.workload import Model, random_weights, with_rope
 from tunebench.runners.base import Candidate, MeasureInput, Timed, Trial, Wrong
 from tunebench.runners.bench import distance, random_inputs, too_far, written
 from tunebench.runners.gpu import GpuRunner
@@ -330,7 +330,7 @@ def compare_tokens(device: ApiDevice, target: tvm.target.Target, tmp_path: Path,
 
 def engines(device: ApiDevice, made: plan.Plan, model: Model, cpu: Model) -> tuple[PlanEngine, TvmEngine]:
     """A plan and the CPU's engine on the same weights, after the same prompt of 21 tokens."""
-    memory = Memory(device, made, [*random_weights(model, 0), ("rope_cos_sin", rope_cos_sin(model))])
+    memory = Memory(device, made, with_rope(model, random_weights(model, 0)))
     mod, _ = lower(cpu, cpu_target())
     loaded = load(cpu, random_weights(cpu, 0), tvm.cpu())
     ours = TvmEngine(cpu, compile_model(mod, cpu_target(), {}).executable, loaded, tvm.cpu())

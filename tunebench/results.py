@@ -10,6 +10,7 @@ Schema history
   2  a kernel's `bucket` is called `chunk`.
   3  `model_id`, `run_name`, `settings`, `joules_per_token`, `conditions`, `throttled` and `began_from` are new; a
      kernel's decision may be "not searched" or "nothing to decide", which were "kept default".
+  4  `quality`, `weights`, `layers` and `active_n_params` are new.
 """
 
 import datetime
@@ -33,7 +34,7 @@ from tunebench import durable, stored
 from tunebench.errors import StorageError, TuneBenchError, one_line
 from tunebench.spec import Amount, Amounts, Count, Figure, Kernel, Schedule, Size, Sizes, Words
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 LINE_BYTES, FILE_BYTES = 16 << 20, 64 << 20  # larger ones are nobody's results
 MOST_WARNINGS = 20  # of a file
 ROW_START = re.compile(rb'(?=\{"model":)')  # of a line that `append` wrote
@@ -42,6 +43,21 @@ Kernels = Annotated[list[Kernel], Meta(max_length=10_000)]
 Course = Annotated[list[dict[str, Figure]], Meta(max_length=100_000)]
 Correlation = Annotated[float, Meta(ge=-1.01, le=1.01)]
 Status = Literal["ok", "failed", "not_run"]
+
+
+class Quality(Struct, frozen=True):
+    """How a model in a scheme predicts a text, beside the same model in float32; intervals of 99 %."""
+
+    text: Words  # which, and a hash of it
+    tokens: Size  # predicted
+    perplexity: Figure
+    reference_perplexity: Figure  # of the float model
+    kl: Figure  # mean divergence from the float model's distributions, nats a token
+    same_top: Annotated[float, Meta(ge=0, le=1)]  # share of tokens whose most likely one is the float model's
+    decode_perplexity: Figure | None = None  # of a part of the text, a token at a time; None: not measured
+    perplexity_interval: Annotated[list[Figure], Meta(max_length=2)] = []
+    kl_interval: Annotated[list[Figure], Meta(max_length=2)] = []
+    same_top_interval: Annotated[list[Figure], Meta(max_length=2)] = []
 
 
 class Result(Struct, frozen=True, tag_field="kind", tag="case"):
@@ -71,6 +87,10 @@ class Result(Struct, frozen=True, tag_field="kind", tag="case"):
     model_type: Words = ""  # as llama-bench: a description
     model_size: Amount = 0  # bytes of weights
     model_n_params: Amount = 0
+    active_n_params: Amount = 0  # of those, what one token multiplies; 0: all of them
+    layers: Amount = 0  # how many were run, where that was fewer than the model has
+    weights: Literal["", "random", "real"] = ""  # empty: unknown
+    quality: Quality | None = None
     type_k: Words = ""  # as llama-bench: the cache's type, f16, bf16 or f32
     type_v: Words = ""
     chunks: Sizes = []  # lengths that prompts were cut into

@@ -55,9 +55,11 @@ def _wanted(model: Model) -> dict[str, tuple[int, ...]]:
 
 def _vector(tensors: _Tensors, vector: Vector, dtype: str) -> Array:
     """A vector in its type, from the tensors that it consists of."""
-    parts = [tensors.rows(name, 0, tensors.shapes[name][0], "float32") for name in vector.stored]
-    found = np.concatenate(parts) * np.float32(vector.times) + np.float32(vector.plus)
-    return np.asarray(found.astype(numpy_dtype(dtype)))
+    parts = [tensors.stored(name, 0, tensors.shapes[name][0], "float64") for name in vector.stored]
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = (np.concatenate(parts) * vector.times + vector.plus).astype(numpy_dtype(dtype))
+    tensors.check_finite(vector.name, found)
+    return found
 
 
 def _store(tensors: _Tensors, matrix: Matrix, weight: WeightFormat) -> Arrays:
@@ -90,10 +92,14 @@ class _Tensors:
 
     def rows(self, name: str, start: int, stop: int, dtype: str) -> Array:
         """Rows [start, stop) of a tensor in a float type; a TuneBenchError where one is not finite in it."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            found = np.asarray(self._slices[name][start:stop]).astype(numpy_dtype(dtype))
+        found = self.stored(name, start, stop, dtype)
         self.check_finite(name, found)
         return found
+
+    def stored(self, name: str, start: int, stop: int, dtype: str) -> Array:
+        """Rows [start, stop) of a tensor in a float type, whatever is in them."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(self._slices[name][start:stop]).astype(numpy_dtype(dtype))
 
     def check_finite(self, name: str, *arrays: Array) -> None:
         """Raise a TuneBenchError where what was made of a tensor has a value that is not finite."""
