@@ -103,12 +103,13 @@ def matmul(
 
 @functools.cache
 def attention(op: Attention) -> PrimFunc:
-    """(q [b, m, H, D], keys, values, position) -> each token's mix of the values up to its own position."""
+    """(q [b, m, H, D], keys, values, position[, sinks]) -> each token's mix of the values up to its own position."""
     b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
     q = te.placeholder((b, m, heads, dim), dtype, name="q")
     keys = te.placeholder((b, kv_heads, context, dim), dtype, name="keys")
     values = te.placeholder((b, kv_heads, context, dim), dtype, name="values")
     position = te.placeholder((1,), "int32", name="position")
+    sinks = [te.placeholder((heads,), "float32", name="sinks")] if op.sinks else []
     rep = heads // kv_heads
     d = te.reduce_axis((0, dim), name="d")
     scores = te.compute(
@@ -121,27 +122,50 @@ def attention(op: Attention) -> PrimFunc:
     seen = te.compute(
         (b, heads, m, context),
         lambda ib, h, i, t: tirx.Select(
-            t <= position[0] + i,
-            scores[ib, h, i, t] * tirx.const(LOG2_E * op.scaled, "float32"),
-            tirx.const(-1e30, "float32"),
+            _sees(op, position[0] + i, t), _in_log2(op, scores[ib, h, i, t]), tirx.const(-1e30, "float32")
         ),
         name="seen",
     )
     t1, t2, t3 = (te.reduce_axis((0, context), name="t") for _ in range(3))
     top = te.compute((b, heads, m), lambda ib, h, i: te.max(seen[ib, h, i, t1], axis=t1), name="top")
+
+    def highest(ib: tirx.Var, h: tirx.Var, i: tirx.Var) -> tirx.Expr:
+        return tirx.max(top[ib, h, i], _log2(sinks[0][h])) if sinks else top[ib, h, i]
+
     weight = te.compute(
-        (b, heads, m, context), lambda ib, h, i, t: tirx.exp2(seen[ib, h, i, t] - top[ib, h, i]), name="weight"
+        (b, heads, m, context), lambda ib, h, i, t: tirx.exp2(seen[ib, h, i, t] - highest(ib, h, i)), name="weight"
     )
     total = te.compute((b, heads, m), lambda ib, h, i: te.sum(weight[ib, h, i, t2], axis=t2), name="total")
+
+    def whole(ib: tirx.Var, h: tirx.Var, i: tirx.Var) -> tirx.Expr:
+        return total[ib, h, i] + tirx.exp2(_log2(sinks[0][h]) - highest(ib, h, i)) if sinks else total[ib, h, i]
+
     mix = te.compute(
         (b, m, heads, dim),
         lambda ib, i, h, e: te.sum(weight[ib, h, i, t3] * values[ib, h // rep, t3, e].astype("float32"), axis=t3),
         name="mix",
     )
     out = te.compute(
-        (b, m, heads, dim), lambda ib, i, h, e: (mix[ib, i, h, e] / total[ib, h, i]).astype(dtype), name="out"
+        (b, m, heads, dim), lambda ib, i, h, e: (mix[ib, i, h, e] / whole(ib, h, i)).astype(dtype), name="out"
     )
-    return _kernel([q, keys, values, position, out], op)
+    return _kernel([q, keys, values, position, *sinks, out], op)
+
+
+def _sees(op: Attention, at: tirx.Expr, other: tirx.Expr) -> tirx.Expr:
+    """Whether the token at a position sees the other."""
+    return tirx.And(other <= at, other > at - op.window) if op.window else other <= at
+
+
+def _in_log2(op: Attention, product: tirx.Expr) -> tirx.Expr:
+    """The score of a product of a query with a key, as a power of two."""
+    if not op.softcap:
+        return product * tirx.const(LOG2_E * op.scaled, "float32")
+    part = arithmetic.clamp(product * tirx.const(op.scaled / op.softcap, "float32"), arithmetic.TANH_MOST)
+    return arithmetic.tanh(part) * tirx.const(LOG2_E * op.softcap, "float32")
+
+
+def _log2(sink: tirx.Expr) -> tirx.Expr:
+    return sink * tirx.const(LOG2_E, "float32")
 
 
 @functools.cache
