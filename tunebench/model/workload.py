@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from tunebench.dtypes import numpy_dtype
 from tunebench.errors import TuneBenchError
 from tunebench.kernels import cpu as cpu_kernels
 from tunebench.kernels import gpu as gpu_kernels
+from tunebench.kernels.arithmetic import KV_MOST
 from tunebench.kernels.tvmscript import quick_parsing
 from tunebench.model import architectures, quantization
 from tunebench.model.architectures import ModelConfig
@@ -32,6 +34,8 @@ from tunebench.model.quantization import Array, Arrays
 from tunebench.spec import Scheme, WeightFormat, Workload
 
 CONFIG_BYTES = 16 << 20
+Form = tuple[tuple[int, ...], str]
+"""Shape and dtype."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,22 @@ class Model:
         """One layer's keys and values."""
         config, workload = self.config, self.workload
         shapes = gpu_kernels.cache_shapes if workload.device_kind == "gpu" else cpu_kernels.cache_shapes
-        return shapes(workload.batch, config.num_key_value_heads, workload.context, config.head_dim)
+        return shapes(workload.batch, config.num_key_value_heads, workload.context, config.head_dim, workload.kv)
+
+    @property
+    def caches(self) -> tuple[list[Form], list[Form]]:
+        """Keys and values of every layer; of a quantized cache the layers' scales are behind the values."""
+        workload, layers = self.workload, len(self.decoder.layers)
+        keys, values = self.cache_shapes
+        stored = gpu_kernels.cache_dtype if workload.device_kind == "gpu" else cpu_kernels.cache_dtype
+        dtype = stored(workload.kv, workload.scheme.dtype)
+        scales: list[Form] = [((2, *keys[:2], workload.context), "float32")] * layers if workload.kv else []
+        return [(keys, dtype)] * layers, [(values, dtype)] * layers + scales
 
     @property
     def cache_bytes(self) -> int:
         """The whole KV cache."""
-        elements = sum(int(np.prod(shape)) for shape in self.cache_shapes)
-        return elements * self.config.num_hidden_layers * numpy_dtype(self.workload.scheme.dtype).itemsize
+        return sum(math.prod(shape) * numpy_dtype(dtype).itemsize for part in self.caches for shape, dtype in part)
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -198,6 +211,12 @@ def _check_shape(workload: Workload, config: ModelConfig) -> None:
             f"a chunk of {max(workload.chunks)} tokens does not fit a context of {workload.context}.",
             "Lower --prompt, or raise --context.",
         )
+    if workload.kv not in ("", *KV_MOST):
+        raise registry.unknown(workload.kv, sorted(KV_MOST), "kind of KV cache")
+    if workload.kv and workload.device_kind == "gpu" and config.head_dim % 4:
+        raise TuneBenchError(
+            f"head_dim {config.head_dim} has no KV cache in {workload.kv} on a GPU.", "Leave out --kv."
+        )
     if config.head_dim % 2 or not config.head_dim:
         raise TuneBenchError(f"head_dim {config.head_dim} is not supported.", "It must be divisible by 2.")
 
@@ -216,9 +235,7 @@ def build_module(model: Model) -> tvm.IRModule:
     module = _module(model)
     for chunk in model.workload.chunk_sizes:
         setattr(module, function_name(chunk), module.step)
-    workload, config = model.workload, model.config
-    keys, values = model.cache_shapes
-    dtype, layers = workload.scheme.dtype, config.num_hidden_layers
+    workload, (keys, values) = model.workload, model.caches
     one = spec.Tensor([1], "int32")
     specs = {
         function_name(chunk): {
@@ -226,8 +243,8 @@ def build_module(model: Model) -> tvm.IRModule:
             "position": one,
             "last_token": one,
             "rope_cos_sin": [spec.Tensor(turns.shape, "float32") for turns in rope_cos_sin(model)],
-            "keys": [spec.Tensor(keys, dtype)] * layers,
-            "values": [spec.Tensor(values, dtype)] * layers,
+            "keys": [spec.Tensor(*each) for each in keys],
+            "values": [spec.Tensor(*each) for each in values],
             "$": {"param_mode": "packed", "effect_mode": "none"},
         }
         for chunk in workload.chunk_sizes
