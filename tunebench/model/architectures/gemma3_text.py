@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunebench.model.architectures import TINY, Architecture, Extent, Layers, Positive, read_config
+from tunebench.model.architectures import TINY, Architecture, Base, Extent, Layers, Positive, read_config
 from tunebench.model.architectures.gemma2 import PLUS, Gemma2Config, normed_layer, with_activation
 from tunebench.model.blocks import LayerType, attend, decoder, head_norms, names, one_rope
 from tunebench.model.description import Decoder
@@ -21,10 +21,10 @@ class Gemma3Config(Gemma2Config, frozen=True, kw_only=True):
     """A Gemma 3, in the names of Hugging Face's config.json."""
 
     vocab_size: Extent = 262208
-    rope_theta: Positive = 1e6
+    rope_theta: Base = 1e6
     attn_logit_softcapping: None = None
     final_logit_softcapping: Positive | None = None
-    rope_local_base_freq: Positive = 1e4  # of layers with a window
+    rope_local_base_freq: Base = 1e4  # of layers with a window
     sliding_window_pattern: Layers = 6  # every such layer sees all
 
     @staticmethod
