@@ -40,6 +40,7 @@ PARAMETERS = {  # as published with the weights, of gemma-3-4b without its pictu
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
+LINEAR = {"rope_type": "linear", "factor": 2}
 LONGROPE = {"rope_type": "longrope", "short_factor": [1, 1], "long_factor": [1, 1]}
 
 
@@ -92,6 +93,8 @@ def test_a_workload_has_the_weights_that_were_published(workload: Path) -> None:
         ({"num_attention_heads": 96, "num_key_value_heads": 96, "head_dim": None}, "head_dim 0"),
         ({"rope_theta": 1.0}, "rope_theta: Expected `float` > 1"),
         ({"model_type": "phi3", "partial_rotary_factor": 0.01}, "leaves no element"),
+        ({"model_type": "gemma3_text", "rope_parameters": {"full_attention": 5}}, "rope_parameters are no object"),
+        ({"model_type": "gemma3_text", "rope_parameters": {"sliding_attention": LINEAR}}, "has a scaled rope"),
         ({"layer_types": 5}, "layer_types has 5"),
         ({"clip_qkv": 8.0}, "clip_qkv is not supported"),
         ({"use_sliding_window": True}, "use_sliding_window is not supported"),

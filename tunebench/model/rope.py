@@ -67,9 +67,7 @@ def read_rope(nested: Any, data: Mapping[str, Any], default_theta: float, source
     `rope_scaling` is None for the default rotation, else what a `RopeScaling` is made of; `partial_rotary_factor` is
     among them where the rope names one. A TuneBenchError says what is not supported.
     """
-    if not isinstance(nested, Mapping):
-        raise TuneBenchError(f"{source}: rope_parameters are no object.", "Name a config.json.")
-    given = {key: value for key, value in nested.items() if value is not None}
+    given = {key: value for key, value in as_object(nested, source).items() if value is not None}
     kind = str(given.get("rope_type", given.get("type", "default")))
     kind = ALIASES.get(kind, kind)
     theta = given.get("rope_theta", data.get("rope_theta"))
@@ -87,6 +85,15 @@ def read_rope(nested: Any, data: Mapping[str, Any], default_theta: float, source
     if missing:
         raise TuneBenchError(f"{source}: {kind} rotary embedding lacks {', '.join(missing)}.", "Name a config.json.")
     return {**found, "rope_scaling": scaling}
+
+
+def as_object(value: Any, source: str) -> Mapping[str, Any]:
+    """What a config says of ropes; a TuneBenchError where it is no object. null is an empty one."""
+    if isinstance(value, Mapping):
+        return value
+    if value is None:
+        return {}
+    raise TuneBenchError(f"{source}: rope_parameters are no object.", "Name a config.json.")
 
 
 def _implied(kind: str, scaling: dict[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
