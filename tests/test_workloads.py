@@ -222,6 +222,11 @@ def test_models_that_compute_the_same_have_one_id(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"[0-9a-f]{12}", each) for each in ids)
 
 
+def test_ids_in_rows_that_were_written_long_ago() -> None:
+    for name, model_id in (("llama-7b", "303591d0d55f"), ("llama-3-8b", "defabe7a9249")):
+        assert load_model(Path(name), "q4f16_1").model_id == model_id
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
