@@ -151,8 +151,8 @@ print("slow:", sorted({{"tvm", "pandas", "numpy", "matplotlib", "torch"}} & set(
 def test_tune_bench_report(tmp_path: Path, small_caches: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_probe, "READ_BYTES", 1 << 20)
     monkeypatch.setattr(probe, "SAMPLE_S", 0.001)
-    path = write_config(tmp_path, num_hidden_layers=1)
-    common = ["-m", path, "-q", "q4f16_1", *SHAPE, "--work-dir", tmp_path / "work", "--threads", "2"]
+    common = ["-m", write_config(tmp_path), "-q", "q4f16_1", "--layers", "1", *SHAPE, "--threads", "2"]
+    common += ["--work-dir", tmp_path / "work"]
     assert run(["tune", *common, "--trials", "2", "--time-limit", "15s", "--no-bench"], monkeypatch) == 0
     folder = tmp_path / "work" / "reports" / "local"
     (tuned,) = results.read(folder / "results.jsonl")[0]
@@ -166,6 +166,8 @@ def test_tune_bench_report(tmp_path: Path, small_caches: None, monkeypatch: pyte
     check_tuning([row for row in rows if isinstance(row, TuneResult)])
     cases = [row for row in rows if isinstance(row, Result)]
     check_cases([row for row in cases if row.status == "ok"])
+    assert {row.layers for row in cases} == {1}
+    assert {row.model_id for row in rows} == {tuned.model_id}
     left_out = [row for row in cases if row.status != "ok"]
     assert [(row.status, row.test) for row in left_out] == [("not_run", "pp21")]
     assert "--sample-limit" in left_out[0].reason

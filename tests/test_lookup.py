@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import tvm
-from conftest import cpu_target, draw_records, load_model, lower, relative_error
+from conftest import CHUNKS, cpu_target, draw_records, load_model, lower, relative_error, write_config
 
 from tunebench.compile import passes
 from tunebench.compile.tasks import Task, family_key, over_cache, replay
@@ -23,7 +23,7 @@ from tunebench.runners.bench import random_inputs
 from tunebench.runners.replay import DEFAULT, ReplayRunner
 from tunebench.spec import Workload
 from tunebench.tuning.database import Database, Entry, Provenance
-from tunebench.tuning.lookup import Found, _one_layer, checked, look_up, missing_line, with_chunks
+from tunebench.tuning.lookup import Found, _one_of_each_layer, checked, look_up, missing_line, with_chunks
 from tunebench.tuning.session import Lowered, Session
 
 LOGS = Path(__file__).parent.parent / "tuning_logs"
@@ -116,6 +116,17 @@ def test_a_bench_takes_the_chunks_that_were_tuned(
     assert with_chunks(session, other, held=True).chunks == (16, 128)
 
 
+def test_one_layer_of_each_kind_has_all_kernels(tmp_path: Path) -> None:
+    """Two of four layers have a window."""
+    changes = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 32, "max_window_layers": 2}
+    config = write_config(tmp_path, num_hidden_layers=4, **changes)
+    target = cpu_target()
+    whole = {task.key for task in lower(load_model(config, "q0f32", context=THERE), target)[1]}
+    session = Stored(Device(target), Filled(tmp_path, {}, {}))
+    asked = Workload(str(config), quantization.schemes()["q0f32"], chunks=CHUNKS, context=THERE)
+    assert {task.key for task in _one_of_each_layer(session, asked)} == whole
+
+
 def test_chunks_fit_the_context(config: Path, tmp_path: Path) -> None:
     session = Stored(Device(cpu_target()), Filled(tmp_path, {}, {}))
     asked = Workload(str(config), quantization.schemes()["q0f32"], chunks=(), context=64)
@@ -131,7 +142,7 @@ def test_a_committed_database_says_what_it_was_tuned_for(context: int) -> None:
     asked = Workload("llama-7b", quantization.schemes()["q4f16_1"], chunks=(), context=context)
     asked = with_chunks(session, asked, held=True)
     assert asked.chunks == (16, 512)
-    tasks = list(_one_layer(session, asked))
+    tasks = list(_one_of_each_layer(session, asked))
     found = look_up(tasks, session.database())
     attention = [task for task in tasks if isinstance(over_cache(task.mod), Attention)]
     assert len(attention) == 3
@@ -249,6 +260,8 @@ def test_what_was_never_tuned_is_one_line_with_the_command(config: Path, tmp_pat
     assert f"`tunebench tune -m {config} -q q0f32 --target llvm --prompt 16,32 --context {HERE}`" in line
     assert "\n" not in line
     assert missing_line(lowered, Found({}, entries_of(lowered.tasks), {})) == ""
+    first = replace(lowered, model=replace(lowered.model, workload=replace(lowered.model.workload, layers=1)))
+    assert missing_line(first, found).endswith(f"--context {HERE} --layers 1`")
 
 
 def test_a_chunk_with_a_kernel_that_was_never_timed_has_no_time(config: Path, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ from tunebench.spec import Scheme, WeightFormat, Workload
 CONFIG_BYTES = 16 << 20
 Form = tuple[tuple[int, ...], str]
 """Shape and dtype."""
+ALWAYS = {*ModelConfig.__struct_fields__, "rms_norm_eps", "tie_word_embeddings"} - {"rope_scaling"}
+"""What a model's id is made of also where it is as its default says: ids in rows stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Model:
     @property
     def model_id(self) -> str:
         """12 hex digits of a hash of what it computes: architecture and config, whatever it is called."""
-        fields = msgspec.structs.asdict(self.config)
+        config = msgspec.to_builtins(self.config)
+        usual = {field.name: field.default for field in msgspec.structs.fields(self.config)}
+        fields = {name: value for name, value in config.items() if name in ALWAYS or value != usual[name]}
         fields.pop("max_position_embeddings")  # says how far it was trained, and changes no operation
         text = json.dumps([self.architecture.name, fields], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -151,8 +155,8 @@ def load_model(workload: Workload) -> Model:
     """Read the model's config and check that the workload fits it."""
     path = _config_path(workload.model)
     data = _read_json(path)
-    architecture = registry.pick(architectures.architectures(), str(data["model_type"]), "model_type")
-    config = architecture.read(data, path.name)
+    architecture, config = architectures.read(data, str(path))
+    workload, config = _first_layers(workload, config, path)
     model = Model(workload, config, architecture, _name(path, data))
     for name, matrix in model.matrices.items():
         quantization.check(model.scheme_of(matrix), matrix.n, matrix.k, name)
@@ -162,6 +166,16 @@ def load_model(workload: Workload) -> Model:
     if workload.device_kind == "gpu" and workload.scheme.dtype == "bfloat16":
         raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q0f16 on a GPU.")
     return model
+
+
+def _first_layers(workload: Workload, config: ModelConfig, path: Path) -> tuple[Workload, ModelConfig]:
+    """The config with as many layers as are asked for; the workload asks for none where those are all."""
+    count = config.num_hidden_layers
+    if workload.layers > count:
+        raise TuneBenchError(f"{path} has {count} layers, not {workload.layers}.", f"Ask for --layers {count} at most.")
+    if workload.layers in (0, count):
+        return replace(workload, layers=0), config
+    return workload, msgspec.structs.replace(config, num_hidden_layers=workload.layers)
 
 
 def _config_path(model: str) -> Path:
