@@ -63,16 +63,15 @@ def _vector(tensors: _Tensors, vector: Vector, dtype: str) -> Array:
 
 
 def _store(tensors: _Tensors, matrix: Matrix, weight: WeightFormat) -> Arrays:
-    kind = quantization.kind_of(weight)
+    kind, rows = quantization.kind_of(weight), quantization.by_rows(weight)
     blocks = []
     for source in matrix.sources:
         n = tensors.shapes[source][0]
         for start in range(0, n, ROWS):
-            block = kind.quantize(weight, tensors.rows(source, start, min(start + ROWS, n), "float32"))
+            block = kind.quantize(rows, tensors.rows(source, start, min(start + ROWS, n), "float32"))
             tensors.check_finite(source, *block.values())
             blocks.append(block)
-    axis = 1 if weight.layout == "KN" else 0
-    return {suffix: np.concatenate([block[suffix] for block in blocks], axis=axis) for suffix in blocks[0]}
+    return kind.laid_out(weight, {suffix: np.concatenate([block[suffix] for block in blocks]) for suffix in blocks[0]})
 
 
 class _Tensors:
