@@ -1,97 +1,105 @@
-"""Matrix products with a bias and a residual, of sizes that no tile divides: by default and under random schedules."""
+"""Products on a CPU with weights of every scheme, against numpy: plain loops, default and random schedules."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import tvm
-from conftest import cpu_target, draw_designs
-from tvm import tirx
+from conftest import cpu_target, draw_records
+from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, spec
 
 from tunebench.compile import passes
+from tunebench.compile.build import compile_model
 from tunebench.compile.tasks import Task, task_key
+from tunebench.kernels.tvmscript import quick_parsing
 from tunebench.model import quantization
-from tunebench.model.description import Matrix
-from tunebench.model.workload import _Stored
-from tunebench.spec import Scheme
+from tunebench.model.quantization import Arrays, kind_of
+from tunebench.spec import WHOLE_ROW, Scheme, WeightFormat
 
-FLOATS = [("q0f32", 33, 100), ("q0f16", 37, 127), ("q0f32", 32001, 36)]
-QUANTIZED = [("q4f16_1", 37, 96), ("q4f16_0", 37, 96), ("q8f16_1", 37, 96)]
-INT8 = [("q4i8f16_0", 48, 96), ("q8i8f16_0", 48, 96)]
-TOLERANCE = {"q0f32": 1e-6, "q4i8f16_0": 2e-2, "q8i8f16_0": 2e-2}  # elsewhere float16's
-
-
-@dataclass
-class Given:
-    """What `_Stored` asks of a model."""
-
-    scheme: Scheme
-    device_kind: str = "cpu"
-
-    @property
-    def workload(self) -> Given:
-        return self
-
-    def scheme_of(self, matrix: Matrix) -> Scheme:
-        return self.scheme
+N, K = 48, 512
+SCHEMES = quantization.schemes()
+FP8 = {"dtype": "float32", "code": "float8_e4m3fn"}
+MORE = {
+    "fp8 blocks": WeightFormat("codes", 8, group=128, rows=128, **FP8),
+    "int8 with a zero point": WeightFormat("integer", 8, "float16", 64, "zero_point"),
+    "act-order": WeightFormat("integer", 4, "float16", 128, "zero_point", ordered=True),
+    "rows of 4 bits": WeightFormat("integer", 4, "float16", WHOLE_ROW, full_range=True),
+}
+"""Formats that checkpoints have and no scheme."""
+BYTES = {
+    "4 bits with a zero point": WeightFormat("integer", 4, "float16", 128, "zero_point", "N16", "by_byte"),
+    "8 bits with a minimum": WeightFormat("integer", 8, "float16", 32, "minimum", "N16", "by_byte"),
+}
+ALL = (
+    SCHEMES
+    | {name: Scheme(name, form, "float16") for name, form in MORE.items()}
+    | {name: Scheme(name, form, "float16", "int8") for name, form in BYTES.items()}
+)
 
 
 class Product(nn.Module):
-    """A matrix times x, plus its bias and a residual, as a decoder's module computes it."""
+    """x [M, K] -> [M, N], with weights of a scheme."""
 
     def __init__(self, scheme: Scheme, n: int, k: int) -> None:
-        self.stored = _Stored(Given(scheme), Matrix("w", n, k, ()))  # type: ignore[arg-type]
-        self.bias = nn.Parameter((n,), scheme.dtype)
+        self.scheme, self.kind = scheme, kind_of(scheme.weight)
+        self.shapes = self.kind.shapes(scheme.weight, n, k)
+        for name, (shape, dtype) in self.shapes.items():
+            setattr(self, name, nn.Parameter(shape, dtype))
 
-    def step(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.stored.matmul(x, x.dtype, residual, self.bias)
-
-
-def lowered(scheme: Scheme, m: int, n: int, k: int) -> tvm.IRModule:
-    """The product's module after the prefix."""
-    specs = {"x": spec.Tensor([m, k], scheme.dtype), "residual": spec.Tensor([m, n], scheme.dtype)}
-    product = Product(scheme, n, k)
-    mod, _ = product.export_tvm(spec={"step": {**specs, "$": {"param_mode": "plain", "effect_mode": "none"}}})
-    return passes.prefix(mod, cpu_target())
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kind.matmul(self.scheme, x, {name: getattr(self, name) for name in self.shapes}, "float32")
 
 
-def scheduled(mod: tvm.IRModule, drawn: bool) -> Iterator[tvm.IRModule]:
-    """The module with its kernels by default, or in each design of the product's space; it has one."""
-    kernels = {gv: passes.task_module(func) for gv, func in mod.functions_items() if isinstance(func, tirx.PrimFunc)}
-    ways = {gv: list(schedules(kernel, drawn)) for gv, kernel in kernels.items()}
-    for i in range(max(map(len, ways.values()))):
-        made = tvm.IRModule(dict(mod.functions_items()))
-        for gv, each in ways.items():
-            func = each[min(i, len(each) - 1)]["main"].with_attr("global_symbol", gv.name_hint)
-            made.update_func(made.get_global_var(gv.name_hint), func)
-        yield made
+def lowered(scheme: Scheme, m: int, n: int, k: int, target: tvm.target.Target) -> tuple[tvm.IRModule, list[Task]]:
+    """The product, and its kernels as tasks."""
+    given = {"x": spec.Tensor([m, k], scheme.dtype), "$": {"param_mode": "plain", "effect_mode": "none"}}
+    with quick_parsing():
+        mod, _ = Product(scheme, n, k).export_tvm(spec={"forward": given})
+    mod = passes.prefix(mod, target)
+    kernels = {
+        gv.name_hint: passes.task_module(func)
+        for gv, func in mod.functions_items()
+        if isinstance(func, tvm.tirx.PrimFunc)
+    }
+    return mod, [Task(task_key(kernel), name, kernel, {m: 1}) for name, kernel in kernels.items()]
 
 
-def schedules(kernel: tvm.IRModule, drawn: bool) -> list[tvm.IRModule]:
-    if not drawn:
-        return [passes.default_schedule(kernel, cpu_target())]
-    task = Task(task_key(kernel), "product", kernel, {1: 1})
-    return [design.mod for seed in (0, 1) for design in draw_designs(task, cpu_target(), seed)]
+def example(scheme: Scheme, m: int, n: int = N, k: int = K) -> tuple[np.ndarray, Arrays, np.ndarray]:
+    """x, the parts, and their product in numpy."""
+    rng = np.random.default_rng(len(scheme.name) + m)
+    form, kind = scheme.weight, kind_of(scheme.weight)
+    importance = rng.uniform(0.5, 2, k) if form.ordered else None
+    parts = kind.quantize(form, rng.standard_normal((n, k)).astype(np.float32) * 0.02 + 0.01, importance)
+    x = rng.standard_normal((m, k)).astype(scheme.dtype)
+    return x, parts, multiplied(scheme, x.astype(np.float32)) @ kind.dequantize(form, parts)[:n, :k].T
 
 
-@pytest.mark.parametrize("drawn", [False, True], ids=["default", "drawn"])
-@pytest.mark.parametrize("m", [1, 5])
-@pytest.mark.parametrize(("name", "n", "k"), FLOATS + QUANTIZED + INT8)
-def test_a_product_with_bias_and_residual(name: str, n: int, k: int, m: int, drawn: bool) -> None:
-    scheme = quantization.schemes()[name]
-    kind, rng = quantization.kind_of(scheme.weight), np.random.default_rng(0)
-    parts = kind.quantize(scheme.weight, rng.uniform(-1, 1, (n, k)).astype(np.float32))
-    x, residual, bias = (rng.uniform(-1, 1, shape).astype(scheme.dtype) for shape in ((m, k), (m, n), (n,)))
-    wanted = x.astype(np.float64) @ kind.dequantize(scheme.weight, parts).T.astype(np.float64) + bias + residual
-    for mod in scheduled(lowered(scheme, m, n, k), drawn):
-        executable = tvm.compile(passes.tail(mod, cpu_target()), target=cpu_target(), relax_pipeline=None)
-        machine = tvm.relax.VirtualMachine(executable, tvm.cpu())
-        given = [tvm.runtime.tensor(array) for array in (x, residual, *parts.values(), bias)]
-        found = machine["step"](*given).numpy().astype(np.float64)
-        bound = TOLERANCE.get(name, 4e-3) * np.abs(wanted).max()
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=bound)
+def multiplied(scheme: Scheme, x: np.ndarray) -> np.ndarray:
+    """Activations as the scheme multiplies them."""
+    if scheme.activations == "float":
+        return x
+    groups = x.reshape(len(x), -1, x.shape[1] if scheme.activations == "int8_token" else scheme.weight.byte_group)
+    scale = np.abs(groups).max(-1, keepdims=True) / np.float32(127)
+    return np.asarray(np.floor(groups / scale + np.float32(0.5)) * scale).reshape(x.shape)
+
+
+@pytest.fixture(scope="module")
+def target() -> tvm.target.Target:
+    return cpu_target()
+
+
+@pytest.mark.parametrize("seed", [None, 1], ids=["default", "random"])
+@pytest.mark.parametrize("m", [1, 4])
+@pytest.mark.parametrize("name", ALL)
+def test_a_product_is_that_of_the_weights_it_holds(
+    name: str, m: int, seed: int | None, target: tvm.target.Target
+) -> None:
+    scheme = ALL[name]
+    x, parts, wanted = example(scheme, m)
+    mod, found = lowered(scheme, m, N, K, target)
+    records = {} if seed is None else draw_records(found, target, seed)
+    machine = relax.VirtualMachine(compile_model(mod, target, records).executable, tvm.cpu())
+    y = machine["forward"](tvm.runtime.tensor(x), *map(tvm.runtime.tensor, parts.values())).numpy()
+    np.testing.assert_allclose(y, wanted, atol=(2e-3 if scheme.activations != "float" else 1e-5) * np.abs(wanted).max())
