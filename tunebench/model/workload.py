@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import tvm
+from tvm import te
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op, spec
 
@@ -98,7 +99,8 @@ class Model:
             return native.of_matrix(scheme, form, matrix, self.workload.device_kind)
         if not matrix.is_table:
             return scheme
-        return replace(scheme, weight=replace(scheme.weight, layout="NK", packing="in_order"), activations="float")
+        rows = replace(quantization.by_rows(scheme.weight), ordered=False)
+        return replace(scheme, weight=rows, activations="float")
 
     @property
     def cache_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -264,17 +266,30 @@ class _Stored(nn.Module):
     def matmul(self, x: Tensor, out_dtype: str, residual: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         scheme, parts = self.scheme, self._parts()
         if self.device == "gpu":
-            weights = functools.partial(self.kind.weights, scheme.weight)
-            return gpu_kernels.matmul(x, parts, weights, self.matrix.n, scheme.weight, out_dtype, residual, bias)
-        y = self.kind.matmul(scheme, x, parts, out_dtype)
+            x, parts = quantization.in_order(scheme.weight, x, parts)
+            weight = replace(scheme.weight, ordered=False)
+            weights = functools.partial(self.kind.weights, weight)
+            return gpu_kernels.matmul(x, parts, weights, self.matrix.n, weight, out_dtype, residual, bias)
+        y = _cut(self.kind.matmul(scheme, x, parts, out_dtype), self.matrix.n)
         y = y if bias is None else y + bias
         return y if residual is None else residual + y
 
     def take(self, tokens: Tensor) -> Tensor:
-        return self.kind.take(self.scheme, tokens, self._parts())
+        return _cut(self.kind.take(self.scheme, tokens, self._parts()), self.matrix.k)
 
     def _parts(self) -> dict[str, Tensor]:
         return {suffix: getattr(self, suffix) for suffix in self.suffixes}
+
+
+def _cut(x: Tensor, width: int) -> Tensor:
+    """The first columns of a matrix, without those that pad it."""
+    if int(x.shape[1]) == width:
+        return x
+
+    def columns(a: te.Tensor) -> te.Tensor:
+        return te.compute((a.shape[0], width), lambda i, j: a[i, j], name="cut")
+
+    return op.tensor_expr_op(columns, "cut", [x])
 
 
 def rope_cos_sin(model: Model) -> list[Array]:
