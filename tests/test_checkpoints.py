@@ -110,7 +110,11 @@ def tiny_gguf(path: Path, kinds: dict[str, str], vocab: int = 64, seed: int = 0)
     tensors = {}
     for name, n in sizes.items():
         kind = kinds.get(name.removeprefix("blk.0."), kinds[""])
-        tensors[f"{name}.weight"] = kind, blocks(kind, n, K, rng)
+        floats = rng.standard_normal((n, K), np.float32) * 0.05
+        held = (
+            blocks(kind, n, K, rng) if kind in BLOCKS else gguf.quants.quantize(floats, gguf.GGMLQuantizationType[kind])
+        )
+        tensors[f"{name}.weight"] = kind, held
     norms = ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm")
     tensors |= {f"{name}.weight": ("F32", rng.uniform(0.5, 1.5, K).astype(np.float32)) for name in norms}
     return write_gguf(path, tensors)
