@@ -214,6 +214,104 @@ def test_smollm2_is_what_gguf_says() -> None:
     assert checkpoint.tokenizer().decode(tokens, skip_special_tokens=False) == text
 
 
+def test_a_tokenizer_of_pieces_is_read(tmp_path: Path) -> None:
+    """Of two pieces those are joined whose whole has the best score; what has no piece is written in bytes."""
+    writer = gguf.GGUFWriter(tmp_path / "it.gguf", "llama")
+    writer.add_block_count(1)
+    writer.add_embedding_length(K)
+    writer.add_head_count(4)
+    writer.add_tokenizer_model("llama")
+    pieces = {"<unk>": 0, "<s>": 0, "</s>": 0, **{f"<0x{byte:02X}>": 0 for byte in range(256)}}
+    pieces |= {"▁": -9, "a": -9, "b": -9, "c": -9, "ab": -2, "bc": -1, "▁a": -3, "abc": -8, "▁ab": -9}
+    writer.add_token_list(list(pieces))
+    writer.add_token_scores(list(map(float, pieces.values())))
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * 9)
+    writer.add_bos_token_id(1)
+    writer.add_unk_token_id(0)
+    writer.add_tensor("token_embd.weight", np.ones((4, K), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tokenizer = gguf_file.open_file(tmp_path / "it.gguf").tokenizer()
+    found = tokenizer.encode("abc abé")
+    assert found.tokens == ["<s>", "▁a", "bc", "▁a", "b", "<0xC3>", "<0xA9>"]
+    assert tokenizer.decode(found.ids) == "abc abé"
+
+
+HEADS, INNER = 4, 64
+ARCHITECTURES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "gemma2": ("gemma2", {"model.norm.weight": ("output_norm.weight",)}),
+    "gpt_neox": ("gptneox", {"gpt_neox.layers.0.attention.query_key_value.weight": ("blk.0.attn_qkv.weight",)}),
+    "qwen3_moe": (
+        "qwen3moe",
+        {
+            f"model.layers.0.mlp.experts.{e}.{each}_proj.weight": (f"blk.0.ffn_{each}_exps.weight", str(e))
+            for e in range(3)
+            for each in ("gate", "up", "down")
+        },
+    ),
+    "mixtral": (
+        "llama",
+        {
+            f"model.layers.0.block_sparse_moe.experts.{e}.{each}.weight": (f"blk.0.ffn_{ggml}_exps.weight", str(e))
+            for e in range(3)
+            for each, ggml in {"w1": "gate", "w3": "up", "w2": "down"}.items()
+        },
+    ),
+}
+"""GGUF's architecture by Hugging Face's, and where some of its tensors are there."""
+
+
+def other_gguf(path: Path, architecture: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """A file of that architecture, and the arrays that were put there."""
+    shapes = {"token_embd.weight": (8, K), "output_norm.weight": (K,), "blk.0.attn_qkv.weight": (3 * K, K)}
+    shapes |= {f"blk.0.ffn_{each}_exps.weight": (3, INNER, K) for each in ("gate", "up", "down")}
+    shapes |= {f"blk.0.ffn_{each}_exps.bias": (3, INNER) for each in ("gate", "up", "down")}
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(1)
+    writer.add_embedding_length(K)
+    writer.add_head_count(HEADS)
+    writer.add_expert_count(3)
+    writer.add_expert_used_count(2)
+    for name, array in arrays.items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return arrays
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_tensors_of_other_architectures_are_hugging_faces(model_type: str, tmp_path: Path) -> None:
+    """Gemma's norms have 1 added there, GPT-NeoX's q, k and v are sorted, and experts' matrices are in one tensor."""
+    architecture, names = ARCHITECTURES[model_type]
+    arrays = other_gguf(tmp_path / "it.gguf", architecture, np.random.default_rng(0))
+    checkpoint = gguf_file.open_file(tmp_path / "it.gguf")
+    assert checkpoint.config["model_type"] == model_type
+    for name, (ggml, *expert) in names.items():
+        expected = arrays[ggml][int(expert[0])] if expert else arrays[ggml]
+        if model_type == "gemma2":
+            expected = expected - 1
+        if model_type == "gpt_neox":
+            expected = expected.reshape(3, HEADS, -1, K).swapaxes(0, 1).reshape(3 * K, K)
+        assert np.array_equal(checkpoint.floats(name, 0, len(expected)), expected)
+
+
+def test_experts_of_gpt_oss_have_gates_and_ups_in_turn(tmp_path: Path) -> None:
+    arrays = other_gguf(tmp_path / "it.gguf", "gpt-oss", np.random.default_rng(0))
+    checkpoint = gguf_file.open_file(tmp_path / "it.gguf")
+    gate, up = (arrays[f"blk.0.ffn_{each}_exps.weight"].reshape(-1, K) for each in ("gate", "up"))
+    expected = np.stack([gate, up], 1).reshape(-1, K)
+    base = "model.layers.0.mlp.experts"
+    for start, stop in ((0, 6 * INNER), (3, 8)):
+        assert np.array_equal(checkpoint.floats(f"{base}.gate_up_proj", start, stop), expected[start:stop])
+    bias = np.stack([arrays[f"blk.0.ffn_{each}_exps.bias"] for each in ("gate", "up")], 2).reshape(3, -1)
+    assert np.array_equal(checkpoint.floats(f"{base}.gate_up_proj_bias", 0, 3), bias)
+
+
 # -- safetensors ------------------------------------------------------------------------------------------
 
 
@@ -343,11 +441,37 @@ def test_mxfp4_is_read_bit_for_bit(tmp_path: Path) -> None:
     check_same(open_folder(tmp_path, "it", config), expected.contiguous().numpy(), name)
 
 
+def test_experts_floats_of_gpt_oss_are_turned(tmp_path: Path) -> None:
+    name, floats = "model.layers.0.mlp.experts.down_proj", torch.randn((3, K, N)).bfloat16()
+    save_file({name: floats}, tmp_path / "model.safetensors")
+    expected = floats.transpose(1, 2).reshape(3 * N, K).contiguous()
+    checkpoint = open_folder(tmp_path, "it", {"model_type": "gpt_oss"})
+    check_same(checkpoint, as_numpy(expected), name)
+    assert np.array_equal(checkpoint.floats(name, 40, 100), expected[40:100].float().numpy())
+
+
 def test_names_of_the_text_model_are_found_in_a_larger_one(tmp_path: Path) -> None:
     rows = torch.ones((2, 4))
     for prefix in ("model.language_model.", "language_model.model."):
         save_file({f"{prefix}norm.weight": rows, "vision.x.weight": rows.clone()}, tmp_path / "model.safetensors")
         assert "model.norm.weight" in open_folder(tmp_path, "it", {"model_type": "gemma3"}).tensors
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_compressed_tensors_in_an_order_of_their_own(symmetric: bool, tmp_path: Path) -> None:
+    """Columns lie as the model has them, and `weight_g_idx` says each one's group."""
+    weights, zeros, scales = (each.T for each in integers(4, 64))
+    of_input = np.random.default_rng(3).permutation(np.arange(K, dtype=np.int32) // 64)
+    tensors = {"weight_packed": packed(weights, 4, 1), "weight_scale": torch.from_numpy(scales.copy())}
+    tensors |= {"weight_shape": torch.tensor([N, K]), "weight_g_idx": torch.from_numpy(of_input)}
+    if symmetric:
+        zeros = np.full_like(zeros, 8)
+    else:
+        tensors["weight_zero_point"] = packed(zeros, 4, 0)
+    groups = {"group_0": {"weights": {"num_bits": 4, "type": "int", "symmetric": symmetric}}}
+    checkpoint = opened(tmp_path, tensors, quant_method="compressed-tensors", config_groups=groups)
+    assert checkpoint.tensors[f"{NAME}.weight"].form.ordered
+    check_same(checkpoint, (weights - zeros[:, of_input]).astype(np.float16) * scales[:, of_input])
 
 
 # -- what is not read -------------------------------------------------------------------------------------
@@ -422,6 +546,19 @@ def test_a_type_of_ggml_that_is_not_read_is_named(tmp_path: Path) -> None:
     checkpoint = gguf_file.open_file(write_gguf(tmp_path / "it.gguf", tensors))
     with pytest.raises(TuneBenchError, match=f"{NAME}.weight in .*it.gguf is Q2_K, not F16"):
         raise checkpoint.lacks([f"{NAME}.weight"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("block_count", 0), ("block_count", 1 << 31), ("attention.head_count", 5000)]
+)
+def test_a_gguf_that_makes_no_sense_is_said(key: str, value: int, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "it.gguf", {"token_embd.weight": ("F32", np.ones((4, K), np.float32))})
+    data = bytearray(path.read_bytes())
+    place = data.index(f"llama.{key}".encode()) + len(f"llama.{key}") + 4
+    data[place : place + 4] = value.to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(TuneBenchError, match=r"says no num_\w+ from 1 to"):
+        gguf_file.open_file(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"GGUF", b"GGUF\x03\0\0\0" + b"\xff" * 16, b"\0" * 100])

@@ -1,12 +1,17 @@
 """A quantized checkpoint runs in the form that it has, each matrix in its own."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tvm
-from conftest import CHUNKS, CONTEXT, cpu_target, relative_error
-from test_checkpoints import tiny_gguf
+from conftest import CHUNKS, CONTEXT, LLAMA, cpu_target, load_model, relative_error
+from safetensors.torch import load_file, save_file
+from test_checkpoints import Stored, tiny_gguf
 
 from tunebench.cli import inputs
 from tunebench.compile import passes
@@ -29,6 +34,61 @@ def path(tmp_path: Path) -> Path:
     return tiny_gguf(tmp_path / "tiny.Q4_K_M.gguf", MIXED)
 
 
+def fp8(floats: np.ndarray, rng: np.random.Generator) -> Stored:
+    """A scale an output."""
+    scales = np.abs(floats).max(1, keepdims=True) / 448
+    return {
+        "weight": torch.from_numpy(floats / scales).to(torch.float8_e4m3fn),
+        "weight_scale": torch.from_numpy(scales),
+    }
+
+
+def w8a8(floats: np.ndarray, rng: np.random.Generator) -> Stored:
+    scales = np.abs(floats).max(1, keepdims=True) / 127
+    integers = torch.from_numpy(np.rint(floats / scales).astype(np.int8))
+    return {"weight": integers, "weight_scale": torch.from_numpy(scales)}
+
+
+def gptq(floats: np.ndarray, rng: np.random.Generator) -> Stored:
+    """With inputs in an order of their own, which q, k and v do not share."""
+    n, k = floats.shape
+    of_input = rng.permutation(np.arange(k, dtype=np.int32) // 32)
+    words = rng.integers(0, 2**32, (k // 8, n), np.uint32).view(np.int32)
+    zeros = np.full((k // 32, n // 8), 0x77777777, np.int32)
+    scales = rng.uniform(0.005, 0.01, (k // 32, n)).astype(np.float16)
+    found = {"qweight": words, "qzeros": zeros, "scales": scales, "g_idx": of_input}
+    return {name: torch.from_numpy(array) for name, array in found.items()}
+
+
+FOLDERS: dict[str, tuple[Callable[[np.ndarray, np.random.Generator], Stored], dict[str, Any]]] = {
+    "fp8": (fp8, {"quant_method": "fp8"}),
+    "w8a8": (
+        w8a8,
+        {"quant_method": "compressed-tensors", "config_groups": {"0": {"weights": {"num_bits": 8, "type": "int"}}}},
+    ),
+    "gptq": (gptq, {"quant_method": "gptq", "bits": 4}),
+}
+
+
+def folder(path: Path, how: str) -> Path:
+    """A tiny llama whose layers' matrices are quantized."""
+    rng = np.random.default_rng(0)
+    quantize, settings = FOLDERS[how]
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": 1, "quantization_config": settings}))
+    model = load_model(path, "q0f32")
+    rows = {"q_proj": 64, "k_proj": 32, "v_proj": 32, "gate_proj": 96, "up_proj": 96}
+    tensors = {name: torch.ones(vector.length) for name, vector in model.vectors.items()}
+    for matrix in model.matrices.values():
+        for source in matrix.sources:
+            n = rows.get(source.split(".")[-2], matrix.n)
+            floats = rng.standard_normal((n, matrix.k), np.float32) * np.float32(0.05)
+            parts = quantize(floats, rng) if "layers" in source else {"weight": torch.from_numpy(floats)}
+            tensors |= {source.removesuffix("weight") + name: part for name, part in parts.items()}
+    save_file(tensors, path / "model.safetensors")
+    return path
+
+
 def model_in(path: Path, scheme: str | Scheme, device: str = "cpu") -> Model:
     """The file's model in a scheme, by name or as it is."""
     if isinstance(scheme, str) and native.is_native(scheme):
@@ -47,6 +107,32 @@ def logits(model: Model) -> np.ndarray:
     engine.prefill(tokens[:, :16], 0)
     engine.decode(tokens[:, 16:], 16)
     return engine.logits()
+
+
+@pytest.mark.parametrize("how", FOLDERS)
+def test_folders_compute_what_their_floats_do(how: str, tmp_path: Path) -> None:
+    path = folder(tmp_path / how, how)
+    expected = logits(model_in(path, "q0f32"))
+    assert relative_error(logits(model_in(path, "nativef32")), expected) < 1e-4
+    assert 1e-5 < relative_error(logits(model_in(path, "nativei8f32")), expected) < 5e-2 or how == "fp8"
+
+
+def test_activations_of_whole_rows_are_quantized_a_token(tmp_path: Path) -> None:
+    model = model_in(folder(tmp_path / "w8a8", "w8a8"), "native")
+    found = {model.scheme_of(piece).activations for each in model.matrices.values() for piece in model.pieces(each)}
+    assert (model.workload.scheme.name, found) == ("CT-W8i8f16", {"int8_token", "float"})
+
+
+def test_weights_that_are_no_numbers_are_refused_in_their_own_form(tmp_path: Path) -> None:
+    path = folder(tmp_path / "fp8", "fp8")
+    name = "model.layers.0.mlp.down_proj.weight"
+    tensors = load_file(path / "model.safetensors")
+    tensors[name].view(torch.uint8)[3, 5] = 0x7F
+    save_file(tensors, path / "model.safetensors")
+    model = model_in(path, "native")
+    assert model.checkpoint
+    with pytest.raises(TuneBenchError, match=f"{name} .* not finite"):
+        list(weights.read(model, model.checkpoint))
 
 
 @pytest.mark.parametrize(("scheme", "bound"), [("nativef32", 1e-4), ("nativef16", 5e-3), ("native", 5e-2)])

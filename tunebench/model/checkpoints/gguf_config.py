@@ -108,9 +108,10 @@ def read_config(
 ) -> dict[str, Any]:
     """Hugging Face's config; a TuneBenchError names what is missing."""
     own = {key.removeprefix(f"{architecture}."): value for key, value in fields.items()}
-    if "token_embd.weight" not in tensors or not isinstance(own.get("block_count"), int):
-        raise TuneBenchError(f"{path} has no embedding, or does not say its layers.", COPY)
+    if "token_embd.weight" not in tensors:
+        raise TuneBenchError(f"{path} has no embedding.", COPY)
     found = {name: _plain(path, key, own[key]) for key, name in {**NAMES, **kind.names}.items() if key in own}
+    _check(path, found, kind.expert_count)
     config = {
         "model_type": kind.model_type,
         **kind.constants,
@@ -118,11 +119,23 @@ def read_config(
         "vocab_size": tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in tensors,
     }
+    if "tokenizer.ggml.eos_token_id" in fields:
+        config["eos_token_id"] = fields["tokenizer.ggml.eos_token_id"]
     if kind.model_type in ("llama", "granite"):
         config["attention_bias"] = "blk.0.attn_q.bias" in tensors
     if "sliding_window" in config:
         config["sliding_window"] = config["sliding_window"] or None
     return {**config, **_heads(kind, own, config), **_rope(own, config, tensors)}
+
+
+def _check(path: Path, found: Mapping[str, Any], expert_count: str) -> None:
+    """Raise a TuneBenchError where there is no whole number, or one that no model has, of what tensors are found by."""
+    most = {"num_hidden_layers": 1024, "num_attention_heads": 4096, "num_key_value_heads": 4096, "hidden_size": 1 << 22}
+    most |= {expert_count: 4096} if expert_count else {}
+    for name, limit in most.items():
+        value = found.get(name, 1 if name == "num_key_value_heads" else None)
+        if not isinstance(value, int) or not 1 <= value <= limit:
+            raise TuneBenchError(f"{path} says no {name} from 1 to {limit}.", COPY)
 
 
 def kind_of(architecture: str, fields: Mapping[str, Any]) -> Kind | None:
