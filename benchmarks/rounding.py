@@ -66,7 +66,7 @@ def _changes(names: list[str] | None) -> dict[str, tuple[float, Change]]:
     seen: set[WeightFormat] = set()
     for name, scheme in sorted(quantization.schemes().items()):
         form = quantization.by_rows(scheme.weight)
-        if (name in names if names else form.group and form not in seen and scheme.activations == "float"):
+        if name in names if names else form.group and form not in seen and scheme.activations == "float":
             changes[name] = quantization.stored_bits(form), _ours(form)
             seen.add(form)
     return changes

@@ -318,22 +318,3 @@ def quantize_tokens(rows: int, width: int, group: int, zero: int, dtype: str) ->
                     offsets[row, g] = T.int32(-zero) * offsets[row, g]
 
     return quantize_tokens
-
-
-def over_cache(func: PrimFunc) -> OverCache | None:
-    """What `attention` or `append` was made for, as read from its arguments; None for any other kernel."""
-    shapes = [tuple(int(extent) for extent in param.shape) for param in func.params if hasattr(param, "shape")]
-    first, last, dtype = shapes[0], shapes[-1], str(func.params[0].dtype)
-    ranks = [len(shape) for shape in shapes]
-    make: Callable[..., PrimFunc]
-    kind: type[OverCache]
-    if ranks == [4, 5, 4, 1, 4]:
-        (_, kv_heads, context, _), make, kind = shapes[2], attention, Attention
-    elif ranks == [4, 1, 3, 5, 4, 4]:
-        (_, kv_heads, context, _), make, kind = shapes[4], append, Append
-    else:
-        return None
-    found = kind(first[0], first[1], last[2], kv_heads, first[3], context, dtype)
-    with quick_parsing():
-        same = tvm_ffi.structural_equal(func.body, make(found).body, map_free_vars=True)
-    return found if same else None
