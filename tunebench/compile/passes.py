@@ -93,11 +93,12 @@ def default_schedule(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModu
         with target:
             return dlight.ApplyDefaultSchedule(*(rule() for rule in DLIGHT))(tvm.IRModule(dict(mod.functions_items())))
     sch = s_tir.Schedule(mod)
-    for name in ("dequantize", "unpack"):
+    for name in ("dequantize", "unpack", "expert_scale"):
         if has_block(sch, name):
             sch.compute_inline(sch.get_sblock(name))
     if has_block(sch, "dot"):  # nor a sum for each of its groups
-        sch.compute_at(sch.get_sblock("dot"), sch.get_loops(sch.get_sblock("matmul"))[-1])
+        dot = sch.get_sblock("dot")
+        sch.compute_at(dot, sch.get_loops(sch.get_consumers(dot)[0])[-1])
     return sch.mod
 
 
