@@ -34,6 +34,8 @@ from tunebench.model.quantization import Array, Arrays
 from tunebench.spec import Scheme, WeightFormat, Workload
 
 CONFIG_BYTES = 16 << 20
+ALWAYS = {*ModelConfig.__struct_fields__, "rms_norm_eps", "tie_word_embeddings"} - {"rope_scaling"}
+"""What a model's id is made of also where it is as its default says: ids in rows stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Model:
     @property
     def model_id(self) -> str:
         """12 hex digits of a hash of what it computes: architecture and config, whatever it is called."""
-        fields = msgspec.structs.asdict(self.config)
+        config = msgspec.to_builtins(self.config)
+        usual = {field.name: field.default for field in msgspec.structs.fields(self.config)}
+        fields = {name: value for name, value in config.items() if name in ALWAYS or value != usual[name]}
         fields.pop("max_position_embeddings")  # says how far it was trained, and changes no operation
         text = json.dumps([self.architecture.name, fields], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -92,7 +96,7 @@ class Model:
     def cache_bytes(self) -> int:
         """The whole KV cache."""
         elements = sum(int(np.prod(shape)) for shape in self.cache_shapes)
-        return elements * self.config.num_hidden_layers * numpy_dtype(self.workload.scheme.dtype).itemsize
+        return elements * len(self.decoder.layers) * numpy_dtype(self.workload.scheme.dtype).itemsize
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -165,8 +169,8 @@ def load_model(workload: Workload) -> Model:
     """Read the model's config and check that the workload fits it."""
     path = _config_path(workload.model)
     data = _read_json(path)
-    architecture = registry.pick(architectures.architectures(), str(data["model_type"]), "model_type")
-    config = architecture.read(data, path.name)
+    architecture, config = architectures.read(data, str(path))
+    workload, config = _first_layers(workload, config, path)
     model = Model(workload, config, architecture, _name(path, data))
     for name, matrix in model.matrices.items():
         quantization.check(model.scheme_of(matrix), matrix.n, matrix.k, name)
@@ -176,6 +180,16 @@ def load_model(workload: Workload) -> Model:
     if workload.device_kind == "gpu" and workload.scheme.dtype == "bfloat16":
         raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q0f16 on a GPU.")
     return model
+
+
+def _first_layers(workload: Workload, config: ModelConfig, path: Path) -> tuple[Workload, ModelConfig]:
+    """The config with as many layers as are asked for; the workload asks for none where those are all."""
+    count = config.num_hidden_layers
+    if workload.layers > count:
+        raise TuneBenchError(f"{path} has {count} layers, not {workload.layers}.", f"Ask for --layers {count} at most.")
+    if workload.layers in (0, count):
+        return replace(workload, layers=0), config
+    return workload, msgspec.structs.replace(config, num_hidden_layers=workload.layers)
 
 
 def _config_path(model: str) -> Path:
@@ -225,11 +239,8 @@ def _check_shape(workload: Workload, config: ModelConfig) -> None:
             f"a chunk of {max(workload.chunks)} tokens does not fit a context of {workload.context}.",
             "Lower --prompt, or raise --context.",
         )
-    if config.hidden_size % cpu_kernels.LANES or config.head_dim % 2 or not config.head_dim:
-        raise TuneBenchError(
-            f"hidden_size {config.hidden_size} and head_dim {config.head_dim} are not supported.",
-            f"hidden_size must be divisible by {cpu_kernels.LANES}, head_dim by 2.",
-        )
+    if config.head_dim % 2 or not config.head_dim:
+        raise TuneBenchError(f"head_dim {config.head_dim} is not supported.", "It must be divisible by 2.")
 
 
 def function_name(chunk: int) -> str:
@@ -246,9 +257,9 @@ def build_module(model: Model) -> tvm.IRModule:
     module = _module(model)
     for chunk in model.workload.chunk_sizes:
         setattr(module, function_name(chunk), module.step)
-    workload, config = model.workload, model.config
+    workload = model.workload
     keys, values = model.cache_shapes
-    dtype, layers = workload.scheme.dtype, config.num_hidden_layers
+    dtype, layers = workload.scheme.dtype, len(model.decoder.layers)
     one = spec.Tensor([1], "int32")
     specs = {
         function_name(chunk): {
