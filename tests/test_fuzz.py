@@ -464,6 +464,17 @@ HOLDER = b'{"pid": 1, "host": "here", "since": "2026-01-01T00:00:00+00:00", "com
 NOTE = json.dumps({name: [4, "0" * 64] for name in FILES}).encode()
 REQUEST = b"GET /plan/file?x=1 HTTP/1.1\r\nHost: HOST\r\nRange: bytes=2-5\r\nAccept: */*\r\n\r\n"
 INDEX = json.dumps({"metadata": {}, "weight_map": {"a": "model.safetensors", "b": "model.safetensors"}}).encode()
+YARN = {"type": "yarn", "factor": 4.0, "beta_fast": 32, "mscale": 1.0, "original_max_position_embeddings": 64}
+LONG = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+TWO_KINDS = {
+    "model_type": "gemma3",
+    "text_config": {
+        **LLAMA,
+        "model_type": "gemma3_text",
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"full_attention": LONG, "sliding_attention": {"rope_theta": 1e4}},
+    },
+}
 OPTIONS = b"128,512\n90s\nboth\n0\nllvm\n1.5h\n192.168.1.2:9190"
 READERS = (
     Reader("results", rows_text(), read_results),
@@ -474,6 +485,10 @@ READERS = (
     Reader("llama-bench md", MARKDOWN.encode(), read_llama_bench),
     Reader("llama-bench utf-16", (json.dumps(BENCHED) + "\n").encode("utf-16"), read_llama_bench),
     Reader("config", json.dumps(LLAMA).encode(), read_config, "config.json"),
+    Reader("config of layers of two kinds", json.dumps(TWO_KINDS).encode(), read_config, "config.json"),
+    Reader(
+        "config of a long context", json.dumps({**LLAMA, "rope_scaling": YARN}).encode(), read_config, "config.json"
+    ),
     Reader("options", OPTIONS, read_options),
     Reader("safetensors", tiny_weights(), read_weights, "model.safetensors"),
     Reader("safetensors index", INDEX, read_index, "model.safetensors.index.json"),
