@@ -46,7 +46,8 @@ def code(form: WeightFormat, parts: Parts, n: tirx.Expr, k: tirx.Expr) -> tirx.E
     """A weight of codes, float32."""
     column = 0 if form.group == WHOLE_ROW else k // form.group
     held = parts["q_scale"][n // form.rows, column]
-    scale = decoded(held.astype("uint32"), form.dtype) if held.dtype == "uint8" else held.astype("float32")
+    is_power = str(parts["q_scale"].dtype) == "uint8"
+    scale = decoded(held.astype("uint32"), form.dtype) if is_power else held.astype("float32")
     if "q_super" in parts:
         scale = scale / parts["q_super"][n, 0]
     return decoded(_bits(form, parts, n, k), form.code) * scale

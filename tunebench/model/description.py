@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from tunebench.kernels.operation import Activation
 
@@ -23,8 +23,10 @@ class Matrix:
     is_table: bool = False  # looked up by row, not multiplied
     once_a_chunk: bool = False  # multiplied with one row of a chunk, however many it has
     bias: Vector | None = None  # [n], added to its products
-    arranged: tuple[int, int] = (1, 1)  # rows of each source lie [a, b, ...], and here [b, a, ...]
+    arranged: tuple[int, int] = (1, 1)  # rows of each source, or expert in it, lie [a, b, ...], and here [b, a, ...]
     stays_float: bool = False  # in every scheme, as the router of experts does
+    experts: int = 1  # parts by rows, of which a token is multiplied with some
+    transposed: bool = False  # plain numbers of each expert lie [k, n / experts] in their one source
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Vector:
     times: float = 1.0  # what is stored is multiplied by
     dtype: str = ""  # empty: the activations'
     arranged: tuple[int, int] = (1, 1)  # as of a matrix, of whose products it is the bias
+    experts: int = 1  # rows of its one tensor
 
     @property
     def stored(self) -> tuple[str, ...]:
@@ -92,15 +95,15 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture: each token's `per_token` experts of the highest router scores, weighted."""
+    """A mixture: each token's `per_token` experts of the highest router scores, weighted by a softmax of these."""
 
     router: Matrix  # [count, hidden]
     up: Matrix  # [count * 2 inner, hidden]: of each expert the gate, then what it multiplies
     down: Matrix  # [count * hidden, inner]
     per_token: int
-    weighting: Literal["softmax_all", "softmax_chosen"] = "softmax_chosen"  # softmax before or after the choice
-    normalized: bool = True  # softmax_all: the chosen ones' weights are made to add up to 1
+    normalized: bool = True  # the chosen ones' weights add up to 1; otherwise all experts' do
     activation: Activation = "silu"
+    gated: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def of_matrix(scheme: Scheme, form: WeightFormat, matrix: Matrix, device_kind: s
     if form.kind == "float":
         return replace(scheme, weight=float_form(scheme.dtype), activations="float")
     by_bytes = scheme.activations != "float" and device_kind == "cpu" and form.kind == "integer"
-    if not by_bytes or matrix.is_table or matrix.k % form.byte_group:
+    if not by_bytes or matrix.is_table or matrix.experts > 1 or matrix.k % form.byte_group:
         return replace(scheme, weight=form, activations="float")
     packing = form.packing if form.packing == "planes" else "by_byte"
     activations: Activations = "int8_token" if form.group == WHOLE_ROW and form.bits == 8 else "int8"

@@ -43,7 +43,7 @@ def read(model: Model, checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
 
     A TuneBenchError names a tensor that is missing, of another shape or type, or not finite.
     """
-    _check(checkpoint, _wanted(model))
+    _check(checkpoint, _wanted(model, checkpoint))
     for matrix in model.matrices.values():
         _check_rows(checkpoint, matrix)
     for name, vector in model.vectors.items():
@@ -51,21 +51,37 @@ def read(model: Model, checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
     for matrix in model.matrices.values():
         for piece in model.pieces(matrix):
             form = model.scheme_of(piece).weight
-            stored = quantization.by_rows(form) == checkpoint.tensors[piece.sources[0]].form
-            parts = _stored(checkpoint, piece, form) if stored else _quantized(checkpoint, piece, form)
+            as_stored = quantization.by_rows(form) == checkpoint.tensors[piece.sources[0]].form
+            make = _stored if as_stored and not _is_transposed(checkpoint, piece) else _quantized
+            parts = make(checkpoint, piece, form)
             for suffix, part in parts.items():
                 yield f"{piece.name}.{suffix}", part
 
 
-def _wanted(model: Model) -> dict[str, tuple[int, ...]]:
+def _wanted(model: Model, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Each tensor's shape; 0 rows where several are stacked, as only their sum is known."""
     wanted: dict[str, tuple[int, ...]] = {}
     for vector in model.vectors.values():
-        wanted.update(dict.fromkeys(vector.stored, (vector.length if len(vector.stored) == 1 else 0,)))
+        shape = (vector.length,) if vector.experts == 1 else (vector.experts, vector.length // vector.experts)
+        wanted.update(dict.fromkeys(vector.stored, shape if len(vector.stored) == 1 else (0,)))
     for matrix in model.matrices.values():
         rows = matrix.n if len(matrix.sources) == 1 else 0
         wanted.update(dict.fromkeys(matrix.sources, (rows, matrix.k)))
+        if _is_transposed(checkpoint, matrix):
+            wanted[matrix.sources[0]] = (matrix.experts * matrix.k, matrix.n // matrix.experts)
     return wanted
+
+
+def _is_transposed(checkpoint: Checkpoint, matrix: Matrix) -> bool:
+    """Whether a matrix's one tensor has the inputs of each expert one below the other; quantized ones never do."""
+    tensor = checkpoint.tensors.get(matrix.sources[0])
+    return matrix.transposed and tensor is not None and tensor.form.kind == "float"
+
+
+def _order(n: int, arranged: tuple[int, int], experts: int) -> Array:
+    """Where each of n rows is found, as `arranged` says of those of each expert."""
+    order = swapped(n // experts, *arranged)
+    return np.concatenate([expert * len(order) + order for expert in range(experts)])
 
 
 def _check(checkpoint: Checkpoint, wanted: dict[str, tuple[int, ...]]) -> None:
@@ -83,13 +99,14 @@ def _check(checkpoint: Checkpoint, wanted: dict[str, tuple[int, ...]]) -> None:
 def _check_rows(checkpoint: Checkpoint, matrix: Matrix) -> None:
     """Raise a TuneBenchError where the tensors stacked in a matrix have other rows than it."""
     rows = [checkpoint.tensors[source].shape[0] for source in matrix.sources]
-    if sum(rows) != matrix.n or not all(rows):
+    if (len(rows) > 1 and sum(rows) != matrix.n) or not all(rows):
         raise TuneBenchError(f"{' + '.join(matrix.sources)} have {rows} rows, not {matrix.n} in all.", WAY_ON)
 
 
 def _vector(checkpoint: Checkpoint, vector: Vector, dtype: str) -> Array:
     """A vector in its type, from the tensors that it consists of."""
-    parts = [checkpoint.floats(name, 0, checkpoint.tensors[name].shape[0]) for name in vector.stored]
+    stored = [checkpoint.floats(name, 0, checkpoint.tensors[name].shape[0]) for name in vector.stored]
+    parts = [part.reshape(-1)[_order(part.size, vector.arranged, vector.experts)] for part in stored]
     with np.errstate(over="ignore", invalid="ignore"):
         found = (np.concatenate(parts).astype(np.float64) * vector.times + vector.plus).astype(numpy_dtype(dtype))
     _check_finite(checkpoint, vector.name, found)
@@ -103,7 +120,7 @@ def _stored(checkpoint: Checkpoint, matrix: Matrix, form: WeightFormat) -> Array
         n = checkpoint.tensors[source].shape[0]
         parts = checkpoint.parts(source, 0, n)
         if matrix.arranged != (1, 1):
-            parts = reordered(parts, swapped(n, *matrix.arranged))
+            parts = reordered(parts, _order(n, matrix.arranged, matrix.experts))
         _check_finite(checkpoint, source, *_numbers(form, parts))
         held.append(parts)
     return quantization.kind_of(form).laid_out(form, _joined(held))
@@ -131,7 +148,7 @@ def _quantized(checkpoint: Checkpoint, matrix: Matrix, form: WeightFormat) -> Ar
     kind, by_rows = quantization.kind_of(form), quantization.by_rows(form)
     blocks = []
     for source in matrix.sources:
-        for rows in _floats(checkpoint, source, matrix.arranged):
+        for rows in _floats(checkpoint, matrix, source):
             _check_finite(checkpoint, source, rows)
             block = kind.quantize(by_rows, rows)
             _check_finite(checkpoint, source, *block.values())
@@ -139,14 +156,18 @@ def _quantized(checkpoint: Checkpoint, matrix: Matrix, form: WeightFormat) -> Ar
     return kind.laid_out(form, _joined(blocks))
 
 
-def _floats(checkpoint: Checkpoint, source: str, arranged: tuple[int, int]) -> Iterator[Array]:
-    """A tensor's rows in the order in which they lie here; all at once where that is another than its own."""
+def _floats(checkpoint: Checkpoint, matrix: Matrix, source: str) -> Iterator[Array]:
+    """A tensor's rows in the order in which they lie here; all of an expert at once where that is another one."""
     n = checkpoint.tensors[source].shape[0]
-    if arranged != (1, 1):
-        yield checkpoint.floats(source, 0, n)[swapped(n, *arranged)]
+    if matrix.arranged == (1, 1) and not matrix.transposed:
+        for start in range(0, n, ROWS):
+            yield checkpoint.floats(source, start, min(start + ROWS, n))
         return
-    for start in range(0, n, ROWS):
-        yield checkpoint.floats(source, start, min(start + ROWS, n))
+    step = n // matrix.experts
+    for start in range(0, n, step):
+        rows = checkpoint.floats(source, start, start + step)
+        rows = rows.T if _is_transposed(checkpoint, matrix) else rows
+        yield rows[swapped(len(rows), *matrix.arranged)]
 
 
 def _check_finite(checkpoint: Checkpoint, name: str, *arrays: Array) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,19 @@ from tvm import te
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op, spec
 
-from tunebench import registry
 from tunebench.dtypes import numpy_dtype
 from tunebench.errors import TuneBenchError
 from tunebench.kernels import cpu as cpu_kernels
+from tunebench.kernels import cpu_experts, gpu_experts
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels.arithmetic import KV_MOST
+from tunebench.kernels.operation import ExpertMatmul, Group
 from tunebench.kernels.tvmscript import quick_parsing
 from tunebench.model import architectures, native, quantization, sources
 from tunebench.model.architectures import ModelConfig
 from tunebench.model.checkpoints import Checkpoint, float_form
 from tunebench.model.decoder import DecoderModule
-from tunebench.model.description import Decoder, Matrix, Rope, Vector
+from tunebench.model.description import Decoder, Experts, Matrix, Rope, Vector
 from tunebench.model.quantization import Array, Arrays
 from tunebench.model.sources import Source
 from tunebench.spec import Scheme, Workload
@@ -87,6 +88,9 @@ class Model:
             return (matrix,)
         tensors = native.stored_as(self.checkpoint, matrix)
         runs = [list(run) for _, run in itertools.groupby(matrix.sources, lambda source: native.alike(tensors[source]))]
+        if matrix.experts > 1 and (len(runs) > 1 or tensors[matrix.sources[0]].form.ordered):
+            what = f"the experts of {matrix.name} are in several formats, or in an order of their own"
+            raise TuneBenchError(f"{what}, which native does not serve.", "Choose another scheme.")
         if len(runs) == 1:
             return (matrix,)
         return tuple(
@@ -99,7 +103,8 @@ class Model:
     def scheme_of(self, matrix: Matrix) -> Scheme:
         """The scheme in whose form a matrix, or a piece of one, is stored.
 
-        A table is N-major in every scheme: its rows are looked up.
+        A table is N-major in every scheme, as its rows are looked up, and so are experts, whose rows lie together;
+        their products take float activations, as there are none of bytes for them.
         """
         scheme = self.workload.scheme
         if matrix.stays_float:
@@ -107,7 +112,7 @@ class Model:
         if scheme.native:
             form = native.stored_as(self.checkpoint, matrix)[matrix.sources[0]].form
             return native.of_matrix(scheme, form, matrix, self.workload.device_kind)
-        if not matrix.is_table:
+        if not matrix.is_table and matrix.experts == 1:
             return scheme
         rows = replace(quantization.by_rows(scheme.weight), ordered=False)
         return replace(scheme, weight=rows, activations="float")
@@ -147,14 +152,29 @@ class Model:
 
     @property
     def read_bytes(self) -> int:
-        """Weights that one decode step reads: all but the embedding table, of which it reads a row."""
-        table = [name for name, matrix in self.matrices.items() if matrix.is_table]
-        skipped = [
-            int(np.prod(shape)) * numpy_dtype(dtype).itemsize
+        """Weights that one decode step reads, experts chosen at random; of the embedding table, a row: nothing."""
+        read = {name: self._read_share(matrix) for name, matrix in self.matrices.items()}
+        parts = [
+            int(np.prod(shape)) * numpy_dtype(dtype).itemsize * read.get(name.rpartition(".")[0], 1.0)
             for name, (shape, dtype) in self.param_shapes.items()
-            if name.rpartition(".")[0] in table
         ]
-        return self.weight_bytes - sum(skipped)
+        return round(sum(parts))
+
+    def _read_share(self, matrix: Matrix) -> float:
+        """The part of a matrix that a decode step is expected to read."""
+        if matrix.is_table:
+            return 0.0
+        return 1 - (1 - self._active_share(matrix)) ** self.workload.batch
+
+    def _active_share(self, matrix: Matrix) -> float:
+        """The part of a matrix that one token is multiplied with."""
+        return self._per_token.get(matrix.name, 1) / matrix.experts
+
+    @functools.cached_property
+    def _per_token(self) -> dict[str, int]:
+        """Of each matrix of experts, how many a token has."""
+        mixtures = [layer.mlp for layer in self.decoder.layers if isinstance(layer.mlp, Experts)]
+        return {matrix.name: each.per_token for each in mixtures for matrix in (each.up, each.down)}
 
     @property
     def n_params(self) -> int:
@@ -163,10 +183,16 @@ class Model:
         return sum(tied.values()) + sum(vector.length for vector in self.vectors.values())
 
     @property
+    def active_n_params(self) -> int:
+        """Of those, what one token is multiplied with: all but the experts that it does not choose."""
+        idle = [matrix.n * matrix.k * (1 - self._active_share(matrix)) for matrix in self.matrices.values()]
+        return self.n_params - round(sum(idle))
+
+    @property
     def flops_per_token(self) -> int:
         """Of the matrix products of one prompt token, two for a multiply-add, the head (run once a chunk) left out."""
         body = [matrix for matrix in self.matrices.values() if not matrix.is_table and not matrix.once_a_chunk]
-        return sum(2 * matrix.n * matrix.k for matrix in body)
+        return round(sum(2 * matrix.n * matrix.k * self._active_share(matrix) for matrix in body))
 
     @property
     def param_shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -304,6 +330,20 @@ class _Stored(nn.Module):
         y = _cut(self.kind.matmul(scheme, x, parts, out_dtype), self.matrix.n)
         y = y if bias is None else y + bias
         return y if residual is None else residual + y
+
+    def expert_matmul(self, x: Tensor, places: Sequence[Tensor], slots: Group, bias: Tensor | None) -> Tensor:
+        form, (rows, k), count = self.scheme.weight, (int(extent) for extent in x.shape), self.matrix.experts
+        n, share = self.matrix.n // count, slots.slots // rows
+        computed = ExpertMatmul(
+            slots.slots, count, slots.per_token, n, k, share, x.dtype, form, slots.tile, bias is not None
+        )
+        shapes = [(suffix, *shape) for suffix, shape in self.kind.shapes(form, self.matrix.n, k).items()]
+        make = gpu_experts.expert_matmul if self.device == "gpu" else cpu_experts.expert_matmul
+        given = [x, *places, *self._parts().values(), *([] if bias is None else [bias])]
+        if self.device == "cpu" and form.kind == "integer":  # few CPUs compute in the type of the scales
+            form = replace(form, dtype="float32")
+        kernel = make(computed, shapes, functools.partial(self.kind.weights, form))
+        return op.tensor_ir_op(kernel, "expert_matmul", given, Tensor.placeholder((slots.slots, n), x.dtype, "y"))
 
     def take(self, tokens: Tensor) -> Tensor:
         return _cut(self.kind.take(self.scheme, tokens, self._parts()), self.matrix.k)
