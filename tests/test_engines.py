@@ -11,13 +11,12 @@ import tvm
 from conftest import THREADS, load_model, lower, relative_error, write_config
 
 from tunebench.compile.build import compile_model
-from tunebench.engines import baselines
+from tunebench.engines import baselines, gguf_blocks
 from tunebench.engines.baselines import Engine, llama_cpp
 from tunebench.engines.tvm import TvmEngine
 from tunebench.engines.tvm import load as load_tvm
 from tunebench.errors import TuneBenchError
 from tunebench.model import workload as workloads
-from tunebench.model.quantization import integer
 from tunebench.model.workload import Model
 
 LOGITS = {"q0f32": 2e-3, "q0f16": 2e-2, "q0bf16": 5e-2, "q4f16_1": 5e-2, "q4i8f16_0": 3e-2, "q8i8f16_0": 3e-2}
@@ -75,8 +74,7 @@ def test_blocks_of_gguf_hold_the_weights_exactly() -> None:
         weight = quantization.schemes()[name].weight
         parts = quantization.kind_of(weight).random(weight, 32, 128, np.random.default_rng(2))
         expected = quantization.kind_of(weight).dequantize(weight, parts)
-        rows = {suffix: integer.by_row(weight, array) for suffix, array in parts.items()}
-        blocks = llama_cpp._blocks(weight, rows["q_weight"], rows["q_scale"])
+        blocks = np.concatenate(list(gguf_blocks.blocks(weight, parts, np.arange(32))))
         found = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[kind])
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 

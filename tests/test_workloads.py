@@ -126,7 +126,7 @@ def test_what_a_config_leaves_out(tmp_path: Path) -> None:
 def test_an_architecture_names_what_its_module_takes(name: str, device_kind: str) -> None:
     architecture = architectures.architectures()[name]
     workload = Workload("tiny", quantization.schemes()["q4f16_1"], 1, (16,), 64, device_kind)
-    model = workloads.Model(workload, architecture.tiny[0], architecture, "tiny")
+    model = workloads.Model(workload, architecture.tiny[0], architecture, "tiny", {})
     parts = {full for full in model.param_shapes if full not in model.vectors}
     assert {full.rpartition(".")[0] for full in parts} == set(model.matrices)
     assert all(model.param_shapes[name][0] == (vector.length,) for name, vector in model.vectors.items())

@@ -42,6 +42,7 @@ class Model:
     config: ModelConfig
     architecture: architectures.Architecture[Any]
     name: str
+    hf_config: Mapping[str, Any]  # as Hugging Face's config.json says it
 
     @property
     def model_id(self) -> str:
@@ -140,7 +141,7 @@ def load_model(workload: Workload) -> Model:
     data = _read_json(path)
     architecture = registry.pick(architectures.architectures(), str(data["model_type"]), "model_type")
     config = architecture.read(data, path.name)
-    model = Model(workload, config, architecture, _name(path, data))
+    model = Model(workload, config, architecture, _name(path, data), data)
     for name, matrix in model.matrices.items():
         quantization.check(model.scheme_of(matrix), matrix.n, matrix.k, name)
     _check_shape(workload, config)
