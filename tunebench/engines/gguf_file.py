@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from tunebench.model.quantization import Array, Arrays
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
+    from tunebench.model.rope import RopeScaling
     from tunebench.model.workload import Model
 
 
@@ -167,16 +168,16 @@ def _write_rope(writer: GGUFWriter, model: Model, graph: _Graph) -> None:
 
     rope, yarn = _rope(model, False), _yarn(model, graph)
     writer.add_rope_dimension_count(2 * len(rope.inv_freq))
-    writer.add_rope_freq_base(yarn["rope_theta"] if yarn else _base(rope))
+    writer.add_rope_freq_base(model.config.rope_theta if yarn else _base(rope))
     writer.add_rope_freq_base_swa(_base(_rope(model, True)))
     times = rope.times
     if yarn:
-        times /= 1 + 0.1 * np.log(yarn["factor"])  # which llama.cpp multiplies by itself
+        times /= 1 + 0.1 * np.log(yarn.factor)  # which llama.cpp multiplies by itself
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(yarn["factor"])
-        writer.add_rope_scaling_orig_ctx_len(yarn["original_max_position_embeddings"])
-        writer.add_rope_scaling_yarn_beta_fast(yarn.get("beta_fast") or 32.0)
-        writer.add_rope_scaling_yarn_beta_slow(yarn.get("beta_slow") or 1.0)
+        writer.add_rope_scaling_factor(yarn.factor)
+        writer.add_rope_scaling_orig_ctx_len(yarn.original_max_position_embeddings)
+        writer.add_rope_scaling_yarn_beta_fast(yarn.beta_fast)
+        writer.add_rope_scaling_yarn_beta_slow(yarn.beta_slow)
     elif not graph.factors:
         writer.add_rope_scaling_factor(1 / rope.inv_freq[0])
     writer.add_rope_scaling_attn_factors(float(times))
@@ -215,13 +216,10 @@ def _odd_rotation(model: Model, graph: _Graph) -> str:
     return "" if served and plain else "scaled rotation"
 
 
-def _yarn(model: Model, graph: _Graph) -> Mapping[str, Any] | None:
-    """The parameters of yarn, where a graph has no table of factors that would say the same."""
-    config = model.hf_config.get("text_config") or model.hf_config
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if graph.factors or rope.get("rope_type", rope.get("type")) != "yarn":
-        return None
-    return {"rope_theta": model.config.rope_theta, **rope}
+def _yarn(model: Model, graph: _Graph) -> RopeScaling | None:
+    """What yarn is told, where a graph has no table of factors that would say the same."""
+    scaling = model.config.rope_scaling
+    return scaling if scaling and scaling.rope_type == "yarn" and not graph.factors else None
 
 
 def _factors(model: Model, graph: _Graph) -> list[_Tensor]:

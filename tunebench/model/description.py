@@ -5,7 +5,7 @@ An architecture describes itself in these; `decoder` computes what they describe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
@@ -142,11 +142,27 @@ class Ropes:
 
     within: Rope
     limit: int = 0  # positions; 0: `within` serves any number
-    beyond: Rope | None = None
+    beyond: Callable[[int], Rope] | None = None  # for a cache of so many positions
 
     def of(self, context: int) -> Rope:
         """The rotation for a cache of `context` positions."""
-        return self.beyond if self.beyond and context > self.limit else self.within
+        return self.beyond(context) if self.beyond and context > self.limit else self.within
+
+
+def one_of_each(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The first layer of each kind, in order: of those that differ in nothing but their weights' names."""
+    kinds: dict[Any, Layer] = {}
+    for layer in layers:
+        kinds.setdefault(_unnamed(layer), layer)
+    return tuple(kinds.values())
+
+
+def _unnamed(block: Any) -> Any:
+    """A block's values without names, to be compared."""
+    if not is_dataclass(block):
+        return block
+    values = [_unnamed(getattr(block, part.name)) for part in fields(block) if part.name not in ("name", "sources")]
+    return (type(block), *values)
 
 
 def _held(block: Any) -> Iterator[Matrix | Vector]:

@@ -32,6 +32,8 @@ from tunebench.model.quantization import Array, Arrays
 from tunebench.spec import Scheme, WeightFormat, Workload
 
 CONFIG_BYTES = 16 << 20
+ALWAYS = {*ModelConfig.__struct_fields__, "rms_norm_eps", "tie_word_embeddings"} - {"rope_scaling"}
+"""What a model's id is made of also where it is as its default says: ids in rows stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Model:
     @property
     def model_id(self) -> str:
         """12 hex digits of a hash of what it computes: architecture and config, whatever it is called."""
-        fields = msgspec.structs.asdict(self.config)
+        config = msgspec.to_builtins(self.config)
+        usual = {field.name: field.default for field in msgspec.structs.fields(self.config)}
+        fields = {name: value for name, value in config.items() if name in ALWAYS or value != usual[name]}
         fields.pop("max_position_embeddings")  # says how far it was trained, and changes no operation
         text = json.dumps([self.architecture.name, fields], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -87,7 +91,7 @@ class Model:
     def cache_bytes(self) -> int:
         """The whole KV cache."""
         elements = sum(int(np.prod(shape)) for shape in self.cache_shapes)
-        return elements * self.config.num_hidden_layers * numpy_dtype(self.workload.scheme.dtype).itemsize
+        return elements * len(self.decoder.layers) * numpy_dtype(self.workload.scheme.dtype).itemsize
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -139,8 +143,11 @@ def load_model(workload: Workload) -> Model:
     """Read the model's config and check that the workload fits it."""
     path = _config_path(workload.model)
     data = _read_json(path)
-    architecture = registry.pick(architectures.architectures(), str(data["model_type"]), "model_type")
-    config = architecture.read(data, path.name)
+    architecture, config = architectures.read(data, str(path))
+    if workload.layers > config.num_hidden_layers:
+        raise TuneBenchError(f"{path} has {config.num_hidden_layers} layers.", "Ask for no more with --layers.")
+    if workload.layers:
+        config = msgspec.structs.replace(config, num_hidden_layers=workload.layers)
     model = Model(workload, config, architecture, _name(path, data), data)
     for name, matrix in model.matrices.items():
         quantization.check(model.scheme_of(matrix), matrix.n, matrix.k, name)
@@ -220,9 +227,9 @@ def build_module(model: Model) -> tvm.IRModule:
     module = _module(model)
     for chunk in model.workload.chunk_sizes:
         setattr(module, function_name(chunk), module.step)
-    workload, config = model.workload, model.config
+    workload = model.workload
     keys, values = model.cache_shapes
-    dtype, layers = workload.scheme.dtype, config.num_hidden_layers
+    dtype, layers = workload.scheme.dtype, len(model.decoder.layers)
     one = spec.Tensor([1], "int32")
     specs = {
         function_name(chunk): {
