@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 
 from tunebench.engines import gguf_blocks
 from tunebench.engines.base import Weights
+from tunebench.engines.hugging_face import grouped
 from tunebench.kernels.operation import Activation
 from tunebench.model.description import Attention, Experts, Layer, Matrix, Mlp, Norm, Rope
 from tunebench.model.quantization import Array, Arrays
@@ -83,7 +83,7 @@ def _features(model: Model, graph: _Graph) -> set[str]:
     found |= {"capped logits" if decoder.logits_softcap else ""}
     for layer in decoder.layers:
         attention, mlp = layer.attention, layer.mlp
-        partial = isinstance(mlp, Experts) and mlp.weighting == "softmax_all" and not mlp.normalized
+        partial = isinstance(mlp, Experts) and not mlp.normalized
         found |= {
             f"{mlp.activation} activation" if mlp.activation != graph.activation else "",
             "sliding window" if 0 < attention.window < context else "",
@@ -115,7 +115,7 @@ def write(model: Model, weights: Weights, path: Path) -> None:
     writer.write_ti_data_to_file()
     for tensor in factors:
         writer.write_tensor_data(tensor.rows)
-    for expected, (name, parts) in zip(names, _grouped(model, weights), strict=True):
+    for expected, (name, parts) in zip(names, grouped(model, weights), strict=True):
         if name != expected:
             raise ValueError(f"{name} came where {expected} belongs")
         for tensor in tensors.get(name, ()):
@@ -328,17 +328,3 @@ def _data(model: Model, name: str, parts: Arrays, rows: Array) -> Array:
     if matrix is None or matrix.stays_float:
         return np.ascontiguousarray(parts["" if matrix is None else "weight"][rows].astype(np.float32))
     return np.concatenate(list(gguf_blocks.blocks(model.scheme_of(matrix).weight, parts, rows)))
-
-
-def _grouped(model: Model, weights: Weights) -> Iterator[tuple[str, Arrays]]:
-    """Each weight with all its parts; a vector's only part has no suffix."""
-    name, parts = "", Arrays()
-    for full, array in weights:
-        matrix, _, suffix = full.rpartition(".")
-        owner, suffix = (matrix, suffix) if matrix in model.matrices else (full, "")
-        if parts and owner != name:
-            yield name, parts
-            parts = Arrays()
-        name = owner
-        parts[suffix] = array
-    yield name, parts
