@@ -23,7 +23,7 @@ from tunebench.runners.bench import random_inputs
 from tunebench.runners.replay import DEFAULT, ReplayRunner
 from tunebench.spec import Workload
 from tunebench.tuning.database import Database, Entry, Provenance
-from tunebench.tuning.lookup import Found, _one_layer, checked, look_up, missing_line, with_chunks
+from tunebench.tuning.lookup import Found, _one_of_each_layer, checked, look_up, missing_line, with_chunks
 from tunebench.tuning.session import Lowered, Session
 
 LOGS = Path(__file__).parent.parent / "tuning_logs"
@@ -131,7 +131,7 @@ def test_a_committed_database_says_what_it_was_tuned_for(context: int) -> None:
     asked = Workload("llama-7b", quantization.schemes()["q4f16_1"], chunks=(), context=context)
     asked = with_chunks(session, asked, held=True)
     assert asked.chunks == (16, 512)
-    tasks = list(_one_layer(session, asked))
+    tasks = list(_one_of_each_layer(session, asked))
     found = look_up(tasks, session.database())
     attention = [task for task in tasks if isinstance(over_cache(task.mod), Attention)]
     assert len(attention) == 3

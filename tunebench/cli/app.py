@@ -43,6 +43,7 @@ TargetNames = Annotated[list[str], typer.Option("--target", help="As for tune; r
 Threads = Annotated[int, typer.Option(min=0, max=1 << 12, help="CPU threads of a kernel; 0: all cores.")]
 Batch = Annotated[int, typer.Option(min=1, max=1024, help="Sequences at a time.")]
 Context = Annotated[int, typer.Option(min=16, max=1 << 20, help="Positions of the KV cache.")]
+Layers = Annotated[int, typer.Option(min=0, max=1024, help="The first so many layers of each model; 0: all.")]
 Chunks = Annotated[
     str,
     typer.Option("--prompt", "--chunks", help="Lengths that prompts are cut into, e.g. 128,512; the target's without."),
@@ -98,6 +99,7 @@ def tune_command(
     prompt: Chunks = "",
     batch: Batch = 1,
     context: Context = 2048,
+    layers: Layers = 0,
     depth: Annotated[
         int,
         typer.Option(
@@ -136,9 +138,8 @@ def tune_command(
 
     phases = options.phases(phase)
     allowed = Options(trials, limit_s, seed=seed, depth=depth, phases=phases, wait=wait, warn=inputs.warn)
-    lowered = [
-        benching.lowered(session, workload) for workload in inputs.workloads(model, scheme, batch, prompt, context)
-    ]
+    asked = inputs.workloads(model, scheme, batch, prompt, context, layers)
+    lowered = [benching.lowered(session, workload) for workload in asked]
     inputs.say_packed(session)
     for near in neighbours(session, begin_from):
         console.print(f"Begins with what won on {near.made.device}, in {near.folder}", soft_wrap=True)
@@ -234,6 +235,7 @@ def bench_command(
     prompt: HeldChunks = "",
     batch: Batch = 1,
     context: Context = 2048,
+    layers: Layers = 0,
     threads: Threads = 0,
     reps: Annotated[int, typer.Option("-r", "--reps", min=1, max=1000, help="Samples of each test, at most.")] = 20,
     sample_limit: Annotated[str, typer.Option(help="Leave out a test whose one sample takes longer.")] = "5m",
@@ -257,7 +259,7 @@ def bench_command(
     plan = Plan(tests, schedules, sample_limit_s=limit_s, weights=weights, seed=seed)
     plan = replace(plan, engines=tuple(dict.fromkeys(engine)))
     plan = replace(plan, protocol=replace(plan.protocol, samples=reps, least_samples=min(reps, 5)))
-    found = inputs.workloads(model, scheme, batch, prompt, context)
+    found = inputs.workloads(model, scheme, batch, prompt, context, layers)
     for session in sessions if "tuned" in schedule else []:
         inputs.say_packed(session)
         inputs.say_others(session)

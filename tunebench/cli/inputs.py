@@ -150,7 +150,9 @@ def make_folder(folder: Path) -> None:
         raise durable.refusal(folder, error) from None
 
 
-def workloads(models: list[str], schemes: list[str], batch: int, chunks: str, context: int) -> list[Workload]:
+def workloads(
+    models: list[str], schemes: list[str], batch: int, chunks: str, context: int, layers: int = 0
+) -> list[Workload]:
     """Every model in every scheme. Without `chunks` each workload has none yet: its target decides."""
     from tunebench import registry
     from tunebench.model import quantization
@@ -160,4 +162,4 @@ def workloads(models: list[str], schemes: list[str], batch: int, chunks: str, co
     chosen = [registry.pick(known, scheme, "scheme") for scheme in dict.fromkeys(schemes)]
     sizes = options.chunk_sizes(chunks)
     each = [(model, scheme) for model in dict.fromkeys(models) for scheme in chosen]
-    return [Workload(model, scheme, batch, sizes, context) for model, scheme in each]
+    return [Workload(model, scheme, batch, sizes, context, layers=layers) for model, scheme in each]

@@ -19,7 +19,8 @@ def models() -> Listing:
     rows = []
     for path in sorted(installation.workloads().glob("*.json")):
         data = json.loads(path.read_text())
-        heads = f"{data['num_attention_heads']}/{data['num_key_value_heads']}"
+        data = {**data, **data.get("text_config", {})}
+        heads = f"{data['num_attention_heads']}/{data.get('num_key_value_heads', data['num_attention_heads'])}"
         shape = [data["num_hidden_layers"], data["hidden_size"], data["intermediate_size"], heads, data["vocab_size"]]
         rows.append([path.stem, data["model_type"], *(str(value) for value in shape)])
     return ["model", "architecture", "layers", "hidden", "intermediate", "heads/KV", "vocabulary"], rows

@@ -144,10 +144,7 @@ def load_model(workload: Workload) -> Model:
     path = _config_path(workload.model)
     data = _read_json(path)
     architecture, config = architectures.read(data, str(path))
-    if workload.layers > config.num_hidden_layers:
-        raise TuneBenchError(f"{path} has {config.num_hidden_layers} layers.", "Ask for no more with --layers.")
-    if workload.layers:
-        config = msgspec.structs.replace(config, num_hidden_layers=workload.layers)
+    workload, config = _first_layers(workload, config, path)
     model = Model(workload, config, architecture, _name(path, data), data)
     for name, matrix in model.matrices.items():
         quantization.check(model.scheme_of(matrix), matrix.n, matrix.k, name)
@@ -157,6 +154,16 @@ def load_model(workload: Workload) -> Model:
     if workload.device_kind == "gpu" and workload.scheme.dtype == "bfloat16":
         raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q0f16 on a GPU.")
     return model
+
+
+def _first_layers(workload: Workload, config: ModelConfig, path: Path) -> tuple[Workload, ModelConfig]:
+    """The config with as many layers as are asked for; the workload asks for none where those are all."""
+    count = config.num_hidden_layers
+    if workload.layers > count:
+        raise TuneBenchError(f"{path} has {count} layers, not {workload.layers}.", f"Ask for --layers {count} at most.")
+    if workload.layers in (0, count):
+        return replace(workload, layers=0), config
+    return workload, msgspec.structs.replace(config, num_hidden_layers=workload.layers)
 
 
 def _config_path(model: str) -> Path:

@@ -22,6 +22,7 @@ from tunebench.compile.tasks import Task, extract, family_key, over_cache, repla
 from tunebench.errors import brief
 from tunebench.kernels import int8_dot
 from tunebench.model import workload as workloads
+from tunebench.model.description import one_of_each
 from tunebench.runners.base import Candidate, Failed, MeasureInput, Runner, Timed
 from tunebench.spec import EngineName, Schedule, Workload
 from tunebench.timing import Protocol
@@ -156,11 +157,12 @@ def missing_line(lowered: Lowered, found: Found) -> str:
     reasons = Counter(found.entries.get(task.key, NEVER).reason or NEVER.reason for task in missing)
     prompt = ",".join(map(str, workload.chunks))
     batch = f" --batch {workload.batch}" if workload.batch > 1 else ""
+    layers = f" --layers {workload.layers}" if workload.layers else ""
     return (
         f"{len(missing)} of {len(lowered.tasks)} kernels of {model.name} {workload.scheme.name} on "
         f"{device.target_name} run untuned: {named}{more} ({reasons.most_common(1)[0][0]}). Tune them: "
         f"`tunebench tune -m {workload.model} -q {workload.scheme.name} --target {device.target_name} "
-        f"--prompt {prompt} --context {workload.context}{batch}`"
+        f"--prompt {prompt} --context {workload.context}{batch}{layers}`"
     )
 
 
@@ -203,7 +205,9 @@ def _held_chunks(session: Session, workload: Workload) -> tuple[int, ...]:
         return ()
     named = {size for entry in entries.values() for size in entry.chunks}
     sizes = tuple(size for size in sorted({*CANDIDATES, *named} - {1}) if size <= workload.context)
-    tasks = [task for task in _one_layer(session, replace(workload, chunks=sizes)) if over_cache(task.mod) is None]
+    tasks = [
+        task for task in _one_of_each_layer(session, replace(workload, chunks=sizes)) if over_cache(task.mod) is None
+    ]
     return tuple(size for size in sizes if all(_tried(entries, task) for task in tasks if size in task.calls))
 
 
@@ -211,8 +215,9 @@ def _tried(entries: Mapping[str, Entry], task: Task) -> bool:
     return task.key in entries and bool(entries[task.key].default_ns or entries[task.key].decision)
 
 
-def _one_layer(session: Session, workload: Workload) -> Iterable[Task]:
-    """The kernels of a model, which are those of its first layer: lowered in a moment."""
+def _one_of_each_layer(session: Session, workload: Workload) -> Iterable[Task]:
+    """The kernels of a model, which are those of one layer of each kind: lowered in a moment."""
     model = workloads.load_model(replace(workload, device_kind=session.device.kind))
-    model = replace(model, config=changed(model.config, num_hidden_layers=1))
+    few = replace(model.decoder, layers=one_of_each(model.decoder.layers))
+    model = replace(model, architecture=replace(model.architecture, describe=lambda config: few))
     return extract(passes.prefix(workloads.build_module(model), session.target), model)

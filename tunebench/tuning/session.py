@@ -14,6 +14,7 @@ from tunebench.compile.tasks import Task, extract
 from tunebench.devices.base import Device
 from tunebench.errors import TuneBenchError
 from tunebench.model import workload as workloads
+from tunebench.model.description import Experts, Mlp
 from tunebench.model.workload import Model
 from tunebench.spec import Workload
 from tunebench.tuning.database import Database, provenance
@@ -79,14 +80,24 @@ def check_memory(model: Model, device: Device) -> None:
     free = device.free_bytes()
     if free is None:
         return
-    config, workload = model.config, model.workload
-    rows = max(workload.chunk_sizes) * workload.batch
-    scratch = rows * (4 * config.intermediate_size + 8 * config.hidden_size) * 4 + SCRATCH_BYTES
-    needed = model.weight_bytes + model.cache_bytes + scratch
+    workload = model.workload
+    needed = model.weight_bytes + model.cache_bytes + _scratch_bytes(model)
     if needed > free:
         raise TuneBenchError(
             f"{model.name} in {workload.scheme.name} needs about {needed / 2**30:.1f} GiB "
             f"(weights {model.weight_bytes / 2**30:.1f}, KV cache {model.cache_bytes / 2**30:.1f}), "
             f"and {free / 2**30:.1f} GiB are free.",
-            "Choose fewer bits, a smaller --context or --batch, or another model.",
+            "Choose fewer bits, a smaller --context or --batch, another model, or fewer --layers of it.",
         )
+
+
+def _scratch_bytes(model: Model) -> int:
+    """What the longest chunk has between its kernels, float32, and what is beyond the model."""
+    widest = max(max(layer.attention.qkv.n, _inner(layer.mlp)) for layer in model.decoder.layers)
+    rows = max(model.workload.chunk_sizes) * model.workload.batch
+    return rows * (2 * widest + 8 * model.decoder.embedding.k) * 4 + SCRATCH_BYTES
+
+
+def _inner(mlp: Mlp | Experts) -> int:
+    """Of each row, in a layer's second half: in a mixture, of all the experts that the row goes to."""
+    return mlp.up.n if isinstance(mlp, Mlp) else mlp.up.n // mlp.router.n * mlp.per_token
