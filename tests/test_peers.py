@@ -18,6 +18,13 @@ from tunebench.model.workload import Model
 from tunebench.spec import Workload
 
 CASES = [(name, i) for name, each in architectures.architectures().items() for i in range(len(each.tiny))]
+SERVED: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 16},
+    "mistral": {"sliding_window": None},
+    "phi3": {"sliding_window": None},
+    "qwen2": {"layer_types": None, "use_sliding_window": False},
+}
+"""What llama.cpp needs to be otherwise in a tiny config."""
 TOKENS = 40
 PROMPT = 31
 
@@ -26,7 +33,7 @@ def write_tiny(folder: Path, name: str, place: int) -> Any:
     """A random model of transformers in a folder, as Hugging Face stores one."""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     tiny = json.loads(msgspec.json.encode(architectures.architectures()[name].tiny[place]))
-    given = {key: value for key, value in tiny.items() if value is not None}
+    given = {key: value for key, value in tiny.items() if value is not None} | {"pad_token_id": 0}
     config = transformers.AutoConfig.for_model(name, **given)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()

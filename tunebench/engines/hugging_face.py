@@ -20,8 +20,9 @@ def grouped(model: Model, weights: Weights) -> Iterator[tuple[str, Arrays]]:
     """Each weight with all its parts; a vector's only part has no suffix."""
     name, parts = "", Arrays()
     for full, array in weights:
-        matrix, _, suffix = full.rpartition(".")
-        owner, suffix = (matrix, suffix) if matrix in model.matrices else (full, "")
+        owner, _, suffix = full.rpartition(".")
+        if full in model.vectors:
+            owner, suffix = full, ""
         if parts and owner != name:
             yield name, parts
             parts = Arrays()

@@ -6,6 +6,7 @@ A model that came as a GGUF file is run from it. For others a file is written fo
 from __future__ import annotations
 
 import ctypes
+import functools
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tunebench.model.workload import Model
 
 ERROR = 4  # the level of a message
+_CALLED: list[object] = []  # by llama.cpp, as long as it is there
 
 
 def refuses(model: Model) -> str:
@@ -38,20 +40,29 @@ def _own_file(model: Model) -> Path | None:
     return path if path and path.suffix == ".gguf" and whole else None
 
 
+@functools.cache
+def _errors() -> list[bytes]:
+    """What llama.cpp says of errors from now on; nothing else of it is seen."""
+    from llama_cpp import llama_cpp as api
+
+    said: list[bytes] = []
+    note = api.llama_log_callback(lambda level, text, data: said.append(text) if level == ERROR else None)
+    api.llama_log_set(note, ctypes.c_void_p(0))
+    _CALLED.append(note)
+    return said
+
+
 def _last(errors: list[bytes]) -> str:
     return errors[-1].decode(errors="replace").strip() if errors else "it does not say why"
 
 
 class LlamaCpp:
-    """One model in llama.cpp, with its own settings but for threads, context, and a cache of float32 in q0f32."""
+    """One model in llama.cpp, with its own settings but for threads and context, and attention in float32 in q0f32."""
 
     def __init__(self, path: Path, model: Model, threads: int) -> None:
         from llama_cpp import llama_cpp as api
 
-        self._api = api
-        errors: list[bytes] = []
-        self._logged = api.llama_log_callback(lambda level, text, data: errors.append(text) if level == ERROR else None)
-        api.llama_log_set(self._logged, ctypes.c_void_p(0))
+        self._api, errors = api, _errors()
         api.llama_backend_init()
         batch = model.workload.batch
         model_params, params = api.llama_model_default_params(), api.llama_context_default_params()
@@ -59,6 +70,7 @@ class LlamaCpp:
         params.n_ctx, params.n_seq_max = model.workload.context * batch, batch
         if model.workload.scheme.dtype == "float32":
             params.type_k = params.type_v = api.GGML_TYPE_F32
+            params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it computes in float16
         params.n_threads = params.n_threads_batch = threads
         self._model: Any = api.llama_model_load_from_file(str(path).encode(), model_params)
         self._context: Any = self._model and api.llama_init_from_model(self._model, params)
