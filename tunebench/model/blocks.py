@@ -131,11 +131,14 @@ def gated_mlp(config: LlamaLikeConfig, at: str, stacked: Sequence[str] = GATE_UP
     )
 
 
-def matrix(name: str, n: int, k: int, stacked: Sequence[str], bias: bool = False, **more: Any) -> Matrix:
+def matrix(
+    name: str, n: int, k: int, stacked: Sequence[str], bias: bool = False, arranged: tuple[int, int] = (1, 1)
+) -> Matrix:
     """A matrix [n, k] of the tensors `stacked`, that stand beside it, with their biases where it has such."""
     block = name.rpartition(".")[0]
     weights, biases = (tuple(f"{block}.{part}.{what}" for part in stacked) for what in ("weight", "bias"))
-    return Matrix(name, n, k, weights, bias=Vector(f"{name}.bias", n, biases) if bias else None, **more)
+    added = Vector(f"{name}.bias", n, biases, arranged=arranged) if bias else None
+    return Matrix(name, n, k, weights, bias=added, arranged=arranged)
 
 
 def rms_norm(config: LlamaLikeConfig, name: str, length: int = 0, plus: float = 0.0) -> Norm:

@@ -37,6 +37,7 @@ class Vector:
     plus: float = 0.0  # is added to what is stored: 1 in Gemma's norms
     times: float = 1.0  # what is stored is multiplied by
     dtype: str = ""  # empty: the activations'
+    arranged: tuple[int, int] = (1, 1)  # as of a matrix, of whose products it is the bias
 
     @property
     def stored(self) -> tuple[str, ...]:

@@ -55,7 +55,8 @@ def _wanted(model: Model) -> dict[str, tuple[int, ...]]:
 
 def _vector(tensors: _Tensors, vector: Vector, dtype: str) -> Array:
     """A vector in its type, from the tensors that it consists of."""
-    parts = [tensors.stored(name, 0, tensors.shapes[name][0], "float64") for name in vector.stored]
+    stored = [tensors.stored(name, 0, tensors.shapes[name][0], "float64") for name in vector.stored]
+    parts = [_swapped(part, vector.arranged) for part in stored]
     with np.errstate(over="ignore", invalid="ignore"):
         found = (np.concatenate(parts) * vector.times + vector.plus).astype(numpy_dtype(dtype))
     tensors.check_finite(vector.name, found)
@@ -67,12 +68,20 @@ def _store(tensors: _Tensors, matrix: Matrix, weight: WeightFormat) -> Arrays:
     blocks = []
     for source in matrix.sources:
         n = tensors.shapes[source][0]
-        for start in range(0, n, ROWS):
-            block = kind.quantize(weight, tensors.rows(source, start, min(start + ROWS, n), "float32"))
+        step = ROWS if matrix.arranged == (1, 1) else n
+        for start in range(0, n, step):
+            rows = tensors.rows(source, start, min(start + step, n), "float32")
+            block = kind.quantize(weight, _swapped(rows, matrix.arranged))
             tensors.check_finite(source, *block.values())
             blocks.append(block)
     axis = 1 if weight.layout == "KN" else 0
     return {suffix: np.concatenate([block[suffix] for block in blocks], axis=axis) for suffix in blocks[0]}
+
+
+def _swapped(rows: Array, arranged: tuple[int, int]) -> Array:
+    """Rows that lie [a, b, ...] as [b, a, ...]."""
+    a, b = arranged
+    return rows.reshape(a, b, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
 
 
 class _Tensors:
