@@ -58,10 +58,10 @@ def config_dict(config: ModelConfig) -> dict[str, Any]:
 
 
 @functools.cache
-def saved(name: str, i: int = 0) -> tuple[PreTrainedModel, Path]:
+def saved(name: str, i: int = 0, **changes: Any) -> tuple[PreTrainedModel, Path]:
     """A tiny model with random weights, all of them large enough that every part of it shows, and its folder."""
     torch.manual_seed(0)
-    tiny = config_dict(architectures.architectures()[name].tiny[i])
+    tiny = config_dict(architectures.architectures()[name].tiny[i]) | changes
     config = AutoConfig.for_model(name, **tiny, initializer_range=0.2, pad_token_id=None)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(torch.float32).eval()
     with torch.no_grad():

@@ -2,68 +2,76 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-import msgspec
-import numpy as np
 import pytest
-from conftest import CONTEXT, THREADS, relative_error
+from conftest import THREADS, load_model
+from test_architectures import CASES, FLOAT32, compare, saved
 
 from tunebench.engines import baselines
-from tunebench.model import architectures, quantization, weights
-from tunebench.model import workload as workloads
-from tunebench.model.workload import Model
-from tunebench.spec import Workload
+from tunebench.model import weights
 
-CASES = [(name, i) for name, each in architectures.architectures().items() for i in range(len(each.tiny))]
 SERVED: dict[str, dict[str, Any]] = {
-    "gemma2": {"query_pre_attn_scalar": 16},
+    "gemma2": {"query_pre_attn_scalar": 32},
     "mistral": {"sliding_window": None},
     "phi3": {"sliding_window": None},
     "qwen2": {"layer_types": None, "use_sliding_window": False},
 }
-"""What llama.cpp needs to be otherwise in a tiny config."""
-TOKENS = 40
-PROMPT = 31
+"""What a tiny config may not say for llama.cpp to compute it."""
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 4.0},
+    "llama3": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 1.25},
+}
+"""Parameters of rotations by their kind."""
+GELU = 5e-3
+"""How far llama.cpp may be off where it looks a GELU up in a table of float16."""
 
 
-def write_tiny(folder: Path, name: str, place: int) -> Any:
-    """A random model of transformers in a folder, as Hugging Face stores one."""
-    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
-    tiny = json.loads(msgspec.json.encode(architectures.architectures()[name].tiny[place]))
-    given = {key: value for key, value in tiny.items() if value is not None} | {"pad_token_id": 0}
-    config = transformers.AutoConfig.for_model(name, **given)
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms too, which begin as zeros and ones
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    model.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps({**given, "model_type": name}))
-    return model
-
-
-@pytest.mark.parametrize("peer", ["torch", "llama_cpp"])
-@pytest.mark.parametrize(("name", "place"), CASES)
-def test_a_peer_computes_what_transformers_does(peer: str, name: str, place: int, tmp_path: Path) -> None:
-    import torch
-
-    reference = write_tiny(tmp_path, name, place)
-    model = workloads.load_model(
-        Workload(str(tmp_path), quantization.schemes()["q0f32"], 1, chunks=(16,), context=CONTEXT)
-    )
+def peer_error(peer: str, name: str, place: int, batch: int, **changes: Any) -> float:
+    """The largest relative error of logits."""
+    reference, folder = saved.__wrapped__(name, place, **changes) if changes else saved(name, place)
+    model = load_model(folder, "q0f32", batch)
     known = baselines.peers()[peer]
-    reason = known.refuses(model)
-    if reason:
-        pytest.skip(reason)
-    engine = known.load(model, weights.read(model, tmp_path), THREADS, tmp_path)
-    tokens = np.random.default_rng(1).integers(0, model.config.vocab_size, (1, TOKENS), np.int32)
-    with torch.no_grad():
-        expected = reference(torch.from_numpy(tokens).long()).logits[0].numpy()
-    engine.prefill(tokens[:, :PROMPT], 0)
-    assert relative_error(engine.logits(), expected[None, PROMPT - 1]) < 1e-3
-    for i in range(PROMPT, TOKENS):
-        engine.decode(tokens[:, i : i + 1], i)
-    assert relative_error(engine.logits(), expected[None, -1]) < 1e-3
+    assert not known.refuses(model)
+    return compare(known.load(model, weights.read(model, folder), THREADS, folder), reference, batch)
+
+
+@pytest.mark.parametrize(("name", "place"), CASES)
+def test_torch_computes_what_transformers_does(name: str, place: int) -> None:
+    assert peer_error("torch", name, place, 2) < FLOAT32
+
+
+@pytest.mark.parametrize(("name", "place"), CASES)
+def test_llama_cpp_computes_what_transformers_does(name: str, place: int) -> None:
+    pytest.importorskip("llama_cpp")
+    error = peer_error("llama_cpp", name, place, 2, **SERVED.get(name, {}))
+    assert error < (GELU if name.startswith(("gemma", "gpt_neox")) else FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("mistral", "sliding window"), ("qwen2", "sliding window"), ("gemma2", "scale of scores")],
+)
+def test_what_llama_cpp_lacks_is_said(name: str, why: str) -> None:
+    model = load_model(saved(name)[1], "q0f32")
+    assert why in baselines.peers()["llama_cpp"].refuses(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("llama", "linear"), ("llama", "llama3"), ("llama", "yarn"), ("qwen3", "linear"), ("qwen3", "yarn")],
+)
+def test_llama_cpp_rotates_as_transformers_does(name: str, kind: str) -> None:
+    pytest.importorskip("llama_cpp")
+    assert peer_error("llama_cpp", name, 0, 1, **scaled(kind)) < FLOAT32
+
+
+def test_a_rotation_that_llama_cpp_lacks_is_said() -> None:
+    model = load_model(saved.__wrapped__("qwen3", 0, **scaled("llama3"))[1], "q0f32")
+    assert "llama.cpp's qwen3 lacks this model's scaled rotation" in baselines.peers()["llama_cpp"].refuses(model)
+
+
+def scaled(kind: str) -> dict[str, Any]:
+    """A change of a tiny config."""
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **ROPES[kind]}}

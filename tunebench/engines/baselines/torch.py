@@ -248,8 +248,19 @@ def load(model: Model, weights: Weights, threads: int, folder: Path) -> Engine:
     wrong = [*about["missing_keys"], *about["unexpected_keys"], *about["mismatched_keys"]]
     if wrong:
         raise ValueError(f"transformers' {model.architecture.name} has other weights: {wrong[:3]}")
-    found.eval()
+    _fix_rope(found.eval(), model)
     return CudaTorchEngine(found.cuda(), model) if model.workload.device_kind == "gpu" else TorchEngine(found, model)
+
+
+def _fix_rope(module: Any, model: Model) -> None:
+    """Let the context decide on a rotation that depends on the length, and not each step, which no graph could do."""
+    import torch
+
+    for each in module.modules():
+        if getattr(each, "rope_type", "") in ("dynamic", "longrope"):
+            rope = model.decoder.ropes[0].of(model.workload.context)
+            each.inv_freq, each.attention_scaling = torch.tensor(rope.inv_freq, dtype=torch.float32), rope.times
+            each.rope_type = "default"
 
 
 def _config(model: Model) -> Any:
