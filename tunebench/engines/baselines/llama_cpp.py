@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunebench.dtypes import DTYPES
 from tunebench.engines import gguf_file
 from tunebench.engines.base import Engine, Weights
 from tunebench.engines.baselines import Peer
@@ -57,9 +58,10 @@ def _last(errors: list[bytes]) -> str:
 
 
 class LlamaCpp:
-    """One model in llama.cpp, with its own settings but for threads and context, and attention in float32 in q0f32."""
+    """One model in llama.cpp, with its own settings but for threads, context and the type of cache and attention."""
 
     def __init__(self, path: Path, model: Model, threads: int) -> None:
+        import gguf
         from llama_cpp import llama_cpp as api
 
         self._api, errors = api, _errors()
@@ -68,8 +70,8 @@ class LlamaCpp:
         model_params, params = api.llama_model_default_params(), api.llama_context_default_params()
         model_params.n_gpu_layers = 0
         params.n_ctx, params.n_seq_max = model.workload.context * batch, batch
+        params.type_k = params.type_v = gguf.GGMLQuantizationType[DTYPES[model.workload.scheme.dtype].short.upper()]
         if model.workload.scheme.dtype == "float32":
-            params.type_k = params.type_v = api.GGML_TYPE_F32
             params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it computes in float16
         params.n_threads = params.n_threads_batch = threads
         self._model: Any = api.llama_model_load_from_file(str(path).encode(), model_params)
@@ -152,6 +154,15 @@ def load(model: Model, weights: Weights, threads: int, folder: Path) -> Engine:
         return LlamaCpp(path, model, threads)
 
 
+def facts() -> dict[str, object]:
+    """Its version; the instruction sets, and what else it was compiled with, as it prints them."""
+    from llama_cpp import __version__
+    from llama_cpp import llama_cpp as api
+
+    compiled = api.llama_print_system_info().decode(errors="replace").strip()
+    return {"llama_cpp": {"llama_cpp_python": __version__, "system_info": compiled}}
+
+
 PEERS = (
     Peer(
         name=EngineName.LLAMA_CPP,
@@ -159,5 +170,6 @@ PEERS = (
         packages=("llama_cpp", "gguf"),
         refuses=refuses,
         load=load,
+        facts=facts,
     ),
 )

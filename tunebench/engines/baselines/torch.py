@@ -2,11 +2,15 @@
 
 The model is Hugging Face's for the config; cache and attention are given to it through transformers' interfaces, so
 that a step has static shapes and reads no more of the cache than a stretch that holds what is there. On a GPU a step is
-compiled and recorded as a CUDA graph, one for each chunk size and stretch, and replayed.
+compiled, where Triton and a C compiler are there, and recorded as a CUDA graph, one for each chunk size and stretch.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +27,8 @@ if TYPE_CHECKING:
     from tunebench.model.workload import Model
 
 ATTENTION = "tunebench"  # as transformers knows the attention here
-STRETCH = 256  # positions: a step attends to a multiple of them, and masks what is not there yet
+SHAPES = 1000  # of steps that are compiled
+STRETCH = 256  # positions: a step in a graph attends to a multiple of them, and masks what is not there yet
 
 
 def refuses(model: Model) -> str:
@@ -42,9 +47,9 @@ def refuses(model: Model) -> str:
 
 
 class _Cache:
-    """Keys and values [layers, 2, b, heads, C, D] that grow at the places of a step, [n] int64."""
+    """Each layer's keys and values, [b, heads, C, D], that grow at the places of a step, [n] int64."""
 
-    def __init__(self, held: Any) -> None:
+    def __init__(self, held: list[tuple[Any, Any]]) -> None:
         self.held, self.places, self.stretch = held, None, 0
 
     def update(self, key: Any, value: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
@@ -109,15 +114,18 @@ def _spelled_out(query: Any, key: Any, value: Any, mask: Any, scale: float, soft
 class TorchEngine:
     """A model of transformers, a step at a time."""
 
+    unit = 1  # positions: a step attends to a multiple of them
+
     def __init__(self, module: Any, model: Model) -> None:
         import torch
 
         self._torch, self._module = torch, module
         self._batch, self._context = model.workload.batch, model.workload.context
-        self._windows = {0, *(layer.attention.window for layer in model.decoder.layers)}
-        attention = model.decoder.layers[0].attention
-        shape = (len(model.decoder.layers), 2, self._batch, attention.kv_heads, self._context, attention.dim)
-        self._cache = _Cache(torch.zeros(shape, dtype=module.dtype, device=module.device))
+        attentions = [layer.attention for layer in model.decoder.layers]
+        self._windows = {0, *(each.window for each in attentions)}
+        shapes = [(self._batch, at.kv_heads, self._context, at.dim) for at in attentions]
+        zeros = functools.partial(torch.zeros, dtype=module.dtype, device=module.device)
+        self._cache = _Cache([(zeros(shape), zeros(shape)) for shape in shapes])
 
     @property
     def weight_bytes(self) -> int:
@@ -146,14 +154,15 @@ class TorchEngine:
         """Positions of the cache that a step reads; 0 where it is a whole prompt and needs none of them."""
         if position == 0 and n > 1:
             return 0
-        return min(-(-(position + n) // STRETCH) * STRETCH, self._context)
+        return min(-(-(position + n) // self.unit) * self.unit, self._context)
 
     def _step(self, ids: Any, at: Any, stretch: int) -> Any:
         """Logits [b, vocab] after tokens [b, n] at a place, int64 [1]."""
         torch, n = self._torch, ids.shape[1]
         places = at + torch.arange(n, device=ids.device)
         self._cache.places, self._cache.stretch = places, stretch
-        masks = {window: self._mask(places, stretch or n, window, stretch > 0) for window in self._windows}
+        needed = stretch > 0 and (n > 1 or self.unit > 1)
+        masks = {window: self._mask(places, stretch or n, window, needed) for window in self._windows}
         found = self._module(
             input_ids=ids,
             position_ids=places[None].expand(ids.shape[0], -1),
@@ -176,12 +185,17 @@ class TorchEngine:
 class CudaTorchEngine(TorchEngine):
     """The same on a GPU, a CUDA graph a chunk size and stretch of the cache."""
 
+    unit = STRETCH
+
     def __init__(self, module: Any, model: Model) -> None:
         super().__init__(module, model)
-        self._cache.held.uniform_(-1, 1)
+        for tensor in self._all():
+            tensor.uniform_(-1, 1)
         self._graphs: dict[tuple[int, int], tuple[Any, Any, Any, Any]] = {}
         self._is_mixture = any(isinstance(layer.mlp, Experts) for layer in model.decoder.layers)
-        self._compiled = self._torch.compile(self._step, dynamic=False)
+        self._torch._dynamo.config.recompile_limit = SHAPES
+        compiles = self._torch.utils._triton.has_triton() and (shutil.which("cc") or shutil.which("gcc"))
+        self._run = self._torch.compile(self._step, dynamic=False, fullgraph=True) if compiles else self._step
 
     def prefill(self, tokens: np.ndarray, position: int) -> None:
         """Process int32 tokens [b, n] that stand at `position`."""
@@ -200,6 +214,10 @@ class CudaTorchEngine(TorchEngine):
         """Until the device is done."""
         self._torch.cuda.synchronize()
 
+    def _all(self) -> Iterator[Any]:
+        """Every tensor of the cache."""
+        return itertools.chain.from_iterable(self._cache.held)
+
     def _eager(self, tokens: np.ndarray, position: int) -> None:
         torch = self._torch
         ids = torch.from_numpy(np.ascontiguousarray(tokens)).long().cuda()
@@ -213,17 +231,18 @@ class CudaTorchEngine(TorchEngine):
         at = torch.zeros(1, dtype=torch.int64, device="cuda")
         if self._is_mixture:
             self._module.set_experts_implementation("batched_mm")
-        held = self._cache.held[..., :n, :].clone()  # the warm-up writes at position 0
+        held = [tensor[..., :n, :].clone() for tensor in self._all()]  # the warm-up writes at position 0
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.inference_mode(), torch.cuda.stream(stream):
             for _ in range(2):
-                self._compiled(ids, at, stretch)
+                self._run(ids, at, stretch)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.graph(graph):
-            logits = self._compiled(ids, at, stretch)
-        self._cache.held[..., :n, :] = held
+            logits = self._run(ids, at, stretch)
+        for tensor, was in zip(self._all(), held, strict=True):
+            tensor[..., :n, :] = was
         return graph, ids, at, logits
 
 
@@ -286,6 +305,14 @@ def _tensor(array: Array) -> Any:
     return torch.from_numpy(array)
 
 
+def facts() -> dict[str, object]:
+    """Versions of what computes."""
+    import torch
+    import transformers
+
+    return {"torch": {"torch": torch.__version__, "transformers": transformers.__version__}}
+
+
 PEERS = (
     Peer(
         name=EngineName.TORCH,
@@ -294,5 +321,6 @@ PEERS = (
         packages=("torch", "transformers"),
         refuses=refuses,
         load=load,
+        facts=facts,
     ),
 )
