@@ -204,6 +204,7 @@ def _base_row(arm: Arm, test: Test) -> Result:
         model_type=f"{model.architecture.name} {model.name} {workload.scheme.name}",
         model_size=model.weight_bytes,
         model_n_params=model.n_params,
+        active_n_params=model.active_n_params,
         layers=workload.layers,
         type_k=DTYPES[workload.scheme.dtype].short,
         type_v=DTYPES[workload.scheme.dtype].short,

@@ -5,6 +5,7 @@ it is looked up (apache/tvm #19385 shows what happens otherwise).
 """
 
 from types import ModuleType
+from typing import Any
 
 import tvm
 from tvm import relax, s_tir, tirx
@@ -16,7 +17,7 @@ from tvm.target import codegen
 from tunebench import environment
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
-from tunebench.kernels.operation import Matmul
+from tunebench.kernels.operation import Group, Matmul, Route
 from tunebench.kernels.tvmscript import import_intrinsics
 from tunebench.spec import TargetPreset
 
@@ -88,16 +89,21 @@ def default_schedule(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModu
     On a GPU that is DLight; on a CPU it is nothing, but never an unpacked matrix in memory.
     """
     if not is_cpu(target):
-        if isinstance(gpu_kernels.operation(mod["main"]), Matmul):
+        operation = gpu_kernels.operation(mod["main"])
+        rules: tuple[Any, ...] = DLIGHT
+        if isinstance(operation, Matmul):
             import_intrinsics()  # takes seconds
+        if isinstance(operation, Route | Group):  # several results: rules for reductions would keep all but the last
+            rules = DLIGHT[-1:]
         with target:
-            return dlight.ApplyDefaultSchedule(*(rule() for rule in DLIGHT))(tvm.IRModule(dict(mod.functions_items())))
+            return dlight.ApplyDefaultSchedule(*(rule() for rule in rules))(tvm.IRModule(dict(mod.functions_items())))
     sch = s_tir.Schedule(mod)
-    for name in ("dequantize", "unpack"):
+    for name in ("dequantize", "unpack", "expert_scale"):
         if has_block(sch, name):
             sch.compute_inline(sch.get_sblock(name))
     if has_block(sch, "dot"):  # nor a sum for each of its groups
-        sch.compute_at(sch.get_sblock("dot"), sch.get_loops(sch.get_sblock("matmul"))[-1])
+        dot = sch.get_sblock("dot")
+        sch.compute_at(dot, sch.get_loops(sch.get_consumers(dot)[0])[-1])
     return sch.mod
 
 

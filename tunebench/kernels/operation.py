@@ -184,8 +184,91 @@ class LastRow(Operation):
     dtype: str
 
 
+@dataclass(frozen=True)
+class Route(Operation):
+    """Each token's `per_token` experts of the highest of its scores [rows, count], the lower number first where equal.
+
+    What comes out: their numbers and their weights, both [rows, per_token].
+    """
+
+    kind = "route"
+    rows: int
+    count: int
+    per_token: int
+    normalized: bool  # a token's weights add up to 1; otherwise all experts' do
+
+
+@dataclass(frozen=True)
+class Group(Operation):
+    """Slots, each a token and one of its experts, by expert and in tiles of so many, each of one expert.
+
+    The last tile of an expert is filled up with its last slot, and the tiles that are not needed are as the last one.
+    """
+
+    kind = "group"
+    rows: int  # tokens
+    count: int
+    per_token: int
+    tile: int
+
+    @property
+    def slots(self) -> int:
+        """Tokens' choices of an expert."""
+        return self.rows * self.per_token
+
+    @property
+    def tiles(self) -> int:
+        """As many as there can be, each expert with a tile that is not full."""
+        return (self.slots + min(self.count, self.slots) * (self.tile - 1)) // self.tile
+
+
+@dataclass(frozen=True)
+class ExpertMatmul(Operation):
+    """x [slots / share, k] @ an expert's part [n, k].T of the stacked weight -> [slots, n], of the expert of each slot.
+
+    `tile` says that slots come grouped by expert; 0: one by one.
+    """
+
+    kind = "expert_matmul"
+    slots: int
+    count: int
+    per_token: int
+    n: int
+    k: int
+    share: int  # slots, one behind the other, that have the same row of x
+    dtype: str
+    weight: WeightFormat
+    tile: int = 0
+    bias: bool = False  # a vector [count * n]
+
+    @property
+    def group(self) -> Group:
+        """How its slots are grouped."""
+        return Group(self.slots // self.per_token, self.count, self.per_token, self.tile)
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> ExpertMatmul:
+        """The operation that `described` described, less its kind."""
+        return cls(**{**values, "weight": WeightFormat(**values["weight"])})
+
+
+@dataclass(frozen=True)
+class Combine(Operation):
+    """What experts made, [rows * per_token, width], weighted and added up for each token, and to [rows, width]."""
+
+    kind = "combine"
+    rows: int
+    per_token: int
+    width: int
+    dtype: str
+
+
 KINDS: dict[str, type[Operation]] = {
-    each.kind: each for each in (Matmul, Attention, Append, RmsNorm, LayerNorm, SiluMul, Activate, LastRow)
+    each.kind: each
+    for each in (
+        *(Matmul, Attention, Append, RmsNorm, LayerNorm, SiluMul, Activate, LastRow),
+        *(Route, Group, ExpertMatmul, Combine),
+    )
 }
 
 

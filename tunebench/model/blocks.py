@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from tunebench.model.architectures import ACTIVATIONS, ModelConfig, Positions, Positive
-from tunebench.model.description import Attention, Decoder, Layer, Matrix, Mlp, Norm, Ropes, Vector
+from tunebench.model.description import Attention, Decoder, Experts, Layer, Matrix, Mlp, Norm, Ropes, Vector
 from tunebench.model.rope import ropes
 
 LayerType = Literal["full_attention", "sliding_attention"]
@@ -81,7 +81,7 @@ def names(config: ModelConfig) -> list[str]:
     return [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
 
 
-def layer(config: LlamaLikeConfig, name: str, attention: Attention, mlp: Mlp) -> Layer:
+def layer(config: LlamaLikeConfig, name: str, attention: Attention, mlp: Mlp | Experts) -> Layer:
     """A layer with llama's two norms."""
     return Layer(
         attention=attention,

@@ -13,11 +13,10 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op
 from tvm.tirx import PrimFunc
 
-from tunebench.errors import TuneBenchError
 from tunebench.kernels import cpu as cpu_kernels
+from tunebench.kernels import experts, operation
 from tunebench.kernels import gpu as gpu_kernels
-from tunebench.kernels import operation
-from tunebench.kernels.operation import Operation
+from tunebench.kernels.operation import Group, Operation
 from tunebench.model.description import Attention, Decoder, Experts, Layer, Matrix, Mlp, Norm, Vector
 from tunebench.spec import Workload
 
@@ -27,6 +26,13 @@ class Stored(Protocol):
 
     def matmul(self, x: Tensor, out_dtype: str, residual: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """x [rows, k] -> [rows, n], plus a bias [n] and a residual [rows, n] where there are such."""
+        ...
+
+    def expert_matmul(self, x: Tensor, places: Sequence[Tensor], slots: Group, bias: Tensor | None) -> Tensor:
+        """x [slots / share, k], for each slot times its expert's part -> [slots, n / experts], plus a bias [n].
+
+        `places` are the slots' experts, or what `Group` makes of them where it says how long a tile is.
+        """
         ...
 
     def take(self, tokens: Tensor) -> Tensor:
@@ -85,15 +91,37 @@ class DecoderModule(nn.Module):
     def _mix(self, layer: Layer, x: Tensor, residual: Tensor) -> Tensor:
         """residual + what the layer's second half makes of the normed x."""
         if isinstance(layer.mlp, Experts):
-            raise TuneBenchError("mixtures of experts are not supported.")
+            return self._mix_experts(layer.mlp, x, residual)
         inner = self._activated(layer.mlp, self._product(layer.mlp.up, x))
         return self._added(layer.mlp.down, inner, layer.mlp_post, residual)
+
+    def _mix_experts(self, mixture: Experts, x: Tensor, residual: Tensor) -> Tensor:
+        """residual + what each row's experts make of it, weighted."""
+        (rows, width), count, per_token = (int(extent) for extent in x.shape), mixture.router.n, mixture.per_token
+        scores = self._product(mixture.router, x, out_dtype="float32")
+        route = operation.Route(rows, count, per_token, mixture.normalized)
+        pairs = (rows, per_token)
+        chosen, weights = _call(experts.route(route), "route", [scores], (pairs, "int32"), (pairs, "float32"))
+        slots = Group(rows, count, per_token, experts.grouped_by(rows, count, per_token))
+        places = [chosen]
+        if slots.tile:
+            order, tiles = (slots.tiles * slots.tile,), (slots.tiles,)
+            of_tiles = ((order, "int32"), (tiles, "int32"), ((1,), "int32"))
+            places = _call(experts.group(slots), "group", places, *of_tiles)
+        inner = self._activated(mixture, self._expert_product(mixture.up, x, places, slots))
+        made = [self._expert_product(mixture.down, inner, places, slots), weights, residual]
+        combine = experts.combine(operation.Combine(rows, per_token, width, self.dtype))
+        return _call(combine, "combine", made, ((rows, width), self.dtype))[0]
+
+    def _expert_product(self, matrix: Matrix, x: Tensor, places: Sequence[Tensor], slots: Group) -> Tensor:
+        bias = self._vector(matrix.bias) if matrix.bias else None
+        return self._stored(matrix).expert_matmul(x, places, slots, bias)
 
     def _added(self, matrix: Matrix, x: Tensor, post: Norm | None, residual: Tensor) -> Tensor:
         """residual + the product with x, normed where `post` says so."""
         return self._norm(post, self._product(matrix, x), residual) if post else self._product(matrix, x, residual)
 
-    def _activated(self, mlp: Mlp, x: Tensor) -> Tensor:
+    def _activated(self, mlp: Mlp | Experts, x: Tensor) -> Tensor:
         rows, width = int(x.shape[0]), mlp.down.k
         kind = operation.SiluMul if mlp.gated else operation.Activate
         return self._call(kind(rows, width, self.dtype, mlp.activation), [x], (rows, width))
@@ -147,9 +175,7 @@ class DecoderModule(nn.Module):
 
     def _call(self, computed: Operation, given: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
         """The result, of the activations' type, of an operation's kernel."""
-        return op.tensor_ir_op(
-            self._kernel(computed), computed.kind, list(given), Tensor.placeholder(list(shape), self.dtype, "out")
-        )
+        return _call(self._kernel(computed), computed.kind, given, (shape, self.dtype))[0]
 
     def _kernel(self, computed: Operation) -> PrimFunc:
         kernel: PrimFunc = getattr(self.written, computed.kind)(computed)
@@ -168,6 +194,13 @@ class DecoderModule(nn.Module):
 
     def _vector(self, vector: Vector) -> Tensor:
         return getattr(self, vector.name)
+
+
+def _call(kernel: PrimFunc, name: str, given: Sequence[Tensor], *made: tuple[Sequence[int], str]) -> list[Tensor]:
+    """What a kernel makes, of such shapes and types."""
+    outputs = [Tensor.placeholder(list(shape), dtype, "out") for shape, dtype in made]
+    found = op.tensor_ir_op(kernel, name, list(given), outputs if len(outputs) > 1 else outputs[0])
+    return list(found) if len(outputs) > 1 else [found]
 
 
 class _Cache:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from tunebench.kernels.operation import Activation
 
@@ -25,6 +25,7 @@ class Matrix:
     bias: Vector | None = None  # [n], added to its products
     arranged: tuple[int, int] = (1, 1)  # rows of each source lie [a, b, ...], and here [b, a, ...]
     stays_float: bool = False  # in every scheme, as the router of experts does
+    experts: int = 1  # parts by rows, of which a token is multiplied with some
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,15 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture: each token's `per_token` experts of the highest router scores, weighted."""
+    """A mixture: each token's `per_token` experts of the highest router scores, weighted by a softmax of these."""
 
     router: Matrix  # [count, hidden]
     up: Matrix  # [count * 2 inner, hidden]: of each expert the gate, then what it multiplies
     down: Matrix  # [count * hidden, inner]
     per_token: int
-    weighting: Literal["softmax_all", "softmax_chosen"] = "softmax_chosen"  # softmax before or after the choice
-    normalized: bool = True  # softmax_all: the chosen ones' weights are made to add up to 1
+    normalized: bool = True  # the chosen ones' weights add up to 1; otherwise all experts' do
     activation: Activation = "silu"
+    gated: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

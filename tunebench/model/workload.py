@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,20 @@ import msgspec
 import numpy as np
 import tvm
 from tvm.relax.frontend import nn
-from tvm.relax.frontend.nn import Tensor, spec
+from tvm.relax.frontend.nn import Tensor, op, spec
 
 from tunebench import installation, registry, stored
 from tunebench.dtypes import numpy_dtype
 from tunebench.errors import TuneBenchError
 from tunebench.kernels import cpu as cpu_kernels
+from tunebench.kernels import cpu_experts, gpu_experts
 from tunebench.kernels import gpu as gpu_kernels
+from tunebench.kernels.operation import ExpertMatmul, Group
 from tunebench.kernels.tvmscript import quick_parsing
 from tunebench.model import architectures, quantization
 from tunebench.model.architectures import ModelConfig
 from tunebench.model.decoder import DecoderModule
-from tunebench.model.description import Decoder, Matrix, Rope, Vector
+from tunebench.model.description import Decoder, Experts, Matrix, Rope, Vector
 from tunebench.model.quantization import Array, Arrays
 from tunebench.spec import Scheme, WeightFormat, Workload
 
@@ -72,11 +74,15 @@ class Model:
         return self.decoder.vectors()
 
     def scheme_of(self, matrix: Matrix) -> Scheme:
-        """The scheme in whose form a matrix is stored. A table is N-major in every scheme: its rows are looked up."""
+        """The scheme in whose form a matrix is stored.
+
+        A table is N-major in every scheme, as its rows are looked up, and so are experts, whose rows lie together;
+        their products take float activations, as there are none of bytes for them.
+        """
         scheme = self.workload.scheme
         if matrix.stays_float:
             return replace(scheme, weight=WeightFormat("float", 8 * numpy_dtype(scheme.dtype).itemsize, scheme.dtype))
-        if not matrix.is_table:
+        if not matrix.is_table and matrix.experts == 1:
             return scheme
         return replace(scheme, weight=replace(scheme.weight, layout="NK", packing="in_order"), activations="float")
 
@@ -106,14 +112,29 @@ class Model:
 
     @property
     def read_bytes(self) -> int:
-        """Weights that one decode step reads: all but the embedding table, of which it reads a row."""
-        table = [name for name, matrix in self.matrices.items() if matrix.is_table]
-        skipped = [
-            int(np.prod(shape)) * numpy_dtype(dtype).itemsize
+        """Weights that one decode step reads, experts chosen at random; of the embedding table, a row: nothing."""
+        read = {name: self._read_share(matrix) for name, matrix in self.matrices.items()}
+        parts = [
+            int(np.prod(shape)) * numpy_dtype(dtype).itemsize * read.get(name.rpartition(".")[0], 1.0)
             for name, (shape, dtype) in self.param_shapes.items()
-            if name.rpartition(".")[0] in table
         ]
-        return self.weight_bytes - sum(skipped)
+        return round(sum(parts))
+
+    def _read_share(self, matrix: Matrix) -> float:
+        """The part of a matrix that a decode step is expected to read."""
+        if matrix.is_table:
+            return 0.0
+        return 1 - (1 - self._active_share(matrix)) ** self.workload.batch
+
+    def _active_share(self, matrix: Matrix) -> float:
+        """The part of a matrix that one token is multiplied with."""
+        return self._per_token.get(matrix.name, 1) / matrix.experts
+
+    @functools.cached_property
+    def _per_token(self) -> dict[str, int]:
+        """Of each matrix of experts, how many a token has."""
+        mixtures = [layer.mlp for layer in self.decoder.layers if isinstance(layer.mlp, Experts)]
+        return {matrix.name: each.per_token for each in mixtures for matrix in (each.up, each.down)}
 
     @property
     def n_params(self) -> int:
@@ -122,10 +143,16 @@ class Model:
         return sum(tied.values()) + sum(vector.length for vector in self.vectors.values())
 
     @property
+    def active_n_params(self) -> int:
+        """Of those, what one token is multiplied with: all but the experts that it does not choose."""
+        idle = [matrix.n * matrix.k * (1 - self._active_share(matrix)) for matrix in self.matrices.values()]
+        return self.n_params - round(sum(idle))
+
+    @property
     def flops_per_token(self) -> int:
         """Of the matrix products of one prompt token, two for a multiply-add, the head (run once a chunk) left out."""
         body = [matrix for matrix in self.matrices.values() if not matrix.is_table and not matrix.once_a_chunk]
-        return sum(2 * matrix.n * matrix.k for matrix in body)
+        return round(sum(2 * matrix.n * matrix.k * self._active_share(matrix) for matrix in body))
 
     @property
     def param_shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -276,6 +303,19 @@ class _Stored(nn.Module):
         y = self.kind.matmul(scheme, x, parts, out_dtype)
         y = y if bias is None else y + bias
         return y if residual is None else residual + y
+
+    def expert_matmul(self, x: Tensor, places: Sequence[Tensor], slots: Group, bias: Tensor | None) -> Tensor:
+        form, (rows, k), count = self.scheme.weight, (int(extent) for extent in x.shape), self.matrix.experts
+        n, share = self.matrix.n // count, slots.slots // rows
+        computed = ExpertMatmul(
+            slots.slots, count, slots.per_token, n, k, share, x.dtype, form, slots.tile, bias is not None
+        )
+        shapes = [(suffix, *shape) for suffix, shape in self.kind.shapes(form, self.matrix.n, k).items()]
+        make = gpu_experts.expert_matmul if self.device == "gpu" else cpu_experts.expert_matmul
+        given = [x, *places, *self._parts().values(), *([] if bias is None else [bias])]
+        whole = functools.partial(self.kind.weights, form if self.device == "gpu" else replace(form, dtype="float32"))
+        kernel = make(computed, shapes, whole)
+        return op.tensor_ir_op(kernel, "expert_matmul", given, Tensor.placeholder((slots.slots, n), x.dtype, "y"))
 
     def take(self, tokens: Tensor) -> Tensor:
         return self.kind.take(self.scheme, tokens, self._parts())

@@ -18,6 +18,8 @@ from tvm import s_tir
 
 from tunebench.compile import in_float64
 from tunebench.dtypes import numpy_dtype
+from tunebench.kernels import experts
+from tunebench.kernels.gpu import operation
 from tunebench.runners.base import MeasureInput, Outcome, Timed, Wrong
 from tunebench.timing import Protocol, Samples, interleave
 
@@ -130,7 +132,7 @@ class Bench:
         self._device, self._output = device, len(arrays) - 1
         self._dtypes = {i: _compared_as(arrays, i) for i in written(mod)}
         first = [device.allocate(array) for array in arrays]
-        count = _count(mod["main"].params, given, device.rules.set_bytes)
+        count = _count(mod["main"], given, device.rules.set_bytes)
         self._rotation = Rotation([first] + [self._another(first) for _ in range(count - 1)])
         self._found = {i: device.duplicate(first[i]) for i in self._dtypes}
         self._before = {i: device.duplicate(first[i]) for i in self._dtypes if i != self._output}
@@ -205,18 +207,19 @@ class Bench:
 
 def count_sets(given: MeasureInput, most_bytes: int) -> int:
     """How many input sets of a kernel are larger than the caches together, within `most_bytes`."""
-    return _count(tvm.ir.load_json(given.reference)["main"].params, given, most_bytes)
+    return _count(tvm.ir.load_json(given.reference)["main"], given, most_bytes)
 
 
-def _count(params: Sequence[tvm.tirx.Buffer], given: MeasureInput, most_bytes: int) -> int:
-    touched = sum(_bytes(param) * _touched(param, given.depth) for param in params)
+def _count(func: tvm.tirx.PrimFunc, given: MeasureInput, most_bytes: int) -> int:
+    params, of_experts = func.params, experts.touched(operation(func))
+    touched = sum(_bytes(param) * _touched(param, given.depth, of_experts) for param in params)
     return max(1, min(MOST_SETS, math.ceil(given.cold_bytes / touched), most_bytes // sum(map(_bytes, params))))
 
 
 def held_bytes(given: MeasureInput, most_bytes: int) -> int:
     """What the input sets of a kernel take."""
-    params = tvm.ir.load_json(given.reference)["main"].params
-    return _count(params, given, most_bytes) * sum(map(_bytes, params))
+    func = tvm.ir.load_json(given.reference)["main"]
+    return _count(func, given, most_bytes) * sum(map(_bytes, func.params))
 
 
 def _bytes(param: tvm.tirx.Buffer) -> int:
@@ -227,14 +230,18 @@ def _shape(param: tvm.tirx.Buffer) -> tuple[int, ...]:
     return tuple(int(extent) for extent in param.shape)
 
 
-def _touched(param: tvm.tirx.Buffer, depth: int) -> float:
+def _touched(param: tvm.tirx.Buffer, depth: int, of_experts: float) -> float:
     """The part of an argument that a call reads or writes: of a cache, the positions up to the depth."""
+    if param.name.startswith(experts.PREFIX):
+        return of_experts
     return min(1.0, (depth + 1) / _shape(param)[2]) if param.name in ("keys", "values") else 1.0
 
 
 def random_inputs(mod: tvm.IRModule, depth: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Random arguments of a kernel."""
-    return random_arrays(mod["main"].params, depth, rng)
+    """Random arguments of a kernel; numbers of experts are those of random choices."""
+    arrays, params = random_arrays(mod["main"].params, depth, rng), mod["main"].params
+    indices = experts.indices(operation(mod["main"]), rng)
+    return [indices.get(param.name, array) for param, array in zip(params, arrays, strict=True)]
 
 
 def random_arrays(params: Sequence[tvm.tirx.Buffer], depth: int, rng: np.random.Generator) -> list[np.ndarray]:

@@ -22,6 +22,8 @@ Extent = Annotated[int, msgspec.Meta(ge=1, le=1 << 22)]
 """Of a matrix: four million are more than any has."""
 Layers = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 Heads = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+"""Of experts."""
 Positions = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]

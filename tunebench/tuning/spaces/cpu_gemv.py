@@ -52,7 +52,14 @@ def _is_n_major(sch: s_tir.Schedule) -> bool:
 def _n_major(sch: s_tir.Schedule, kernel: Kernel, last: str) -> s_tir.Schedule:
     words, count = extents(sch, "matmul")[2], extents(sch, "dot")[3]
     lanes = vector(words, kernel.lanes)
-    dot, matmul = sch.get_sblock("dot"), sch.get_sblock("matmul")
+    place_by_lane(sch, count, lanes)
+    matmul = sch.get_sblock("matmul")
+    n_major(sch, matmul, sch.cache_read(matmul, 2, "global"), last, lanes)
+    return sch
+
+
+def place_by_lane(sch: s_tir.Schedule, count: int, lanes: int) -> None:
+    """Lay activations out such that those which a vector of words has at one place are contiguous."""
 
     def by_place(m: int, k: int) -> tuple[int, ...]:
         return (m, k // (count * lanes), k % count, k // count % lanes)
@@ -60,28 +67,31 @@ def _n_major(sch: s_tir.Schedule, kernel: Kernel, last: str) -> s_tir.Schedule:
     placed = sch.get_sblock("x_placed")
     sch.transform_layout(placed, ("write", 0), by_place)
     sch.transform_block_layout(placed, by_place)
-    scales = sch.cache_read(matmul, 2, "global")
-    partial, group, row, part = _split_rows(sch, matmul, lanes)
+
+
+def n_major(sch: s_tir.Schedule, matmul: SBlockRV, scales: SBlockRV, last: str, lanes: int) -> None:
+    """Rows of words in vectors; a block `scales` makes the scales of a row."""
+    dot = sch.get_sblock("dot")
+    partial, group, row, part = split_rows(sch, matmul, lanes)
     sch.compute_at(scales, row, preserve_unit_loops=True)
     sch.vectorize(sch.get_loops(scales)[-1])
     sch.compute_at(dot, part, preserve_unit_loops=True)
-    place = _vectorize_dot(sch, dot)
-    _finish_rows(sch, partial, matmul, last, group)
+    place = vectorize_dot(sch, dot)
+    finish_rows(sch, partial, matmul, last, group)
     split_init(sch, dot, place)
-    return sch
 
 
 def _plain(sch: s_tir.Schedule, kernel: Kernel, last: str) -> s_tir.Schedule:
     sch.compute_inline(sch.get_sblock("dequantize"))
     matmul = sch.get_sblock("matmul")
-    partial, group, _, _ = _split_rows(sch, matmul, vector(extents(sch, "matmul")[2], kernel.lanes))
-    _finish_rows(sch, partial, matmul, last, group)
+    partial, group, _, _ = split_rows(sch, matmul, vector(extents(sch, "matmul")[2], kernel.lanes))
+    finish_rows(sch, partial, matmul, last, group)
     return sch
 
 
-def _split_rows(sch: s_tir.Schedule, matmul: SBlockRV, lanes: int) -> tuple[SBlockRV, LoopRV, LoopRV, LoopRV]:
+def split_rows(sch: s_tir.Schedule, matmul: SBlockRV, lanes: int) -> tuple[SBlockRV, LoopRV, LoopRV, LoopRV]:
     """Rows by threads, groups and rows a step; the reduction by steps, vectors and lanes, each lane its own sum."""
-    _, n, k = extents(sch, "matmul")
+    _, n, k = (int(sch.get(loop).extent) for loop in sch.get_loops(matmul))
     rows = sample(sch, dividing(n, [1, 2, 4]))
     unrolled = sample(sch, dividing(k // lanes, [1, 2, 4, 8]))
     grain = sample(sch, dividing(n // 4 if n % 4 == 0 else 1, [1, 4, 16]))
@@ -97,9 +107,10 @@ def _split_rows(sch: s_tir.Schedule, matmul: SBlockRV, lanes: int) -> tuple[SBlo
     return partial, group, inner_row, part
 
 
-def _finish_rows(sch: s_tir.Schedule, partial: SBlockRV, matmul: SBlockRV, last: str, group: LoopRV) -> None:
+def finish_rows(sch: s_tir.Schedule, partial: SBlockRV, matmul: SBlockRV, last: str, group: LoopRV) -> None:
+    """The sums of lanes and what comes behind, a group at a time; the work of all threads."""
     m, outer, _, step = sch.get_loops(partial)[:4]
-    for block in [matmul] if last == "matmul" else [matmul, sch.get_sblock(last)]:
+    for block in [matmul] if last == sch.get(matmul).name_hint else [matmul, sch.get_sblock(last)]:
         sch.reverse_compute_at(block, group, preserve_unit_loops=True)
         unroll_inner(sch, block, skip=3)
     sch.parallel(sch.fuse(m, outer))
@@ -117,7 +128,7 @@ def _k_major(sch: s_tir.Schedule, kernel: Kernel, last: str) -> s_tir.Schedule:
     step, inner_word = sch.split(word, [None, unrolled])
     sch.reorder(m, outer, step, tile, inner_word, lane)
     sch.compute_at(dot, inner_word, preserve_unit_loops=True)
-    place = _vectorize_dot(sch, dot)
+    place = vectorize_dot(sch, dot)
     sch.unroll(inner_word)
     sch.vectorize(lane)
     if last != "matmul":
@@ -130,7 +141,7 @@ def _k_major(sch: s_tir.Schedule, kernel: Kernel, last: str) -> s_tir.Schedule:
     return sch
 
 
-def _vectorize_dot(sch: s_tir.Schedule, dot: SBlockRV) -> LoopRV:
+def vectorize_dot(sch: s_tir.Schedule, dot: SBlockRV) -> LoopRV:
     """The last three loops of `dot` are N or its vector, the words, and the place: put the place outermost."""
     *_, column, word, place = sch.get_loops(dot)
     lanes = word if int(sch.get(word).extent) > 1 else column
