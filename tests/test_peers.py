@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import THREADS, load_model
 from test_architectures import CASES, FLOAT32, compare, saved
 
-from tunebench.engines import baselines
-from tunebench.model import weights
+from tunebench.engines import baselines, gguf_file
+from tunebench.model import quantization, weights
+from tunebench.model import workload as workloads
 
 SERVED: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 32},
     "mistral": {"sliding_window": None},
     "phi3": {"sliding_window": None},
+    "qwen3_moe": {"mlp_only_layers": [], "decoder_sparse_step": 1, "norm_topk_prob": True},
     "qwen2": {"layer_types": None, "use_sliding_window": False},
 }
 """What a tiny config may not say for llama.cpp to compute it."""
@@ -49,9 +53,28 @@ def test_llama_cpp_computes_what_transformers_does(name: str, place: int) -> Non
     assert error < (GELU if name.startswith(("gemma", "gpt_neox")) else FLOAT32)
 
 
+def test_a_file_has_each_expert_in_its_place(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    model, path = load_model(saved("mixtral")[1], "q4f16_1"), tmp_path / "model.gguf"
+    gguf_file.write(model, workloads.random_weights(model, 0), path)
+    held = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    experts, made = model.decoder.layers[0].mlp, dict(workloads.random_weights(model, 0))
+    form = model.scheme_of(experts.up).weight
+    parts = {suffix: made[f"{experts.up.name}.{suffix}"] for suffix in ("q_weight", "q_scale")}
+    floats = quantization.kind_of(form).dequantize(form, parts).reshape(experts.router.n, 2, -1, experts.up.k)
+    for i, name in enumerate(("blk.0.ffn_gate_exps.weight", "blk.0.ffn_up_exps.weight")):
+        found = gguf.quants.dequantize(held[name].data, held[name].tensor_type)
+        np.testing.assert_array_equal(found, floats[:, i])
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("mistral", "sliding window"), ("qwen2", "sliding window"), ("gemma2", "scale of scores")],
+    [
+        ("mistral", "sliding window"),
+        ("qwen2", "sliding window"),
+        ("gemma2", "scale of scores"),
+        ("qwen3_moe", "layers of which some have experts and mixture whose weights do not add up to 1"),
+    ],
 )
 def test_what_llama_cpp_lacks_is_said(name: str, why: str) -> None:
     model = load_model(saved(name)[1], "q0f32")

@@ -45,7 +45,6 @@ GRAPHS = {
     "qwen3_moe": _Graph("QWEN3MOE"),
     "phi3": _Graph("PHI3", factors=("ROPE_FACTORS_SHORT", "ROPE_FACTORS_LONG")),
     "gemma2": _Graph("GEMMA2", "gelu_tanh", takes=GEMMA3.takes | {"capped scores"}),
-    "gemma3": GEMMA3,
     "gemma3_text": GEMMA3,
     "gpt_neox": _Graph("GPTNEOX", "gelu"),
     "granite": _Graph("GRANITE", paired=True, factors=LLAMA.factors, takes=SCALES),
@@ -81,6 +80,8 @@ def _features(model: Model, graph: _Graph) -> set[str]:
     decoder, context = model.decoder, model.workload.context
     found = {"scaled embedding" if decoder.embedding_scale != 1 else "", _odd_rotation(model, graph)}
     found |= {"capped logits" if decoder.logits_softcap else ""}
+    kinds = {type(layer.mlp) for layer in decoder.layers}
+    found |= {"layers of which some have experts" if len(kinds) > 1 else ""}
     for layer in decoder.layers:
         attention, mlp = layer.attention, layer.mlp
         partial = isinstance(mlp, Experts) and not mlp.normalized

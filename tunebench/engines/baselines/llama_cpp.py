@@ -53,10 +53,6 @@ def _errors() -> list[bytes]:
     return said
 
 
-def _last(errors: list[bytes]) -> str:
-    return errors[-1].decode(errors="replace").strip() if errors else "it does not say why"
-
-
 class LlamaCpp:
     """One model in llama.cpp, with its own settings but for threads, context and the type of cache and attention."""
 
@@ -65,6 +61,7 @@ class LlamaCpp:
         from llama_cpp import llama_cpp as api
 
         self._api, errors = api, _errors()
+        errors.clear()
         api.llama_backend_init()
         batch = model.workload.batch
         model_params, params = api.llama_model_default_params(), api.llama_context_default_params()
@@ -77,7 +74,8 @@ class LlamaCpp:
         self._model: Any = api.llama_model_load_from_file(str(path).encode(), model_params)
         self._context: Any = self._model and api.llama_init_from_model(self._model, params)
         if not self._context:
-            raise TuneBenchError(f"llama.cpp could not load {path}: {_last(errors)}.")
+            why = b"".join(errors[:1]).decode(errors="replace").strip() or "it does not say why"
+            raise TuneBenchError(f"llama.cpp could not load {path}: {why}.")
         self._memory = api.llama_get_memory(self._context)
         self._vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
         self._batch_tokens = int(api.llama_n_batch(self._context))
