@@ -26,7 +26,7 @@ from tunebench.engines.chunked import ChunkedEngine
 from tunebench.engines.plan import Memory, PlanEngine
 from tunebench.engines.tvm import TvmEngine, load
 from tunebench.errors import TuneBenchError
-from tunebench.model import architectures, weights
+from tunebench.model import architectures, sources, weights
 from tunebench.model import workload as workloads
 from tunebench.model.architectures import ModelConfig
 from tunebench.model.workload import Model, with_rope
@@ -105,7 +105,9 @@ def build_engine(
     mod, found = lower(model, target)
     compiled = compile_model(mod, target, pick_records(found) if pick_records else {})
     assert set(compiled.tuned) == ({task.key for task in found} if pick_records else set())
-    return TvmEngine(model, compiled.executable, load(model, weights.read(model, folder), tvm.cpu()), tvm.cpu())
+    return TvmEngine(
+        model, compiled.executable, load(model, weights.read(model, sources.open_weights(folder)), tvm.cpu()), tvm.cpu()
+    )
 
 
 def random_schedules(target: tvm.target.Target, seed: int) -> Callable[[list[Task]], Records]:
@@ -133,7 +135,7 @@ def test_a_gpu_says_what_transformers_says(name: str, i: int) -> None:
     target = tvm.target.Target(device.target())
     made = compile_plan(passes.prefix(workloads.build_module(model), target), model, target, {}).plan
     assert made
-    engine = PlanEngine(made, Memory(device, made, with_rope(model, weights.read(model, folder))))
+    engine = PlanEngine(made, Memory(device, made, with_rope(model, weights.read(model, sources.open_weights(folder)))))
     assert compare(engine, reference, 1) < FLOAT32
 
 

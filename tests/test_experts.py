@@ -26,6 +26,9 @@ FORMATS = {
     "symmetric": WeightFormat("integer", 4, "float32", 32),
     "bytes": WeightFormat("integer", 8, "float32", 32),
     "minimum": WeightFormat("integer", 4, "float32", 32, "minimum"),
+    "zero point": WeightFormat("integer", 4, "float32", 32, "zero_point"),
+    "super groups": WeightFormat("integer", 4, "float32", 32, "minimum", super_group=64),
+    "codes": WeightFormat("codes", 4, "float8_e8m0fnu", 32, code="float4_e2m1fn"),
 }
 CHOICES = {
     "spread": [[0, 1], [2, 3], [1, 0], [3, 0], [2, 1], [0, 3]],

@@ -38,7 +38,7 @@ def peer_error(peer: str, name: str, place: int, batch: int, **changes: Any) -> 
     model = load_model(folder, "q0f32", batch)
     known = baselines.peers()[peer]
     assert not known.refuses(model)
-    return compare(known.load(model, weights.read(model, folder), THREADS, folder), reference, batch)
+    return compare(known.load(model, weights.read(model, model.checkpoint), THREADS, folder), reference, batch)
 
 
 @pytest.mark.parametrize(("name", "place"), CASES)

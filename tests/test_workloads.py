@@ -11,7 +11,7 @@ from conftest import LLAMA, load_model, write_config
 from tvm import tirx
 
 from tunebench.errors import NOT_TEXT, TuneBenchError
-from tunebench.model import architectures, quantization
+from tunebench.model import architectures, quantization, sources
 from tunebench.model import workload as workloads
 from tunebench.spec import Workload
 
@@ -126,7 +126,7 @@ def test_what_a_config_leaves_out(tmp_path: Path) -> None:
 def test_an_architecture_names_what_its_module_takes(name: str, device_kind: str) -> None:
     architecture = architectures.architectures()[name]
     workload = Workload("tiny", quantization.schemes()["q4f16_1"], 1, (16,), 64, device_kind)
-    model = workloads.Model(workload, architecture.tiny[0], architecture, "tiny", {})
+    model = workloads.Model(workload, architecture.tiny[0], architecture, "tiny")
     parts = {full for full in model.param_shapes if full not in model.vectors}
     assert {full.rpartition(".")[0] for full in parts} == set(model.matrices)
     assert all(model.param_shapes[name][0] == (vector.length,) for name, vector in model.vectors.items())
@@ -196,6 +196,6 @@ def test_a_folder_a_pipe_and_a_huge_file_are_no_configs(tmp_path: Path, monkeypa
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(TuneBenchError, match="it is no file"):
         load_model(tmp_path / "pipe.json", "q0f32")
-    monkeypatch.setattr(workloads, "CONFIG_BYTES", 100)
+    monkeypatch.setattr(sources, "CONFIG_BYTES", 100)
     with pytest.raises(TuneBenchError, match="larger than"):
         load_model(write_config(tmp_path), "q0f32")

@@ -18,6 +18,7 @@ from tunebench.devices.probe import PROTOCOL as PROBE
 from tunebench.devices.probe import Probe
 from tunebench.dtypes import DTYPES
 from tunebench.engines.baselines import peers
+from tunebench.model import weights
 from tunebench.model.workload import Model
 from tunebench.results import Result
 from tunebench.runtime.conditions import Watch
@@ -62,7 +63,8 @@ def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Say, warn: Say) -> It
             for name, arm in arms.items()
         }
         for name, row in rows.items():
-            row = replace(row, run_id=lowered[0].session.run_id)
+            real = weights.are_real(arms[name].lowered.model, plan.weights)
+            row = replace(row, run_id=lowered[0].session.run_id, weights="real" if real else "random")
             if name in skipped:
                 row = replace(row, status=skipped[name][0], reason=skipped[name][1])
             else:

@@ -69,6 +69,8 @@ def unlike(model: Model) -> str:
     lacking = sorted(_features(model, graph) - graph.takes)
     if lacking:
         return f"llama.cpp's {graph.name.lower()} lacks this model's {' and '.join(lacking)}"
+    if any(len(model.pieces(matrix)) > 1 for matrix in model.matrices.values()):
+        return "tensors of several formats are stacked in it"
     if not all(gguf_blocks.type_of(model.scheme_of(matrix).weight) for matrix in model.matrices.values()):
         held = f"4 bits, and symmetric ones of 8, with float16 scales in groups that {gguf_blocks.GROUP} divides"
         return f"no type of GGUF is written that holds {model.workload.scheme.name} as it is: there are {held}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tunebench.engines.base import Weights
 from tunebench.model import quantization
-from tunebench.model.description import Attention, Matrix
+from tunebench.model.description import Matrix, Vector
 from tunebench.model.quantization import Array, Arrays
 
 if TYPE_CHECKING:
@@ -33,43 +34,49 @@ def grouped(model: Model, weights: Weights) -> Iterator[tuple[str, Arrays]]:
 
 def tensors(model: Model, weights: Weights) -> Iterator[tuple[str, Array]]:
     """Every tensor under Hugging Face's name: floats as they are stored, anything else in float32."""
-    lengths = _lengths(model)
-    of_bias = {matrix.bias.name: matrix for matrix in model.matrices.values() if matrix.bias}
+    lengths, pieces = _lengths(model), itertools.chain.from_iterable(map(model.pieces, model.matrices.values()))
+    matrices = {piece.name: piece for piece in pieces}
     for name, parts in grouped(model, weights):
-        if name in model.matrices:
-            matrix = model.matrices[name]
-            yield from _unstacked(matrix.sources, lengths.get(name), matrix, _floats(model, matrix, parts))
+        if name in matrices:
+            matrix = matrices[name]
+            yield from _unstacked(matrix, matrix.sources, lengths, _floats(model, matrix, parts))
         else:
             vector = model.vectors[name]
             array = (parts[""].astype(np.float32) - vector.plus) / vector.times
-            yield from _unstacked(vector.stored, lengths.get(name), of_bias.get(name), array)
+            yield from _unstacked(vector, vector.stored, lengths, array)
 
 
 def _floats(model: Model, matrix: Matrix, parts: Arrays) -> Array:
     form = model.scheme_of(matrix).weight
-    return parts["weight"] if form.kind == "float" else quantization.kind_of(form).dequantize(form, parts)
+    found = parts["weight"] if form.kind == "float" else quantization.kind_of(form).dequantize(form, parts)
+    return found[: matrix.n, : matrix.k]
 
 
-def _lengths(model: Model) -> dict[str, tuple[int, ...]]:
-    """The rows of each tensor in what is stacked of unlike ones: queries, keys and values."""
-    found: dict[str, tuple[int, ...]] = {}
+def _lengths(model: Model) -> dict[str, int]:
+    """The rows of each tensor that is stacked with unlike ones: queries, keys and values."""
+    found: dict[str, int] = {}
     for layer in model.decoder.layers:
-        qkv = layer.attention.qkv
-        if len(qkv.sources) == len(_qkv(layer.attention)):
-            found |= {block.name: _qkv(layer.attention) for block in (qkv, qkv.bias) if block}
+        attention, qkv = layer.attention, layer.attention.qkv
+        keys = attention.kv_heads * attention.dim
+        for names in (qkv.sources, qkv.bias.stored if qkv.bias else ()):
+            if len(names) > 1:
+                found |= dict(zip(names, (attention.heads * attention.dim, keys, keys), strict=True))
     return found
 
 
-def _qkv(attention: Attention) -> tuple[int, ...]:
-    keys = attention.kv_heads * attention.dim
-    return attention.heads * attention.dim, keys, keys
-
-
 def _unstacked(
-    names: tuple[str, ...], lengths: tuple[int, ...] | None, matrix: Matrix | None, array: Array
+    block: Matrix | Vector, names: Sequence[str], lengths: Mapping[str, int], array: Array
 ) -> Iterator[tuple[str, Array]]:
-    """The tensors in rows, each of its length or all of the same, their rows as Hugging Face has them."""
-    lengths = lengths or (len(array) // len(names),) * len(names)
-    for name, rows in zip(names, np.split(array, np.cumsum(lengths)[:-1]), strict=True):
-        outer, inner = matrix.arranged if matrix else (1, 1)
-        yield name, rows.reshape(inner, outer, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
+    """The tensors in rows, those of which no length is known of the same, as Hugging Face has them."""
+    ends = np.cumsum([lengths.get(name, len(array) // len(names)) for name in names])
+    for name, rows in zip(names, np.split(array, ends[:-1]), strict=True):
+        yield name, _as_stored(block, max(block.experts // len(names), 1), rows)
+
+
+def _as_stored(block: Matrix | Vector, experts: int, rows: Array) -> Array:
+    """Rows of so many experts in the order and shape of their tensor."""
+    (outer, inner), width = block.arranged, rows.shape[1:]
+    rows = rows.reshape(experts, inner, outer, -1, *width).swapaxes(1, 2).reshape(experts, -1, *width)
+    if isinstance(block, Matrix) and block.transposed:
+        return rows.swapaxes(1, 2)
+    return rows if isinstance(block, Vector) and block.experts > 1 else rows.reshape(-1, *width)

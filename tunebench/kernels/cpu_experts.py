@@ -1,7 +1,7 @@
 """Products of experts' weights on a CPU.
 
-Slot by slot, symmetric integers stay where they lie in their words, as `quantization.integer` multiplies vectors; any
-other weight is made a float first. In tiles, a thread makes floats of a part of an expert's weights once and
+Slot by slot, integers stay where they lie in their words, as `quantization.integer` multiplies vectors; any other
+weight is made a float first. In tiles, a thread makes floats of a part of an expert's weights once and
 multiplies all slots of the tile with it.
 """
 
@@ -20,6 +20,7 @@ from tunebench.kernels.gpu import marked
 from tunebench.kernels.operation import ExpertMatmul
 
 COLUMNS = 64  # outputs of a tile at most
+SHARED = {"q_scale": "q_super", "q_min": "q_super_min"}  # what a super group has beside what its groups have
 DEPTH = 128  # inputs of which a part of the weights is made floats at once, at most
 
 
@@ -27,20 +28,23 @@ def expert_matmul(op: ExpertMatmul, parts: Sequence[Part], weights: Weights) -> 
     """(x [slots / share, k], chosen | order, experts, used; parts[, bias]) -> [slots, n]."""
     if op.tile:
         return _by_tile(op, parts, weights)
+    return _in_words(op, parts) if _stays_in_words(op) else experts.by_slot(op, parts, weights)
+
+
+def _stays_in_words(op: ExpertMatmul) -> bool:
     form = op.weight
-    in_words = form.kind == "integer" and form.zero == "symmetric" and form.packing == "in_order"
-    if in_words and form.group > 0 and not form.super_group:
-        return _in_words(op, parts)
-    return experts.by_slot(op, parts, weights)
+    if form.kind != "integer" or form.packing != "in_order":
+        return False
+    return op.k % form.group_of(op.k) == 0 and form.group_of(op.k) % form.per_word == 0
 
 
 def _in_words(op: ExpertMatmul, parts: Sequence[Part]) -> PrimFunc:
-    """The sum over words of scale * (sum within the word of x * integer - zero * sum of x), in layout NK."""
-    x, chosen, (words, scale), bias = experts.arguments(op, parts)
-    form, count = op.weight, op.weight.per_word
+    """The sum over words of (sum within the word of x * integer - zero * sum of x) * scale, or with a minimum."""
+    x, chosen, stores, bias = experts.arguments(op, parts)
+    form, count, held = op.weight, op.weight.per_word, dict(zip((name for name, *_ in parts), stores, strict=True))
     i, j = te.reduce_axis((0, count), name="i"), te.reduce_axis((0, count), name="j")
     word = te.reduce_axis((0, op.k // count), name="word")
-    mask = (1 << form.bits) - 1
+    group, mask = form.group_of(op.k), (1 << form.bits) - 1
 
     def place(i: Expr, bits: int) -> Expr:
         return tirx.const(bits, "uint32") << (i * form.bits).astype("uint32")
@@ -54,6 +58,7 @@ def _in_words(op: ExpertMatmul, parts: Sequence[Part]) -> PrimFunc:
     x_sum = te.compute(
         (x.shape[0], op.k // count), lambda a, b: te.sum(x[a, b * count + j].astype("float32"), axis=j), name="x_sum"
     )
+    words = held["q_weight"]
     dot = te.compute(
         (op.slots, op.n, op.k // count),
         lambda a, b, c: te.sum(
@@ -61,19 +66,29 @@ def _in_words(op: ExpertMatmul, parts: Sequence[Part]) -> PrimFunc:
         ),
         name="dot",
     )
-    scales = te.compute(
-        (op.slots, op.n, op.k // form.group), lambda a, b, g: scale[row_of(a, b), g], name="expert_scale"
-    )
-    sums = te.compute(
-        (op.slots, op.n),
-        lambda a, b: te.sum(
-            (dot[a, b, word] - x_sum[a // op.share, word] * float(form.zero_point))
-            * scales[a, b, word * count // form.group].astype("float32"),
-            axis=word,
-        ),
-        name="expert_matmul",
-    )
-    return experts.finished(op, sums, x, chosen, [words, scale], bias)
+
+    def of_group(name: str) -> te.Tensor:
+        """What each group of a slot's weights has, with what its super group has."""
+
+        def value(a: Expr, b: Expr, g: Expr) -> Expr:
+            own = held[name][row_of(a, b), g].astype("float32")
+            if SHARED.get(name) not in held:
+                return own
+            return own * held[SHARED[name]][row_of(a, b), g * group // form.super_group].astype("float32")
+
+        return te.compute((op.slots, op.n, op.k // group), value, name=name.replace("q_", "slot_"))
+
+    stages = {name: of_group(name) for name in ("q_scale", "q_zero", "q_min") if name in held}
+
+    def scaled(a: Expr, b: Expr) -> Expr:
+        of_word = {name: stage[a, b, word * count // group] for name, stage in stages.items()}
+        total = x_sum[a // op.share, word]
+        if form.zero == "minimum":
+            return dot[a, b, word] * of_word["q_scale"] + total * of_word["q_min"]
+        return (dot[a, b, word] - total * of_word.get("q_zero", float(form.zero_point))) * of_word["q_scale"]
+
+    sums = te.compute((op.slots, op.n), lambda a, b: te.sum(scaled(a, b), axis=word), name="expert_matmul")
+    return experts.finished(op, sums, x, chosen, stores, bias)
 
 
 def _by_tile(op: ExpertMatmul, parts: Sequence[Part], weights: Weights) -> PrimFunc:

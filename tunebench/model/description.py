@@ -23,9 +23,10 @@ class Matrix:
     is_table: bool = False  # looked up by row, not multiplied
     once_a_chunk: bool = False  # multiplied with one row of a chunk, however many it has
     bias: Vector | None = None  # [n], added to its products
-    arranged: tuple[int, int] = (1, 1)  # rows of each source lie [a, b, ...], and here [b, a, ...]
+    arranged: tuple[int, int] = (1, 1)  # rows of each source, or expert in it, lie [a, b, ...], and here [b, a, ...]
     stays_float: bool = False  # in every scheme, as the router of experts does
     experts: int = 1  # parts by rows, of which a token is multiplied with some
+    transposed: bool = False  # plain numbers of each expert lie [k, n / experts] in their one source
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Vector:
     times: float = 1.0  # what is stored is multiplied by
     dtype: str = ""  # empty: the activations'
     arranged: tuple[int, int] = (1, 1)  # as of a matrix, of whose products it is the bias
+    experts: int = 1  # rows of its one tensor
 
     @property
     def stored(self) -> tuple[str, ...]:

@@ -259,6 +259,8 @@ def _input(param: tvm.tirx.Buffer, depth: int, rng: np.random.Generator) -> np.n
         return rng.integers(-127, 127, shape, dtype, endpoint=True)
     if dtype == "int32":
         return np.full(shape, depth if param.name == "position" else 0, np.int32)
+    if dtype == "uint8":  # scales, some of them powers of two: none that makes products infinite
+        return rng.integers(119, 127, shape, dtype)
     if dtype.startswith("uint"):
         words = rng.integers(0, np.iinfo(dtype).max, min(POOL, math.prod(shape)), dtype, endpoint=True)
         return np.resize(words, shape)

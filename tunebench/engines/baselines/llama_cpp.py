@@ -36,9 +36,9 @@ def refuses(model: Model) -> str:
 
 def _own_file(model: Model) -> Path | None:
     """The GGUF file that a model is run from in its own formats, all its layers."""
-    path = getattr(getattr(model, "checkpoint", None), "path", None)
     whole = model.workload.scheme.native and not model.workload.layers
-    return path if path and path.suffix == ".gguf" and whole else None
+    path = model.source.weights if model.source and whole else None
+    return path if path and path.suffix == ".gguf" else None
 
 
 @functools.cache

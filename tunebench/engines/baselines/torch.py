@@ -286,7 +286,8 @@ def _config(model: Model) -> Any:
     """Hugging Face's config of the decoder, with as many layers as are run."""
     import transformers
 
-    given = dict(model.hf_config.get("text_config") or model.hf_config)
+    config = model.source.config if model.source else {}
+    given = dict(config.get("text_config") or config)
     layers = len(model.decoder.layers)
     given |= {"num_hidden_layers": layers}
     if given.get("layer_types"):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tvm import s_tir
 
 PRODUCT = "expert_matmul"
+OF_GROUPS = ("slot_scale", "slot_zero", "slot_min")
 WORD = 8  # weights of one word of 4 bits, which share what is loaded
 
 
@@ -28,7 +29,8 @@ def _generate_slots(sch: s_tir.Schedule, kernel: Kernel) -> list[s_tir.Schedule]
     lanes = vector(extents(sch, PRODUCT)[2], kernel.lanes)
     if "dot" in kernel.blocks:
         place_by_lane(sch, extents(sch, "dot")[3], lanes)
-        n_major(sch, product, sch.get_sblock("expert_scale"), last, lanes)
+        held = [sch.get_sblock(name) for name in OF_GROUPS if name in kernel.blocks]
+        n_major(sch, product, held, last, lanes)
         return [sch]
     sch.compute_inline(sch.get_sblock("dequantize"))
     partial, group, _, _ = split_rows(sch, product, lanes)

@@ -8,6 +8,7 @@ row at the end; along N where they are K-major, with an accumulator a column. Pl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tunebench.tuning.spaces import (
@@ -54,7 +55,7 @@ def _n_major(sch: s_tir.Schedule, kernel: Kernel, last: str) -> s_tir.Schedule:
     lanes = vector(words, kernel.lanes)
     place_by_lane(sch, count, lanes)
     matmul = sch.get_sblock("matmul")
-    n_major(sch, matmul, sch.cache_read(matmul, 2, "global"), last, lanes)
+    n_major(sch, matmul, [sch.cache_read(matmul, 2, "global")], last, lanes)
     return sch
 
 
@@ -69,12 +70,13 @@ def place_by_lane(sch: s_tir.Schedule, count: int, lanes: int) -> None:
     sch.transform_block_layout(placed, by_place)
 
 
-def n_major(sch: s_tir.Schedule, matmul: SBlockRV, scales: SBlockRV, last: str, lanes: int) -> None:
-    """Rows of words in vectors; a block `scales` makes the scales of a row."""
+def n_major(sch: s_tir.Schedule, matmul: SBlockRV, of_groups: Sequence[SBlockRV], last: str, lanes: int) -> None:
+    """Rows of words in vectors; blocks `of_groups` make what the groups of a row have."""
     dot = sch.get_sblock("dot")
     partial, group, row, part = split_rows(sch, matmul, lanes)
-    sch.compute_at(scales, row, preserve_unit_loops=True)
-    sch.vectorize(sch.get_loops(scales)[-1])
+    for held in of_groups:
+        sch.compute_at(held, row, preserve_unit_loops=True)
+        sch.vectorize(sch.get_loops(held)[-1])
     sch.compute_at(dot, part, preserve_unit_loops=True)
     place = vectorize_dot(sch, dot)
     finish_rows(sch, partial, matmul, last, group)
