@@ -71,9 +71,9 @@ def unlike(model: Model) -> str:
         return f"llama.cpp's {graph.name.lower()} lacks this model's {' and '.join(lacking)}"
     if any(len(model.pieces(matrix)) > 1 for matrix in model.matrices.values()):
         return "tensors of several formats are stacked in it"
-    if not all(gguf_blocks.type_of(model.scheme_of(matrix).weight) for matrix in model.matrices.values()):
-        held = f"4 bits, and symmetric ones of 8, with float16 scales in groups that {gguf_blocks.GROUP} divides"
-        return f"no type of GGUF is written that holds {model.workload.scheme.name} as it is: there are {held}"
+    for matrix in model.matrices.values():
+        if not _kind(model, matrix):
+            return f"no type of ggml holds {matrix.name}, [{matrix.n}, {matrix.k}], in {model.workload.scheme.name}"
     return ""
 
 
@@ -312,7 +312,12 @@ def _stored(model: Model, name: str) -> tuple[str, int]:
     matrix = model.matrices.get(name)
     if matrix is None:
         return "F32", 1
-    return "F32" if matrix.stays_float else gguf_blocks.type_of(model.scheme_of(matrix).weight), matrix.k
+    return _kind(model, matrix), matrix.k
+
+
+def _kind(model: Model, matrix: Matrix) -> str:
+    """The type of ggml that holds a matrix; empty where there is none."""
+    return "F32" if matrix.stays_float else gguf_blocks.type_of(model.scheme_of(matrix).weight, matrix.k)
 
 
 def _announce(writer: GGUFWriter, tensor: _Tensor, kind: str, k: int) -> None:
