@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import THREADS, load_model
+from gguf import GGUFReader
+from gguf.quants import dequantize
 from test_architectures import CASES, FLOAT32, compare, saved
 
 from tunebench.engines import baselines, gguf_file
@@ -54,17 +57,27 @@ def test_llama_cpp_computes_what_transformers_does(name: str, place: int) -> Non
 
 
 def test_a_file_has_each_expert_in_its_place(tmp_path: Path) -> None:
-    gguf = pytest.importorskip("gguf")
     model, path = load_model(saved("mixtral")[1], "q4f16_1"), tmp_path / "model.gguf"
     gguf_file.write(model, workloads.random_weights(model, 0), path)
-    held = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    held = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     experts, made = model.decoder.layers[0].mlp, dict(workloads.random_weights(model, 0))
     form = model.scheme_of(experts.up).weight
     parts = {suffix: made[f"{experts.up.name}.{suffix}"] for suffix in ("q_weight", "q_scale")}
     floats = quantization.kind_of(form).dequantize(form, parts).reshape(experts.router.n, 2, -1, experts.up.k)
     for i, name in enumerate(("blk.0.ffn_gate_exps.weight", "blk.0.ffn_up_exps.weight")):
-        found = gguf.quants.dequantize(held[name].data, held[name].tensor_type)
+        found = dequantize(held[name].data, held[name].tensor_type)
         np.testing.assert_array_equal(found, floats[:, i])
+
+
+def test_llama_cpp_runs_the_file_that_a_model_came_in(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    reference, folder = saved("llama")
+    model, path = load_model(folder, "q0f32"), tmp_path / "tiny.gguf"
+    gguf_file.write(model, weights.read(model, model.checkpoint), path)
+    held = load_model(path, replace(quantization.schemes()["q0f32"], native=True))
+    engine = baselines.peers()["llama_cpp"].load(held, [], THREADS, tmp_path / "not needed")
+    assert compare(engine, reference, 1) < FLOAT32
+    assert engine.weight_bytes == sum(tensor.n_bytes for tensor in GGUFReader(path).tensors)
 
 
 @pytest.mark.parametrize(
