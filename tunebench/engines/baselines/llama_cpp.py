@@ -164,7 +164,7 @@ def facts() -> dict[str, object]:
 PEERS = (
     Peer(
         name=EngineName.LLAMA_CPP,
-        summary="llama.cpp on the CPU, the same weights as GGUF: Q4_0, Q4_1, Q8_0, floats, or the model's own file",
+        summary="llama.cpp on the CPU, the same weights in a type of GGUF, or the model's own file",
         packages=("llama_cpp", "gguf"),
         refuses=refuses,
         load=load,
