@@ -60,21 +60,21 @@ def config_dict(config: ModelConfig) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    """One of an architecture's tiny models, and the folder that it is saved in; made once."""
+    """(one of an architecture's tiny models, perhaps changed; the folder that it is saved in), made once."""
 
-    @functools.cache
-    def get(name: str, i: int = 0) -> tuple[PreTrainedModel, Path]:
-        model, folder = random_model(name, i), tmp_path_factory.mktemp(f"{name}-{i}")
+    def make(name: str, i: int = 0, **changes: Any) -> tuple[PreTrainedModel, Path]:
+        model, folder = random_model(name, i, **changes), tmp_path_factory.mktemp(f"{name}-{i}")
         model.save_pretrained(folder)
         return model, folder
 
-    return get
+    kept = functools.cache(make)
+    return lambda name, i=0, **changes: make(name, i, **changes) if changes else kept(name, i)
 
 
-def random_model(name: str, i: int) -> PreTrainedModel:
+def random_model(name: str, i: int, **changes: Any) -> PreTrainedModel:
     """A tiny model with random weights, all of them large enough that every part of it shows."""
     torch.manual_seed(0)
-    tiny = config_dict(architectures.architectures()[name].tiny[i])
+    tiny = config_dict(architectures.architectures()[name].tiny[i]) | changes
     config = AutoConfig.for_model(name, **tiny, initializer_range=0.2, pad_token_id=None)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(torch.float32).eval()
     with torch.no_grad():

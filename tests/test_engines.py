@@ -11,18 +11,22 @@ import tvm
 from conftest import THREADS, load_model, lower, relative_error, write_config
 
 from tunebench.compile.build import compile_model
-from tunebench.engines import baselines
+from tunebench.engines import baselines, gguf_blocks
 from tunebench.engines.baselines import Engine, llama_cpp
 from tunebench.engines.tvm import TvmEngine
 from tunebench.engines.tvm import load as load_tvm
 from tunebench.errors import TuneBenchError
+from tunebench.model import quantization
 from tunebench.model import workload as workloads
-from tunebench.model.quantization import integer
 from tunebench.model.workload import Model
 
 LOGITS = {"q0f32": 2e-3, "q0f16": 2e-2, "q0bf16": 5e-2, "q4f16_1": 5e-2, "q4i8f16_0": 3e-2, "q8i8f16_0": 3e-2}
 """How far the logits may be off, of the largest: llama.cpp quantizes activations and keeps a cache in float16."""
 CASES = [("llama_cpp", name) for name in LOGITS] + [("torch", name) for name in LOGITS if name.startswith("q0")]
+
+
+WITHOUT_BLOCKS = {"q3f16_1", "q4f32_1", "w4a16_asym", "fp8f16", "fp8f16_128", "nvfp4f16"}
+"""Schemes that no type of ggml holds without loss."""
 
 
 def open_peer(peer: str, model: Model, folder: Path) -> Engine:
@@ -67,18 +71,21 @@ def test_a_peer_computes_the_same(
     assert not list(tmp_path.glob("gguf-*"))
 
 
-def test_blocks_of_gguf_hold_the_weights_exactly() -> None:
+@pytest.mark.parametrize("name", quantization.schemes())
+def test_blocks_of_gguf_hold_the_weights_exactly(name: str) -> None:
     gguf = pytest.importorskip("gguf")
-    from tunebench.model import quantization
-
-    for name, kind in (("q4f16_1", "Q4_0"), ("q8f16_1", "Q8_0"), ("q4i8f16_0", "Q4_0")):
-        weight = quantization.schemes()[name].weight
-        parts = quantization.kind_of(weight).random(weight, 32, 128, np.random.default_rng(2))
-        expected = quantization.kind_of(weight).dequantize(weight, parts)
-        rows = {suffix: integer.by_row(weight, array) for suffix, array in parts.items()}
-        blocks = llama_cpp._blocks(weight, rows["q_weight"], rows["q_scale"])
-        found = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[kind])
-        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+    form = quantization.schemes()[name].weight
+    kind = gguf_blocks.type_of(form, 512)
+    assert (kind == "") == (name in WITHOUT_BLOCKS)
+    if kind in ("", "F32", "F16", "BF16"):
+        return
+    matrix = np.random.default_rng(2).standard_normal((48, 512)).astype(np.float32)
+    stored = quantization.kind_of(form).quantize(quantization.by_rows(form), matrix)
+    parts = quantization.kind_of(form).laid_out(form, stored)
+    expected = quantization.kind_of(form).dequantize(form, parts)
+    blocks = np.concatenate(list(gguf_blocks.blocks(form, parts, np.arange(48)[::-1])))
+    found = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[kind])[::-1]
+    np.testing.assert_array_equal(found, expected[:48])
 
 
 def test_a_missing_package_says_what_to_install() -> None:

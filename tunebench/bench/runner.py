@@ -17,6 +17,7 @@ from tunebench.devices.base import Device
 from tunebench.devices.probe import PROTOCOL as PROBE
 from tunebench.devices.probe import Probe
 from tunebench.dtypes import DTYPES
+from tunebench.engines.baselines import peers
 from tunebench.model import weights
 from tunebench.model.workload import Model
 from tunebench.results import Result
@@ -213,8 +214,13 @@ def _base_row(arm: Arm, test: Test) -> Result:
         flops_per_token=model.flops_per_token,
         multiplies=_multiplies(workload),
         bytes_per_token=round(model.read_bytes + model.cache_bytes_per_token * mean_depth * workload.batch),
-        environment=session.described(),
+        environment={**session.described(), **_facts(arm)},
     )
+
+
+def _facts(arm: Arm) -> dict[str, object]:
+    """What another engine says of itself."""
+    return peers()[arm.engine].facts() if arm.loaded and arm.engine in peers() else {}
 
 
 def _multiplies(workload: Workload) -> str:

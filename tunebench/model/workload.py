@@ -19,6 +19,7 @@ from tvm import te
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor, op, spec
 
+from tunebench import registry
 from tunebench.dtypes import numpy_dtype
 from tunebench.errors import TuneBenchError
 from tunebench.kernels import cpu as cpu_kernels

@@ -29,6 +29,7 @@ class Peer:
     packages: tuple[str, ...]  # what it imports
     refuses: Callable[[Model], str]  # why it cannot run a model; empty if it can
     load: Callable[[Model, Weights, int, Path], Engine]  # (model, weights, threads, folder for large files)
+    facts: Callable[[], dict[str, object]] = dict  # what rows say of it among what they say of the machine
 
 
 def peers() -> dict[str, Peer]:

@@ -1,86 +1,143 @@
-"""PyTorch: the model as eager operators over a static cache, with the same weights in float.
+"""PyTorch: transformers' own model over a static cache, with the same weights in float.
 
-On a GPU the operators of a step are recorded as a CUDA graph for each chunk size and each stretch of the
-cache, and replayed; quantized weights are dequantized to the activations' type when they are loaded.
+The model is Hugging Face's for the config; cache and attention are given to it through transformers' interfaces, so
+that a step has static shapes and reads no more of the cache than a stretch that holds what is there. On a GPU a step is
+compiled, where Triton and a C compiler are there, and recorded as a CUDA graph, one for each chunk size and stretch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import itertools
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunebench.engines import hugging_face
 from tunebench.engines.base import Engine, Weights
 from tunebench.engines.baselines import Peer
-from tunebench.spec import EngineName, WeightFormat
+from tunebench.model.description import Experts
+from tunebench.model.quantization import Array
+from tunebench.spec import EngineName
 
 if TYPE_CHECKING:
-    from tunebench.model.architectures.llama import LlamaConfig
     from tunebench.model.workload import Model
+
+ATTENTION = "tunebench"  # as transformers knows the attention here
+SHAPES = 1000  # of steps that are compiled
+STRETCH = 256  # positions: a step in a graph attends to a multiple of them, and masks what is not there yet
 
 
 def refuses(model: Model) -> str:
     """Why it cannot run a model, or an empty string."""
-    if model.architecture.name != "llama":
-        return f"it has no {model.architecture.name}"
     scheme, on_gpu = model.workload.scheme, model.workload.device_kind == "gpu"
-    weight = scheme.weight
-    if weight.kind != "float" and not on_gpu:
-        return "it has no such quantization on a CPU: compare q0f32, q0f16 or q0bf16"
-    by_row = weight.layout == "NK" and weight.packing == "in_order" and weight.zero == "symmetric"
-    if on_gpu and not (scheme.dtype == "float16" and by_row):
-        return "it is compared in float16, with symmetric weights stored row by row"
-    if on_gpu:
-        import torch
+    if model.workload.kv:
+        return "its cache holds floats here"
+    if not on_gpu:
+        is_float = scheme.weight.kind == "float" and not scheme.native
+        return "" if is_float else "it has no such quantization on a CPU: compare q0f32, q0f16 or q0bf16"
+    if scheme.dtype != "float16":
+        return "it is compared in float16"
+    import torch
 
-        return "" if torch.cuda.is_available() else "this PyTorch has no CUDA"
-    return ""
-
-
-STRETCH = 256  # positions: a graph attends to a multiple of them, and masks what is not there yet
+    return "" if torch.cuda.is_available() else "this PyTorch has no CUDA"
 
 
-@dataclass(frozen=True)
-class _Shape:
-    config: LlamaConfig
-    batch: int
-    context: int
+class _Cache:
+    """Each layer's keys and values, [b, heads, C, D], that grow at the places of a step, [n] int64."""
 
-    @staticmethod
-    def of(model: Model) -> _Shape:
-        """A model that `refuses` has nothing against."""
-        return _Shape(cast("LlamaConfig", model.config), model.workload.batch, model.workload.context)
+    def __init__(self, held: list[tuple[Any, Any]]) -> None:
+        self.held, self.places, self.stretch = held, None, 0
+
+    def update(self, key: Any, value: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Store [b, heads, n, D] each, and return what the step attends to."""
+        keys, values = self.held[layer]
+        keys.index_copy_(2, self.places, key.to(keys.dtype))
+        values.index_copy_(2, self.places, value)
+        if not self.stretch:
+            return key, value
+        return keys[:, :, : self.stretch], values[:, :, : self.stretch]
+
+
+def _attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float | None = None,
+    masks: Any = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Any = None,
+    **_: Any,
+) -> tuple[Any, None]:
+    """Attention of [b, heads, n, D] to [b, kv heads, m, D] as transformers calls it -> [b, n, heads, D].
+
+    `masks` has one for each window, bool [n, m], or None where nothing but the causal one is needed.
+    """
+    from torch.nn.functional import scaled_dot_product_attention
+
+    batch, heads, n, dim = query.shape
+    kv_heads, mask = key.shape[1], masks[sliding_window or 0]
+    if softcap or s_aux is not None:
+        mixed = _spelled_out(query, key, value, mask, scaling or dim**-0.5, softcap, s_aux)
+    else:
+        if n == 1:  # the query heads that share keys become rows of one head
+            query = query.reshape(batch, kv_heads, heads // kv_heads, dim)
+        shared = n > 1 and heads > kv_heads
+        causal = mask is None and n > 1
+        mixed = scaled_dot_product_attention(query, key, value, mask, 0.0, causal, scale=scaling, enable_gqa=shared)
+    return mixed.reshape(batch, heads, n, dim).transpose(1, 2).contiguous(), None
+
+
+def _spelled_out(query: Any, key: Any, value: Any, mask: Any, scale: float, softcap: float | None, sinks: Any) -> Any:
+    """The same with soft caps or sinks, which PyTorch's own has not."""
+    import torch
+
+    batch, heads, n, dim = query.shape
+    rows = query.reshape(batch, key.shape[1], -1, dim)
+    scores = (rows @ key.transpose(2, 3)).float().reshape(batch, heads, n, -1) * scale
+    scores = torch.tanh(scores / softcap) * softcap if softcap else scores
+    if mask is None:
+        mask = torch.ones(n, n, dtype=torch.bool, device=scores.device).tril()
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float()[None, :, None, None].expand(batch, -1, n, 1)], dim=-1)
+    weights = scores.softmax(-1)[..., : key.shape[2]].to(value.dtype)
+    return (weights.reshape(batch, key.shape[1], -1, key.shape[2]) @ value).reshape(batch, heads, n, dim)
 
 
 class TorchEngine:
-    """A llama in eager mode. Products and attention are PyTorch's own kernels, in the weights' type."""
+    """A model of transformers, a step at a time."""
 
-    def __init__(self, shape: _Shape, weights: dict[str, Any], threads: int) -> None:
+    unit = 1  # positions: a step attends to a multiple of them
+
+    def __init__(self, module: Any, model: Model) -> None:
         import torch
 
-        torch.set_num_threads(threads)
-        self._torch, self._shape, self._weights = torch, shape, weights
-        config = shape.config
-        cache = (config.num_hidden_layers, 2, shape.batch, config.num_key_value_heads, shape.context, config.head_dim)
-        self._dtype = weights["lm_head"].dtype
-        self._cache = torch.zeros(cache, dtype=self._dtype)
-        half = config.head_dim // 2
-        frequency = config.rope_theta ** (-torch.arange(half, dtype=torch.float32) / half)
-        turned = torch.arange(shape.context, dtype=torch.float32)[:, None] * frequency
-        self._cos, self._sin = turned.cos().repeat(1, 2), turned.sin().repeat(1, 2)
+        self._torch, self._module = torch, module
+        self._batch, self._context = model.workload.batch, model.workload.context
+        attentions = [layer.attention for layer in model.decoder.layers]
+        self._windows = {0, *(each.window for each in attentions)}
+        shapes = [(self._batch, at.kv_heads, self._context, at.dim) for at in attentions]
+        zeros = functools.partial(torch.zeros, dtype=module.dtype, device=module.device)
+        self._cache = _Cache([(zeros(shape), zeros(shape)) for shape in shapes])
 
     @property
     def weight_bytes(self) -> int:
-        """All tensors."""
-        return sum(tensor.nbytes for tensor in self._weights.values())
+        """All parameters, one that stands for two once."""
+        return sum(parameter.nbytes for parameter in self._module.parameters())
 
     def prefill(self, tokens: np.ndarray, position: int) -> None:
         """Process int32 tokens [b, n] that stand at `position`."""
-        torch = self._torch
+        torch, n = self._torch, tokens.shape[1]
+        ids = torch.from_numpy(np.ascontiguousarray(tokens)).long()
         with torch.inference_mode():
-            self._logits = self._step(torch.from_numpy(np.ascontiguousarray(tokens)).long(), position)
+            self._logits = self._step(ids, torch.tensor([position]), self._stretch(n, position))
 
     def decode(self, tokens: np.ndarray, position: int) -> None:
         """Process one token a sequence, int32 [b, 1], at `position`."""
@@ -91,209 +148,180 @@ class TorchEngine:
 
     def logits(self) -> np.ndarray:
         """Float32 logits [b, vocab] of the last call."""
-        return np.asarray(self._logits.float().numpy())
+        return np.asarray(self._logits.float().cpu().numpy())
 
-    def _step(self, tokens: Any, position: int) -> Any:
-        functional, weights = self._torch.nn.functional, self._weights
-        x = functional.embedding(tokens, weights["model.embed_tokens"])
-        for i in range(self._shape.config.num_hidden_layers):
-            name = f"model.layers.{i}"
-            x = x + self._attention(self._norm(x, f"{name}.input_layernorm"), i, position)
-            y = self._norm(x, f"{name}.post_attention_layernorm")
-            gate, up = functional.linear(y, weights[f"{name}.mlp.gate_up_proj"]).chunk(2, dim=-1)
-            x = x + functional.linear(functional.silu(gate) * up, weights[f"{name}.mlp.down_proj"])
-        return functional.linear(self._norm(x[:, -1], "model.norm"), weights["lm_head"])
+    def _stretch(self, n: int, position: int) -> int:
+        """Positions of the cache that a step reads; 0 where it is a whole prompt and needs none of them."""
+        if position == 0 and n > 1:
+            return 0
+        return min(-(-(position + n) // self.unit) * self.unit, self._context)
 
-    def _norm(self, x: Any, name: str) -> Any:
-        config = self._shape.config
-        return self._torch.nn.functional.rms_norm(x, (config.hidden_size,), self._weights[name], config.rms_norm_eps)
-
-    def _attention(self, x: Any, layer: int, position: int) -> Any:
-        config, functional = self._shape.config, self._torch.nn.functional
-        heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        batch, n = x.shape[:2]
-        end = position + n
-        name = f"model.layers.{layer}.self_attn"
-        qkv = functional.linear(x, self._weights[f"{name}.qkv_proj"]).view(batch, n, heads + 2 * kv_heads, dim)
-        q, k, v = qkv.transpose(1, 2).split([heads, kv_heads, kv_heads], dim=1)
-        keys, values = self._cache[layer]
-        keys[:, :, position:end] = self._rotate(k, position)
-        values[:, :, position:end] = v
-        mask = None
-        if n > 1:
-            mask = self._torch.ones(n, end, dtype=self._torch.bool).tril(diagonal=position)
-        mixed = functional.scaled_dot_product_attention(
-            self._rotate(q, position), keys[:, :, :end], values[:, :, :end], attn_mask=mask, enable_gqa=heads > kv_heads
+    def _step(self, ids: Any, at: Any, stretch: int) -> Any:
+        """Logits [b, vocab] after tokens [b, n] at a place, int64 [1]."""
+        torch, n = self._torch, ids.shape[1]
+        places = at + torch.arange(n, device=ids.device)
+        self._cache.places, self._cache.stretch = places, stretch
+        needed = stretch > 0 and (n > 1 or self.unit > 1)
+        masks = {window: self._mask(places, stretch or n, window, needed) for window in self._windows}
+        found = self._module(
+            input_ids=ids,
+            position_ids=places[None].expand(ids.shape[0], -1),
+            cache=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+            masks=masks,
         )
-        return functional.linear(mixed.transpose(1, 2).reshape(batch, n, heads * dim), self._weights[f"{name}.o_proj"])
+        return found.logits[:, -1]
 
-    def _rotate(self, x: Any, position: int) -> Any:
-        n, half = x.shape[2], x.shape[3] // 2
-        cos, sin = self._cos[position : position + n], self._sin[position : position + n]
-        turned = self._torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-        return (x * cos + turned * sin).to(self._dtype)
+    def _mask(self, places: Any, length: int, window: int, needed: bool) -> Any:
+        """Which of the first `length` positions each place sees, bool [n, length]."""
+        if not needed and not 0 < window < length:
+            return None
+        positions = self._torch.arange(length, device=places.device)
+        seen = positions <= places[:, None]
+        return seen & (positions > places[:, None] - window) if window else seen
 
 
-class CudaTorchEngine:
-    """A llama in float16 on the GPU, a CUDA graph a chunk size and stretch of the cache."""
+class CudaTorchEngine(TorchEngine):
+    """The same on a GPU, a CUDA graph a chunk size and stretch of the cache."""
 
-    def __init__(self, shape: _Shape, weights: dict[str, Any]) -> None:
-        import torch
+    unit = STRETCH
 
-        self._torch, self._shape, self._weights = torch, shape, weights
-        config = shape.config
-        cache = (config.num_hidden_layers, 2, shape.batch, config.num_key_value_heads, shape.context, config.head_dim)
-        self._cache = torch.zeros(cache, dtype=torch.float16, device="cuda").uniform_(-1, 1)
-        half = config.head_dim // 2
-        frequency = config.rope_theta ** (-torch.arange(half, dtype=torch.float32) / half)
-        turned = torch.arange(shape.context, dtype=torch.float32)[:, None] * frequency
-        self._cos, self._sin = turned.cos().repeat(1, 2).cuda(), turned.sin().repeat(1, 2).cuda()
+    def __init__(self, module: Any, model: Model) -> None:
+        super().__init__(module, model)
+        for tensor in self._all():
+            tensor.uniform_(-1, 1)
         self._graphs: dict[tuple[int, int], tuple[Any, Any, Any, Any]] = {}
-
-    @property
-    def weight_bytes(self) -> int:
-        """All tensors."""
-        return sum(tensor.nbytes for tensor in self._weights.values())
+        self._is_mixture = any(isinstance(layer.mlp, Experts) for layer in model.decoder.layers)
+        self._torch._dynamo.config.recompile_limit = SHAPES
+        compiles = self._torch.utils._triton.has_triton() and (shutil.which("cc") or shutil.which("gcc"))
+        self._run = self._torch.compile(self._step, dynamic=False, fullgraph=True) if compiles else self._step
 
     def prefill(self, tokens: np.ndarray, position: int) -> None:
         """Process int32 tokens [b, n] that stand at `position`."""
-        torch, n = self._torch, tokens.shape[1]
-        stretch = 0 if position == 0 and n > 1 else -(-(position + n) // STRETCH) * STRETCH
-        key = n, min(stretch, self._shape.context)
+        n = tokens.shape[1]
+        key = n, self._stretch(n, position)
+        if self._is_mixture and n > 1:  # how many tokens an expert gets is read by the host, which no graph can do
+            return self._eager(tokens, position)
         if key not in self._graphs:
             self._graphs[key] = self._record(*key)
-        graph, ids, at, logits = self._graphs[key]
-        ids.copy_(torch.from_numpy(np.ascontiguousarray(tokens)), non_blocking=True)
+        graph, ids, at, self._logits = self._graphs[key]
+        ids.copy_(self._torch.from_numpy(np.ascontiguousarray(tokens)), non_blocking=True)
         at.fill_(position)
         graph.replay()
-        self._logits = logits
-
-    def decode(self, tokens: np.ndarray, position: int) -> None:
-        """Process one token a sequence, int32 [b, 1], at `position`."""
-        self.prefill(tokens, position)
 
     def wait(self) -> None:
         """Until the device is done."""
         self._torch.cuda.synchronize()
 
-    def logits(self) -> np.ndarray:
-        """Float32 logits [b, vocab] of the last call."""
-        return np.asarray(self._logits.float().cpu().numpy())
+    def _all(self) -> Iterator[Any]:
+        """Every tensor of the cache."""
+        return itertools.chain.from_iterable(self._cache.held)
+
+    def _eager(self, tokens: np.ndarray, position: int) -> None:
+        torch = self._torch
+        ids = torch.from_numpy(np.ascontiguousarray(tokens)).long().cuda()
+        self._module.set_experts_implementation("grouped_mm")
+        with torch.inference_mode():
+            self._logits = self._step(ids, torch.tensor([position]).cuda(), self._stretch(tokens.shape[1], position))
 
     def _record(self, n: int, stretch: int) -> tuple[Any, Any, Any, Any]:
         torch = self._torch
-        ids = torch.zeros((self._shape.batch, n), dtype=torch.int32, device="cuda")
+        ids = torch.zeros((self._batch, n), dtype=torch.int64, device="cuda")
         at = torch.zeros(1, dtype=torch.int64, device="cuda")
-        held = self._cache[:, :, :, :, : max(n, 1)].clone()  # the warm-up writes at position 0
+        if self._is_mixture:
+            self._module.set_experts_implementation("batched_mm")
+        held = [tensor[..., :n, :].clone() for tensor in self._all()]  # the warm-up writes at position 0
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.inference_mode(), torch.cuda.stream(stream):
             for _ in range(2):
-                self._step(ids, at, stretch)
+                self._run(ids, at, stretch)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.graph(graph):
-            logits = self._step(ids, at, stretch)
-        self._cache[:, :, :, :, : max(n, 1)] = held
+            logits = self._run(ids, at, stretch)
+        for tensor, was in zip(self._all(), held, strict=True):
+            tensor[..., :n, :] = was
         return graph, ids, at, logits
-
-    def _step(self, ids: Any, at: Any, stretch: int) -> Any:
-        torch, functional, weights, config = self._torch, self._torch.nn.functional, self._weights, self._shape.config
-        x = functional.embedding(ids, weights["model.embed_tokens"])
-        places = at + torch.arange(ids.shape[1], device="cuda")
-        mask = (torch.arange(stretch, device="cuda") <= places[:, None]) if stretch else None
-        turn = self._cos[places], self._sin[places]
-
-        def norm(y: Any, name: str) -> Any:
-            return functional.rms_norm(y, (config.hidden_size,), weights[name], config.rms_norm_eps)
-
-        for i in range(config.num_hidden_layers):
-            name = f"model.layers.{i}"
-            x = x + self._attention(norm(x, f"{name}.input_layernorm"), i, places, turn, mask)
-            y = norm(x, f"{name}.post_attention_layernorm")
-            gate, up = functional.linear(y, weights[f"{name}.mlp.gate_up_proj"]).chunk(2, dim=-1)
-            x = x + functional.linear(functional.silu(gate) * up, weights[f"{name}.mlp.down_proj"])
-        return functional.linear(norm(x[:, -1], "model.norm"), weights["lm_head"])
-
-    def _attention(self, x: Any, layer: int, places: Any, turn: tuple[Any, Any], mask: Any) -> Any:
-        config, functional, torch = self._shape.config, self._torch.nn.functional, self._torch
-        heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        batch, n = x.shape[:2]
-        name = f"model.layers.{layer}.self_attn"
-        qkv = functional.linear(x, self._weights[f"{name}.qkv_proj"]).view(batch, n, heads + 2 * kv_heads, dim)
-        turned, v = qkv[:, :, : heads + kv_heads].transpose(1, 2), qkv[:, :, heads + kv_heads :].transpose(1, 2)
-        half = dim // 2
-        swapped = torch.cat([-turned[..., half:], turned[..., :half]], dim=-1)
-        turned = (turned * turn[0] + swapped * turn[1]).to(x.dtype)
-        q, k = turned[:, :heads], turned[:, heads:]
-        keys, values = self._cache[layer]
-        keys.index_copy_(2, places, k)
-        values.index_copy_(2, places, v)
-        if mask is None:  # a whole prompt
-            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads > kv_heads)
-        else:
-            stretch = mask.shape[1]
-            if n == 1:  # the query heads that share keys become rows of one head
-                q = q.reshape(batch, kv_heads, heads // kv_heads, dim)
-            mixed = functional.scaled_dot_product_attention(
-                q, keys[:, :, :stretch], values[:, :, :stretch], mask, enable_gqa=n > 1 and heads > kv_heads
-            ).reshape(batch, heads, n, dim)
-        return functional.linear(mixed.transpose(1, 2).reshape(batch, n, heads * dim), self._weights[f"{name}.o_proj"])
-
-
-def _load_on_gpu(model: Model, weights: Weights) -> Engine:
-    """Every matrix in float16 on the GPU; a quantized one from its two parts, which come one after the other."""
-    import torch
-
-    held: dict[str, Any] = {}
-    weight = model.workload.scheme.weight
-    for name, array in weights:
-        tensor = torch.from_numpy(array.view(np.int32) if array.dtype == np.uint32 else array).cuda()
-        base, _, part = name.rpartition(".")
-        if part == "q_weight":
-            held[name] = tensor
-        elif part == "q_scale":
-            held[base] = _dequantized(held.pop(f"{base}.q_weight"), tensor, weight)
-        else:
-            held[base if part == "weight" else name] = tensor
-    return CudaTorchEngine(_Shape.of(model), held)
-
-
-def _dequantized(words: Any, scales: Any, weight: WeightFormat) -> Any:
-    """int32 words [N, K / per word] and scales [N, K / group] -> float16 [N, K], a block of rows at a time."""
-    import torch
-
-    shifts = torch.arange(0, 32, weight.bits, device="cuda", dtype=torch.int32)
-    rows = []
-    for start in range(0, words.shape[0], 4096):
-        block = ((words[start : start + 4096, :, None] >> shifts) & ((1 << weight.bits) - 1)) - weight.zero_point
-        block = block.reshape(block.shape[0], scales.shape[1], -1).half() * scales[start : start + 4096, :, None]
-        rows.append(block.reshape(block.shape[0], -1))
-    return torch.cat(rows)
 
 
 def load(model: Model, weights: Weights, threads: int, folder: Path) -> Engine:
-    """Hand the weights over, a tensor each; `folder` is not needed."""
+    """Hand the weights over under Hugging Face's names; `folder` is not needed."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads)
+    dtype = getattr(torch, model.workload.scheme.dtype)
+    state = {name: _tensor(array).to(dtype) for name, array in hugging_face.tensors(model, weights)}
+    transformers.AttentionInterface.register(ATTENTION, _attention)
+    config = _config(model)
+    found, about = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=dtype,
+        attn_implementation=ATTENTION,
+        output_loading_info=True,
+    )
+    wrong = [*about["missing_keys"], *about["unexpected_keys"], *about["mismatched_keys"]]
+    if wrong:
+        raise ValueError(f"transformers' {model.architecture.name} has other weights: {wrong[:3]}")
+    _fix_rope(found.eval(), model)
+    return CudaTorchEngine(found.cuda(), model) if model.workload.device_kind == "gpu" else TorchEngine(found, model)
+
+
+def _fix_rope(module: Any, model: Model) -> None:
+    """Let the context decide on a rotation that depends on the length, and not each step, which no graph could do."""
     import torch
 
-    if model.workload.device_kind == "gpu":
-        return _load_on_gpu(model, weights)
-    held: dict[str, Any] = {}
-    for name, array in weights:
-        if array.dtype.name == "bfloat16":  # numpy's bfloat16 is not torch's, but has the same bits
-            tensor = torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-        else:
-            tensor = torch.from_numpy(array)
-        held[name.removesuffix(".weight")] = tensor
-    return TorchEngine(_Shape.of(model), held, threads)
+    for each in module.modules():
+        if getattr(each, "rope_type", "") in ("dynamic", "longrope"):
+            rope = model.decoder.ropes[0].of(model.workload.context)
+            each.inv_freq, each.attention_scaling = torch.tensor(rope.inv_freq, dtype=torch.float32), rope.times
+            each.rope_type = "default"
+
+
+def _config(model: Model) -> Any:
+    """Hugging Face's config of the decoder, with as many layers as are run."""
+    import transformers
+
+    config = model.source.config if model.source else {}
+    given = dict(config.get("text_config") or config)
+    layers = len(model.decoder.layers)
+    given |= {"num_hidden_layers": layers}
+    if given.get("layer_types"):
+        given["layer_types"] = given["layer_types"][:layers]
+    for key in ("model_type", "quantization_config"):
+        given.pop(key, None)
+    return transformers.AutoConfig.for_model(model.architecture.name, **given)
+
+
+def _tensor(array: Array) -> Any:
+    import torch
+
+    array = np.ascontiguousarray(array)
+    if array.dtype.name == "bfloat16":  # numpy's bfloat16 is not torch's, but has the same bits
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def facts() -> dict[str, object]:
+    """Versions of what computes."""
+    import torch
+    import transformers
+
+    return {"torch": {"torch": torch.__version__, "transformers": transformers.__version__}}
 
 
 PEERS = (
     Peer(
         name=EngineName.TORCH,
-        summary="PyTorch, eager operators over a static cache: float schemes on a CPU, CUDA graphs in float16 on a GPU",
-        packages=("torch",),
+        summary="PyTorch with transformers' models over a static cache: float schemes on a CPU, in float16 on a GPU, "
+        "compiled and as CUDA graphs",
+        packages=("torch", "transformers"),
         refuses=refuses,
         load=load,
+        facts=facts,
     ),
 )
