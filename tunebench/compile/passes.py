@@ -28,6 +28,8 @@ DLIGHT = (
     dlight.gpu.Fallback,
 )
 """Its rules for GPUs, in the order that TVM's own pipeline tries them."""
+OPAQUE = "row"
+"""The block of kernels that treat a row in loops of their own; all rules but the last fail at such a block."""
 
 
 def tvm_target(preset: TargetPreset, threads: int) -> tvm.target.Target:
@@ -90,8 +92,10 @@ def default_schedule(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModu
     if not is_cpu(target):
         if isinstance(gpu_kernels.operation(mod["main"]), Matmul):
             import_intrinsics()  # takes seconds
+        opaque = has_block(s_tir.Schedule(mod), OPAQUE)
         with target:
-            return dlight.ApplyDefaultSchedule(*(rule() for rule in DLIGHT))(tvm.IRModule(dict(mod.functions_items())))
+            rules = DLIGHT[-1:] if opaque else DLIGHT
+            return dlight.ApplyDefaultSchedule(*(rule() for rule in rules))(tvm.IRModule(dict(mod.functions_items())))
     sch = s_tir.Schedule(mod)
     for name in ("dequantize", "unpack", "expert_scale"):
         if has_block(sch, name):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tvm
@@ -30,10 +31,13 @@ class Loaded:
 
 def load(model: Model, weights: Iterable[tuple[str, np.ndarray]], device: tvm.runtime.Device) -> Loaded:
     """Copy weights to the device as they come, so that no more than one is held twice, and make the cache."""
-    shapes, (keys, values) = model.param_shapes, model.cache_shapes
+    shapes, caches = model.param_shapes, model.caches
     turns = rope_cos_sin(model)
-    dtype, layers = model.workload.scheme.dtype, model.config.num_hidden_layers
-    every = [*shapes.values(), *((each.shape, "float32") for each in turns), *[(keys, dtype), (values, dtype)] * layers]
+    every = [
+        *shapes.values(),
+        *((each.shape, "float32") for each in turns),
+        *(held for kept in caches for held in kept),
+    ]
     arena = Arena(Arena.size_of(every), device) if model.workload.device_kind == "gpu" else None
     new = arena.take if arena else functools.partial(tvm.runtime.empty, device=device)
     held = {name: new(*shapes[name]).copyfrom(array) for name, array in weights if name in shapes}
@@ -43,18 +47,19 @@ def load(model: Model, weights: Iterable[tuple[str, np.ndarray]], device: tvm.ru
     return Loaded(
         params=[held[name] for name in shapes],
         rope_cos_sin=[new(each.shape, "float32").copyfrom(each) for each in turns],
-        keys=_random_caches([new(keys, dtype) for _ in range(layers)]),
-        values=_random_caches([new(values, dtype) for _ in range(layers)]),
+        keys=_random_caches([new(*keys) for keys, _ in caches]),
+        values=_random_caches([new(*values) for _, values in caches]),
         arena=arena,
     )
 
 
 def _random_caches(caches: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
-    """The same contents in each layer."""
-    shape = tuple(int(extent) for extent in caches[0].shape)
-    caches[0].copyfrom(random_cache(shape, numpy_dtype(str(caches[0].dtype))))
-    for cache in caches[1:]:
-        cache.copyfrom(caches[0])
+    """The same contents in each layer that keeps as much."""
+    first: dict[Any, tvm.runtime.Tensor] = {}
+    for cache in caches:
+        shape, dtype = tuple(int(extent) for extent in cache.shape), str(cache.dtype)
+        cache.copyfrom(first.get((shape, dtype), random_cache(shape, numpy_dtype(dtype))))
+        first.setdefault((shape, dtype), cache)
     return caches
 
 

@@ -4,7 +4,7 @@ Arithmetic vectorizes, where LLVM would call the C library for each element, and
 function. Arguments appear several times in what is made of them.
 """
 
-from tvm.tirx import Expr, FloatImm, const, max, min, reinterpret
+from tvm.tirx import Expr, FloatImm, const, floor, max, min, reinterpret
 
 from tunebench.kernels.operation import Activation
 
@@ -43,6 +43,13 @@ def exp2(whole: Expr, part: Expr) -> Expr:
     for factor in POWERS[1:]:
         series = series * part + FloatImm("float32", factor)
     return series * reinterpret("float32", (whole.astype("int32") + 127) << 23)
+
+
+def sigmoid(x: Expr) -> Expr:
+    """1 / (1 + e^-x)."""
+    power = min(max(x * const(-LOG2_E, "float32"), const(-126, "float32")), const(126, "float32"))
+    whole = floor(power + const(0.5, "float32"))
+    return const(1, "float32") / (const(1, "float32") + exp2(whole, power - whole))
 
 
 def clamp(x: Expr, most: float) -> Expr:

@@ -164,13 +164,13 @@ def _said(func: PrimFunc, op: OverCache) -> PrimFunc:
 def append(op: Append) -> PrimFunc:
     """Rotate a chunk's queries and keys and write its keys and values into the cache, in place.
 
-    (qkv [b, m, H + 2G, D], position, rope_cos_sin [2, C, R / 2] = cosines and sines[, weights [D] of the queries' and
-    of the keys' norm], keys, values) -> q, with the rotation that pairs element d of the first R with d + R / 2, as
-    Hugging Face's llama does.
+    (qkv [b, m, H + 2G, D], or 2H + 2G where there are gates, position, rope_cos_sin [2, C, R / 2] = cosines and
+    sines[, weights [D] of the queries' and of the keys' norm], keys, values) -> q, with the rotation that pairs element
+    d of the first R with d + R / 2, as Hugging Face's llama does.
     """
     b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
     rotated, half, epsilon, normed = op.rotated, op.rotated // 2, op.norm, op.norm > 0
-    blocks, lanes, rest = context // LANES, vector(dim), dim - op.rotated
+    blocks, lanes, rest, keyed = context // LANES, vector(dim), dim - op.rotated, heads * (1 + op.gated)
     partial = rest > 0
 
     def element(qkv: Buffer, factors: Buffer, weight: Buffer, *at: Expr) -> Expr:
@@ -179,7 +179,7 @@ def append(op: Append) -> PrimFunc:
 
     @T.prim_func(private=True, s_tir=True)
     def append(
-        qkv: T.Buffer((b, m, heads + 2 * kv_heads, dim), dtype),
+        qkv: T.Buffer((b, m, keyed + 2 * kv_heads, dim), dtype),
         position: T.Buffer((1,), "int32"),
         rope_cos_sin: T.Buffer((2, context, half), "float32"),
         query_norm: T.Buffer((dim,), dtype),
@@ -194,7 +194,7 @@ def append(op: Append) -> PrimFunc:
                 vb, vm = T.axis.remap("SS", [ib, im])
                 if normed:
                     T.reads(
-                        qkv[vb, vm, 0 : heads + 2 * kv_heads, 0:dim],
+                        qkv[vb, vm, 0 : keyed + 2 * kv_heads, 0:dim],
                         position[0],
                         rope_cos_sin[0:2, 0:context, 0:half],
                         query_norm[0:dim],
@@ -202,7 +202,7 @@ def append(op: Append) -> PrimFunc:
                     )
                 else:
                     T.reads(
-                        qkv[vb, vm, 0 : heads + 2 * kv_heads, 0:dim],
+                        qkv[vb, vm, 0 : keyed + 2 * kv_heads, 0:dim],
                         position[0],
                         rope_cos_sin[0:2, 0:context, 0:half],
                     )
@@ -213,8 +213,8 @@ def append(op: Append) -> PrimFunc:
                 )
                 if normed:
                     squares = T.sblock_alloc_buffer((lanes,), "float32")
-                    factors = T.sblock_alloc_buffer((heads + kv_heads,), "float32")
-                    for h in range(heads + kv_heads):
+                    factors = T.sblock_alloc_buffer((keyed + kv_heads,), "float32")
+                    for h in range(keyed + kv_heads):
                         for lane in range(lanes):
                             squares[lane] = T.float32(0)
                         for j, lane in T.grid(dim // lanes, lanes):
@@ -241,15 +241,15 @@ def append(op: Append) -> PrimFunc:
                 for h, d in T.grid(kv_heads, half):
                     keys[vb, h, (position[0] + vm) // LANES, d, (position[0] + vm) % LANES] = T.Cast(
                         dtype,
-                        element(qkv, factors, key_norm, vb, vm, h + heads, d) * rope_cos_sin[0, position[0] + vm, d]
-                        - element(qkv, factors, key_norm, vb, vm, h + heads, d + half)
+                        element(qkv, factors, key_norm, vb, vm, h + keyed, d) * rope_cos_sin[0, position[0] + vm, d]
+                        - element(qkv, factors, key_norm, vb, vm, h + keyed, d + half)
                         * rope_cos_sin[1, position[0] + vm, d],
                     )
                     keys[vb, h, (position[0] + vm) // LANES, d + half, (position[0] + vm) % LANES] = T.Cast(
                         dtype,
-                        element(qkv, factors, key_norm, vb, vm, h + heads, d + half)
+                        element(qkv, factors, key_norm, vb, vm, h + keyed, d + half)
                         * rope_cos_sin[0, position[0] + vm, d]
-                        + element(qkv, factors, key_norm, vb, vm, h + heads, d) * rope_cos_sin[1, position[0] + vm, d],
+                        + element(qkv, factors, key_norm, vb, vm, h + keyed, d) * rope_cos_sin[1, position[0] + vm, d],
                     )
                 if partial:
                     for h, d in T.grid(heads, rest):
@@ -258,10 +258,10 @@ def append(op: Append) -> PrimFunc:
                         )
                     for h, d in T.grid(kv_heads, rest):
                         keys[vb, h, (position[0] + vm) // LANES, d + rotated, (position[0] + vm) % LANES] = T.Cast(
-                            dtype, element(qkv, factors, key_norm, vb, vm, h + heads, d + rotated)
+                            dtype, element(qkv, factors, key_norm, vb, vm, h + keyed, d + rotated)
                         )
                 for h, d in T.grid(kv_heads, dim):
-                    values[vb, h, position[0] + vm, d] = qkv[vb, vm, h + heads + kv_heads, d]
+                    values[vb, h, position[0] + vm, d] = qkv[vb, vm, h + keyed + kv_heads, d]
 
     return _said(append if normed else without(append, 3, 4), op)
 

@@ -178,7 +178,8 @@ def append(op: Append) -> PrimFunc:
     """
     b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
     rotated, half, normed, partial = op.rotated, op.rotated // 2, op.norm > 0, op.rotated < dim
-    every, epsilon = heads + 2 * kv_heads, op.norm
+    keyed, epsilon = heads * (1 + op.gated), op.norm
+    every = keyed + 2 * kv_heads
 
     def element(qkv: tirx.Buffer, squares: tirx.Buffer, weight: tirx.Buffer, *at: tirx.Expr) -> tirx.Expr:
         x = T.Cast("float32", qkv[at])
@@ -206,8 +207,8 @@ def append(op: Append) -> PrimFunc:
         ):
             T.func_attr({"tirx.noalias": True})
             if normed:
-                squares = T.sblock_alloc_buffer((b, m, heads + kv_heads), "float32")
-                for ib, im, ih, id in T.grid(b, m, heads + kv_heads, dim):
+                squares = T.sblock_alloc_buffer((b, m, keyed + kv_heads), "float32")
+                for ib, im, ih, id in T.grid(b, m, keyed + kv_heads, dim):
                     with T.sblock("squares"):
                         vb, vm, vh, vd = T.axis.remap("SSSR", [ib, im, ih, id])
                         with T.init():
@@ -236,8 +237,8 @@ def append(op: Append) -> PrimFunc:
                     keys[vb, vh, position[0] + vm, vd] = T.Cast(
                         dtype,
                         turned(
-                            element(qkv, squares, key_norm, vb, vm, heads + vh, vd),
-                            element(qkv, squares, key_norm, vb, vm, heads + vh, (vd + half) % rotated),
+                            element(qkv, squares, key_norm, vb, vm, keyed + vh, vd),
+                            element(qkv, squares, key_norm, vb, vm, keyed + vh, (vd + half) % rotated),
                             rope_cos_sin[0, position[0] + vm, vd % half],
                             rope_cos_sin[1, position[0] + vm, vd % half],
                             vd,
@@ -246,7 +247,7 @@ def append(op: Append) -> PrimFunc:
             for ib, im, ih, id in T.grid(b, m, kv_heads, dim):
                 with T.sblock("value"):
                     vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
-                    values[vb, vh, position[0] + vm, vd] = qkv[vb, vm, heads + kv_heads + vh, vd]
+                    values[vb, vh, position[0] + vm, vd] = qkv[vb, vm, keyed + kv_heads + vh, vd]
 
     return marked(append if normed else without(append, 3, 4), op)
 

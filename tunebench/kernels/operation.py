@@ -117,6 +117,7 @@ class Append(OverCache):
     kind = "append"
     rotary: int = 0  # elements of a head, its first, that are rotated, d with d + rotary / 2; 0: all
     norm: float = 0.0  # epsilon of the queries' and keys' normalisation before that, by weights [dim] each; 0: none
+    gated: bool = False  # as many gates as queries lie between these and the keys, and are left alone
 
     @property
     def rotated(self) -> int:
@@ -263,11 +264,76 @@ class Combine(Operation):
     dtype: str
 
 
+@dataclass(frozen=True)
+class CausalConv(Operation):
+    """silu of a sum over each channel's `taps` last inputs, which are the first columns of x [b, m, columns]."""
+
+    kind = "causal_conv"
+    b: int
+    m: int
+    channels: int
+    columns: int
+    taps: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class DeltaInputs(Operation):
+    """Queries and keys of length 1, decays and shares of corrections, as the gated delta rule takes them."""
+
+    kind = "delta_inputs"
+    rows: int
+    channels: int
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class DeltaRule(Operation):
+    """The gated delta rule over m tokens of b sequences, with a state [key_dim, value_dim] for each value head."""
+
+    kind = "delta_rule"
+    b: int
+    m: int
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True)
+class GatedNorm(Operation):
+    """Heads [rows, heads, dim], each divided by its root mean square, weighted, and times silu of its gates."""
+
+    kind = "gated_norm"
+    rows: int
+    heads: int
+    dim: int
+    columns: int  # of the matrix whose last ones are the gates
+    epsilon: float
+    dtype: str
+
+
+@dataclass(frozen=True)
+class GateBy(Operation):
+    """x [rows, width] times the sigmoid of the columns from `first` on of gates [rows, columns]."""
+
+    kind = "gate_by"
+    rows: int
+    width: int
+    columns: int
+    first: int
+    dtype: str
+
+
 KINDS: dict[str, type[Operation]] = {
     each.kind: each
     for each in (
         *(Matmul, Attention, Append, RmsNorm, LayerNorm, SiluMul, Activate, LastRow),
         *(Route, Group, ExpertMatmul, Combine),
+        *(CausalConv, DeltaInputs, DeltaRule, GatedNorm, GateBy),
     )
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tunebench import stored
 from tunebench.dtypes import numpy_dtype
 from tunebench.errors import TuneBenchError
 from tunebench.model import quantization
-from tunebench.model.description import Matrix, Vector
+from tunebench.model.description import Dealt, Matrix, Vector
 from tunebench.model.quantization import Array, Arrays
 from tunebench.model.workload import Model
 from tunebench.spec import WeightFormat
@@ -56,7 +57,7 @@ def _wanted(model: Model) -> dict[str, tuple[int, ...]]:
 def _vector(tensors: _Tensors, vector: Vector, dtype: str) -> Array:
     """A vector in its type, from the tensors that it consists of."""
     stored = [tensors.stored(name, 0, tensors.shapes[name][0], "float64") for name in vector.stored]
-    parts = [_swapped(part, vector.arranged) for part in stored]
+    parts = [part.reshape(-1)[_order(part.size, *dealt)] for part, dealt in zip(stored, _dealt(vector), strict=True)]
     with np.errstate(over="ignore", invalid="ignore"):
         found = (np.concatenate(parts) * vector.times + vector.plus).astype(numpy_dtype(dtype))
     tensors.check_finite(vector.name, found)
@@ -66,22 +67,28 @@ def _vector(tensors: _Tensors, vector: Vector, dtype: str) -> Array:
 def _store(tensors: _Tensors, matrix: Matrix, weight: WeightFormat) -> Arrays:
     kind = quantization.kind_of(weight)
     blocks = []
-    for source in matrix.sources:
+    for source, dealt in zip(matrix.sources, _dealt(matrix), strict=True):
         n = tensors.shapes[source][0]
-        step = ROWS if matrix.arranged == (1, 1) else n
+        step = n if dealt else ROWS
         for start in range(0, n, step):
             rows = tensors.rows(source, start, min(start + step, n), "float32")
-            block = kind.quantize(weight, _swapped(rows, matrix.arranged))
+            block = kind.quantize(weight, rows[_order(len(rows), *dealt)])
             tensors.check_finite(source, *block.values())
             blocks.append(block)
     axis = 1 if weight.layout == "KN" else 0
     return {suffix: np.concatenate([block[suffix] for block in blocks], axis=axis) for suffix in blocks[0]}
 
 
-def _swapped(rows: Array, arranged: tuple[int, int]) -> Array:
-    """Rows that lie [a, b, ...] as [b, a, ...]."""
-    a, b = arranged
-    return rows.reshape(a, b, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
+def _dealt(weight: Matrix | Vector) -> tuple[Dealt, ...]:
+    """How the rows of each source lie."""
+    sources = weight.sources if isinstance(weight, Matrix) else weight.stored
+    return weight.dealt or ((),) * len(sources)
+
+
+def _order(n: int, runs: int = 1, *widths: int) -> Array:
+    """The order in which n rows, in runs that have so many of each kind, lie kind by kind."""
+    rows = np.arange(n).reshape(runs, -1)
+    return np.concatenate([part.reshape(-1) for part in np.split(rows, np.cumsum(widths)[:-1], axis=1)])
 
 
 class _Tensors:
@@ -125,6 +132,7 @@ class _Tensors:
             raise TuneBenchError(f"{self.folder} lacks {', '.join(missing[:3])}{more}.", WAY_ON)
         for name, expected in wanted.items():
             shape, dtype = self.shapes[name], self._slices[name].get_dtype()
+            shape = (math.prod(shape),) if len(expected) == 1 else shape
             if (shape if expected[0] else (0, *shape[1:])) != expected:
                 want = list(expected) if expected[0] else f"[any, {expected[1]}]"
                 raise TuneBenchError(f"{name} in {self.folder} has shape {list(shape)}, not {want}.", WAY_ON)

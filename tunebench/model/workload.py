@@ -29,11 +29,13 @@ from tunebench.kernels.tvmscript import quick_parsing
 from tunebench.model import architectures, quantization
 from tunebench.model.architectures import ModelConfig
 from tunebench.model.decoder import DecoderModule
-from tunebench.model.description import Decoder, Experts, Matrix, Rope, Vector
+from tunebench.model.description import Attention, Decoder, Experts, LinearAttention, Matrix, Rope, Vector
 from tunebench.model.quantization import Array, Arrays
 from tunebench.spec import Scheme, WeightFormat, Workload
 
 CONFIG_BYTES = 16 << 20
+Held = tuple[tuple[int, ...], str]
+"""Shape and element type of what lies in memory."""
 ALWAYS = {*ModelConfig.__struct_fields__, "rms_norm_eps", "tie_word_embeddings"} - {"rope_scaling"}
 """What a model's id is made of also where it is as its default says: ids in rows stay as they are."""
 
@@ -85,38 +87,48 @@ class Model:
             return scheme
         return replace(scheme, weight=replace(scheme.weight, layout="NK", packing="in_order"), activations="float")
 
-    @property
-    def cache_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """One layer's keys and values."""
-        config, workload = self.config, self.workload
+    @functools.cached_property
+    def caches(self) -> list[tuple[Held, Held]]:
+        """What each layer keeps: its keys and values, or its two states."""
+        return [self._kept(layer.attention) for layer in self.decoder.layers]
+
+    def _kept(self, attention: Attention | LinearAttention) -> tuple[Held, Held]:
+        workload = self.workload
+        b, dtype = workload.batch, workload.scheme.dtype
+        if isinstance(attention, LinearAttention):
+            state = (b, attention.value_heads, attention.key_dim, attention.value_dim)
+            return ((b, attention.taps - 1, attention.channels), "float32"), (state, "float32")
         shapes = gpu_kernels.cache_shapes if workload.device_kind == "gpu" else cpu_kernels.cache_shapes
-        return shapes(workload.batch, config.num_key_value_heads, workload.context, config.head_dim)
+        keys, values = shapes(b, attention.kv_heads, workload.context, attention.dim)
+        return (keys, dtype), (values, dtype)
 
     @property
     def cache_bytes(self) -> int:
-        """The whole KV cache."""
-        elements = sum(int(np.prod(shape)) for shape in self.cache_shapes)
-        return elements * len(self.decoder.layers) * numpy_dtype(self.workload.scheme.dtype).itemsize
+        """The whole KV cache, states included."""
+        return sum(_bytes(held) for layer in self.caches for held in layer)
+
+    @property
+    def state_bytes(self) -> int:
+        """Of what a decode step reads and writes at any depth."""
+        return self.cache_bytes - self.cache_bytes_per_token * self.workload.context * self.workload.batch
 
     @property
     def cache_bytes_per_token(self) -> int:
         """What one position of one sequence adds to a decode step's reads."""
-        return self.cache_bytes // (self.workload.context * self.workload.batch)
+        growing = zip(self.decoder.layers, self.caches, strict=True)
+        held = sum(sum(map(_bytes, kept)) for layer, kept in growing if isinstance(layer.attention, Attention))
+        return held // (self.workload.context * self.workload.batch)
 
     @property
     def weight_bytes(self) -> int:
         """All weights in stored form."""
-        sizes = [int(np.prod(shape)) * numpy_dtype(dtype).itemsize for shape, dtype in self.param_shapes.values()]
-        return sum(sizes)
+        return sum(map(_bytes, self.param_shapes.values()))
 
     @property
     def read_bytes(self) -> int:
         """Weights that one decode step reads, experts chosen at random; of the embedding table, a row: nothing."""
         read = {name: self._read_share(matrix) for name, matrix in self.matrices.items()}
-        parts = [
-            int(np.prod(shape)) * numpy_dtype(dtype).itemsize * read.get(name.rpartition(".")[0], 1.0)
-            for name, (shape, dtype) in self.param_shapes.items()
-        ]
+        parts = [_bytes(held) * read.get(name.rpartition(".")[0], 1.0) for name, held in self.param_shapes.items()]
         return round(sum(parts))
 
     def _read_share(self, matrix: Matrix) -> float:
@@ -258,8 +270,6 @@ def build_module(model: Model) -> tvm.IRModule:
     for chunk in model.workload.chunk_sizes:
         setattr(module, function_name(chunk), module.step)
     workload = model.workload
-    keys, values = model.cache_shapes
-    dtype, layers = workload.scheme.dtype, len(model.decoder.layers)
     one = spec.Tensor([1], "int32")
     specs = {
         function_name(chunk): {
@@ -267,8 +277,8 @@ def build_module(model: Model) -> tvm.IRModule:
             "position": one,
             "last_token": one,
             "rope_cos_sin": [spec.Tensor(turns.shape, "float32") for turns in rope_cos_sin(model)],
-            "keys": [spec.Tensor(keys, dtype)] * layers,
-            "values": [spec.Tensor(values, dtype)] * layers,
+            "keys": [spec.Tensor(*keys) for keys, _ in model.caches],
+            "values": [spec.Tensor(*values) for _, values in model.caches],
             "$": {"param_mode": "packed", "effect_mode": "none"},
         }
         for chunk in workload.chunk_sizes
@@ -280,6 +290,11 @@ def build_module(model: Model) -> tvm.IRModule:
 
 def _module(model: Model) -> nn.Module:
     return DecoderModule(model.decoder, model.workload, functools.partial(_Stored, model))
+
+
+def _bytes(held: Held) -> int:
+    shape, dtype = held
+    return int(np.prod(shape)) * numpy_dtype(dtype).itemsize
 
 
 class _Stored(nn.Module):
