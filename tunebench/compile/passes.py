@@ -5,6 +5,7 @@ it is looked up (apache/tvm #19385 shows what happens otherwise).
 """
 
 from types import ModuleType
+from typing import Any
 
 import tvm
 from tvm import relax, s_tir, tirx
@@ -16,7 +17,7 @@ from tvm.target import codegen
 from tunebench import environment
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
-from tunebench.kernels.operation import Matmul
+from tunebench.kernels.operation import CausalConv, DeltaInputs, DeltaRule, Group, Matmul, Route
 from tunebench.kernels.tvmscript import import_intrinsics
 from tunebench.spec import TargetPreset
 
@@ -28,8 +29,9 @@ DLIGHT = (
     dlight.gpu.Fallback,
 )
 """Its rules for GPUs, in the order that TVM's own pipeline tries them."""
-OPAQUE = "row"
-"""The block of kernels that treat a row in loops of their own; all rules but the last fail at such a block."""
+SIMPLE = (Route, Group, CausalConv, DeltaInputs, DeltaRule)
+"""Operations for the last of them alone: of several results rules for reductions keep the last; loops in a block fail.
+"""
 
 
 def tvm_target(preset: TargetPreset, threads: int) -> tvm.target.Target:
@@ -90,11 +92,13 @@ def default_schedule(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModu
     On a GPU that is DLight; on a CPU it is nothing, but never an unpacked matrix in memory.
     """
     if not is_cpu(target):
-        if isinstance(gpu_kernels.operation(mod["main"]), Matmul):
+        operation = gpu_kernels.operation(mod["main"])
+        rules: tuple[Any, ...] = DLIGHT
+        if isinstance(operation, Matmul):
             import_intrinsics()  # takes seconds
-        opaque = has_block(s_tir.Schedule(mod), OPAQUE)
+        if isinstance(operation, SIMPLE):
+            rules = DLIGHT[-1:]
         with target:
-            rules = DLIGHT[-1:] if opaque else DLIGHT
             return dlight.ApplyDefaultSchedule(*(rule() for rule in rules))(tvm.IRModule(dict(mod.functions_items())))
     sch = s_tir.Schedule(mod)
     for name in ("dequantize", "unpack", "expert_scale"):

@@ -70,6 +70,7 @@ SMALL = Qwen3MoeConfig(
     num_experts=8,
     num_experts_per_tok=2,
     moe_intermediate_size=32,
+    sliding_window=None,
     mlp_only_layers=(1,),
 )
 IN_TURN = msgspec.structs.replace(
