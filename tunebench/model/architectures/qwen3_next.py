@@ -154,7 +154,7 @@ ARCHITECTURES = (
                 linear_num_key_heads=2,
                 linear_num_value_heads=4,
                 moe_intermediate_size=32,
-                shared_expert_intermediate_size=48,
+                shared_expert_intermediate_size=64,
                 num_experts=4,
                 num_experts_per_tok=2,
             ),
