@@ -80,9 +80,9 @@ def cpu(config: Path) -> TvmEngine:
     model, target = load_model(config, SCHEME), cpu_target()
     executable = compile_model(lower(model, target)[0], target, {}).executable
     loaded = load(model, workloads.random_weights(model, SEED), tvm.cpu())
-    on_gpu = load_model(config, SCHEME, device_kind="gpu").cache_shapes
-    keys, values = (random_cache(shape, np.dtype("float32")) for shape in on_gpu)
-    b, heads, _, dim, lanes = model.cache_shapes[0]
+    on_gpu = load_model(config, SCHEME, device_kind="gpu").caches[0]
+    keys, values = (random_cache(shape, np.dtype("float32")) for shape, _ in on_gpu)
+    (b, heads, _, dim, lanes), _ = model.caches[0][0]
     keys = keys.reshape(b, heads, -1, lanes, dim).swapaxes(3, 4)
     for i in range(len(loaded.keys)):
         loaded.keys[i].copyfrom(np.ascontiguousarray(keys))
@@ -265,7 +265,7 @@ def test_an_export_is_read_as_safetensors(made: tuple[Model, Plan], tmp_path: Pa
         for name, array in wanted.items():
             np.testing.assert_array_equal(file.get_tensor(name), array)
         (tile,) = tiles
-        shape = model.cache_shapes[0]
+        shape, _ = model.caches[0][0]
         np.testing.assert_array_equal(
             np.broadcast_to(file.get_tensor(tile), shape), random_cache(shape, np.dtype("float32"))
         )

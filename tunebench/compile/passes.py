@@ -17,7 +17,7 @@ from tvm.target import codegen
 from tunebench import environment
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
-from tunebench.kernels.operation import Group, Matmul, Route
+from tunebench.kernels.operation import CausalConv, DeltaInputs, DeltaRule, Group, Matmul, Route
 from tunebench.kernels.tvmscript import import_intrinsics
 from tunebench.spec import TargetPreset
 
@@ -29,6 +29,9 @@ DLIGHT = (
     dlight.gpu.Fallback,
 )
 """Its rules for GPUs, in the order that TVM's own pipeline tries them."""
+SIMPLE = (Route, Group, CausalConv, DeltaInputs, DeltaRule)
+"""Operations for the last of them alone: of several results rules for reductions keep the last; loops in a block fail.
+"""
 
 
 def tvm_target(preset: TargetPreset, threads: int) -> tvm.target.Target:
@@ -93,7 +96,7 @@ def default_schedule(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModu
         rules: tuple[Any, ...] = DLIGHT
         if isinstance(operation, Matmul):
             import_intrinsics()  # takes seconds
-        if isinstance(operation, Route | Group):  # several results: rules for reductions would keep all but the last
+        if isinstance(operation, SIMPLE):
             rules = DLIGHT[-1:]
         with target:
             return dlight.ApplyDefaultSchedule(*(rule() for rule in rules))(tvm.IRModule(dict(mod.functions_items())))

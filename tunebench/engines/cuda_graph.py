@@ -27,6 +27,10 @@ class CudaEngine(TvmEngine):
         # TVM's pool of scratch memory frees a page when it takes a larger one: let it grow before anything is recorded.
         for chunk in model.workload.chunk_sizes:
             _Inputs(self, chunk, self._stream).run()
+        if model.decoder.is_recurrent:  # a step is not to be run twice, as recording one does
+            for chunk in model.workload.chunk_sizes:
+                tokens = np.zeros((model.workload.batch, chunk), np.int32)
+                self._recorded[chunk] = _Recorded(self, chunk, self._stream, (tokens, 0, 0))
 
     def wait(self) -> None:
         """Until the device is done."""

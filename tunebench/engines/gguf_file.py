@@ -84,8 +84,10 @@ def _features(model: Model, graph: _Graph) -> set[str]:
     found |= {"capped logits" if decoder.logits_softcap else ""}
     kinds = {type(layer.mlp) for layer in decoder.layers}
     found |= {"layers of which some have experts" if len(kinds) > 1 else ""}
-    for layer in decoder.layers:
-        attention, mlp = layer.attention, layer.mlp
+    for attention, mlp in ((layer.attention, layer.mlp) for layer in decoder.layers):
+        if not isinstance(attention, Attention):
+            found.add("linear attention")
+            continue
         partial = isinstance(mlp, Experts) and not mlp.normalized
         found |= {
             f"{mlp.activation} activation" if mlp.activation != graph.activation else "",
@@ -151,7 +153,7 @@ def _write_shape(writer: GGUFWriter, model: Model) -> None:
 
 
 def _write_attention(writer: GGUFWriter, model: Model) -> None:
-    attention = model.decoder.layers[0].attention
+    attention = model.decoder.attentions[0]
     writer.add_head_count(attention.heads)
     writer.add_head_count_kv(attention.kv_heads)
     writer.add_key_length(attention.dim)
@@ -159,7 +161,7 @@ def _write_attention(writer: GGUFWriter, model: Model) -> None:
     writer.add_attention_scale(attention.scale or attention.dim**-0.5)
     if attention.softcap:
         writer.add_attn_logit_softcapping(attention.softcap)
-    windows = [layer.attention.window for layer in model.decoder.layers]
+    windows = [attention.window for attention in model.decoder.attentions]
     if any(windows):
         writer.add_sliding_window(max(windows))
         writer.add_sliding_window_pattern([window > 0 for window in windows])
@@ -188,9 +190,9 @@ def _write_rope(writer: GGUFWriter, model: Model, graph: _Graph) -> None:
 
 def _rope(model: Model, windowed: bool) -> Rope:
     """The rotation of layers with a window or without, or of all where there are no such."""
-    layers = model.decoder.layers
-    chosen = next((each for each in layers if bool(each.attention.window) == windowed), layers[0])
-    return model.decoder.ropes[chosen.attention.rope].of(model.workload.context)
+    attentions = model.decoder.attentions
+    chosen = next((each for each in attentions if bool(each.window) == windowed), attentions[0])
+    return model.decoder.ropes[chosen.rope].of(model.workload.context)
 
 
 def _base(rope: Rope) -> float:
@@ -212,7 +214,7 @@ def _is_even(rope: Rope) -> bool:
 
 def _odd_rotation(model: Model, graph: _Graph) -> str:
     rope, local = _rope(model, False), _rope(model, True)
-    if graph.paired and 2 * len(rope.inv_freq) != model.decoder.layers[0].attention.dim:
+    if graph.paired and 2 * len(rope.inv_freq) != model.decoder.attentions[0].dim:
         return "partial rotation"
     served = bool(graph.factors) or _is_even(rope) or _yarn(model, graph) is not None
     plain = local == rope or (_is_even(local) and np.isclose(local.inv_freq[0], 1) and local.times == rope.times)
@@ -240,8 +242,8 @@ def _tensors(model: Model, graph: _Graph) -> dict[str, list[_Tensor]]:
     found = _block(decoder.embedding, {"TOKEN_EMBD": _all(decoder.embedding)}) | _norm(decoder.norm, "OUTPUT_NORM")
     if "OUTPUT" in has:
         found |= _block(decoder.head, {"OUTPUT": _all(decoder.head)})
-    for i, layer in enumerate(decoder.layers):
-        found |= _attention(layer.attention, has, graph.paired, i) | _mlp(layer.mlp, has, i) | _norms(layer, has, i)
+    for i, (layer, attention) in enumerate(zip(decoder.layers, decoder.attentions, strict=True)):
+        found |= _attention(attention, has, graph.paired, i) | _mlp(layer.mlp, has, i) | _norms(layer, has, i)
     return found
 
 

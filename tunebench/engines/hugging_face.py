@@ -10,7 +10,8 @@ import numpy as np
 
 from tunebench.engines.base import Weights
 from tunebench.model import quantization
-from tunebench.model.description import Matrix, Vector
+from tunebench.model.checkpoints import undealt
+from tunebench.model.description import Dealt, Matrix, Vector
 from tunebench.model.quantization import Array, Arrays
 
 if TYPE_CHECKING:
@@ -55,12 +56,12 @@ def _floats(model: Model, matrix: Matrix, parts: Arrays) -> Array:
 def _lengths(model: Model) -> dict[str, int]:
     """The rows of each tensor that is stacked with unlike ones: queries, keys and values."""
     found: dict[str, int] = {}
-    for layer in model.decoder.layers:
-        attention, qkv = layer.attention, layer.attention.qkv
-        keys = attention.kv_heads * attention.dim
+    for attention in model.decoder.attentions:
+        qkv, keys = attention.qkv, attention.kv_heads * attention.dim
+        queries = attention.heads * attention.dim * (1 + attention.gated)
         for names in (qkv.sources, qkv.bias.stored if qkv.bias else ()):
             if len(names) > 1:
-                found |= dict(zip(names, (attention.heads * attention.dim, keys, keys), strict=True))
+                found |= dict(zip(names, (queries, keys, keys), strict=True))
     return found
 
 
@@ -70,13 +71,15 @@ def _unstacked(
     """The tensors in rows, those of which no length is known of the same, as Hugging Face has them."""
     ends = np.cumsum([lengths.get(name, len(array) // len(names)) for name in names])
     for name, rows in zip(names, np.split(array, ends[:-1]), strict=True):
-        yield name, _as_stored(block, max(block.experts // len(names), 1), rows)
+        dealt = block.dealt[names.index(name)] if block.dealt else ()
+        yield name, _as_stored(block, max(block.experts // len(names), 1), rows, dealt)
 
 
-def _as_stored(block: Matrix | Vector, experts: int, rows: Array) -> Array:
+def _as_stored(block: Matrix | Vector, experts: int, rows: Array, dealt: Dealt) -> Array:
     """Rows of so many experts in the order and shape of their tensor."""
-    (outer, inner), width = block.arranged, rows.shape[1:]
-    rows = rows.reshape(experts, inner, outer, -1, *width).swapaxes(1, 2).reshape(experts, -1, *width)
+    width = rows.shape[1:]
+    rows = rows.reshape(experts, -1, *width)
+    rows = rows[:, np.argsort(undealt(rows.shape[1], *dealt))]
     if isinstance(block, Matrix) and block.transposed:
         return rows.swapaxes(1, 2)
     return rows if isinstance(block, Vector) and block.experts > 1 else rows.reshape(-1, *width)

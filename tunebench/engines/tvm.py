@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tvm
@@ -49,12 +50,12 @@ def load(model: Model, weights: Iterable[tuple[str, np.ndarray]], device: tvm.ru
 
 
 def _random_caches(caches: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
-    """The same contents in each layer."""
-    first: dict[str, tvm.runtime.Tensor] = {}
+    """The same contents in each layer that keeps as much."""
+    first: dict[Any, tvm.runtime.Tensor] = {}
     for cache in caches:
-        known = first.setdefault(str(cache.dtype), cache)
-        shape = tuple(int(extent) for extent in cache.shape)
-        cache.copyfrom(random_cache(shape, numpy_dtype(str(cache.dtype))) if known is cache else known)
+        shape, dtype = tuple(int(extent) for extent in cache.shape), str(cache.dtype)
+        known = first.setdefault((shape, dtype), cache)
+        cache.copyfrom(random_cache(shape, numpy_dtype(dtype)) if known is cache else known)
     return caches
 
 

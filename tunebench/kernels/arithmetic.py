@@ -47,6 +47,13 @@ def exp2(whole: Expr, part: Expr) -> Expr:
     return series * reinterpret("float32", (whole.astype("int32") + 127) << 23)
 
 
+def sigmoid(x: Expr) -> Expr:
+    """1 / (1 + e^-x)."""
+    power = min(max(x * const(-LOG2_E, "float32"), const(-126, "float32")), const(126, "float32"))
+    whole = floor(power + const(0.5, "float32"))
+    return const(1, "float32") / (const(1, "float32") + exp2(whole, power - whole))
+
+
 def clamp(x: Expr, most: float) -> Expr:
     """x where it is within [-most, most], else the nearer of these."""
     return max(min(x, const(most, "float32")), const(-most, "float32"))

@@ -264,11 +264,88 @@ class Combine(Operation):
     dtype: str
 
 
+@dataclass(frozen=True)
+class CausalConv(Operation):
+    """silu of a sum over each channel's `taps` last inputs, which are the first columns of x [b, m, columns]."""
+
+    kind = "causal_conv"
+    b: int
+    m: int
+    channels: int
+    columns: int
+    taps: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class DeltaInputs(Operation):
+    """Queries and keys of length 1, decays and shares of corrections, as the gated delta rule takes them."""
+
+    kind = "delta_inputs"
+    rows: int
+    channels: int
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class DeltaRule(Operation):
+    """The gated delta rule over m tokens of b sequences, with a state [key_dim, value_dim] for each value head."""
+
+    kind = "delta_rule"
+    b: int
+    m: int
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True)
+class GatedNorm(Operation):
+    """Heads [rows, heads, dim], each divided by its root mean square, weighted, and times silu of its gates."""
+
+    kind = "gated_norm"
+    rows: int
+    heads: int
+    dim: int
+    columns: int  # of the matrix whose last ones are the gates
+    epsilon: float
+    dtype: str
+
+
+@dataclass(frozen=True)
+class LeaveOut(Operation):
+    """Rows [rows, columns] less `width` columns from `first` on."""
+
+    kind = "leave_out"
+    rows: int
+    columns: int
+    first: int
+    width: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class GateBy(Operation):
+    """x [rows, width] times the sigmoid of the columns from `first` on of gates [rows, columns]."""
+
+    kind = "gate_by"
+    rows: int
+    width: int
+    columns: int
+    first: int
+    dtype: str
+
+
 KINDS: dict[str, type[Operation]] = {
     each.kind: each
     for each in (
         *(Matmul, Attention, Append, RmsNorm, LayerNorm, SiluMul, Activate, LastRow),
         *(Route, Group, ExpertMatmul, Combine),
+        *(CausalConv, DeltaInputs, DeltaRule, GatedNorm, LeaveOut, GateBy),
     )
 }
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from tunebench.model.architectures import ACTIVATIONS, ModelConfig, Positions, Positive
-from tunebench.model.description import Attention, Decoder, Experts, Layer, Matrix, Mlp, Norm, Ropes, Vector
+from tunebench.model.description import Attention, Dealt, Decoder, Experts, Layer, Matrix, Mlp, Norm, Ropes, Vector
 from tunebench.model.rope import ropes
 
 LayerType = Literal["full_attention", "sliding_attention"]
@@ -132,13 +132,13 @@ def gated_mlp(config: LlamaLikeConfig, at: str, stacked: Sequence[str] = GATE_UP
 
 
 def matrix(
-    name: str, n: int, k: int, stacked: Sequence[str], bias: bool = False, arranged: tuple[int, int] = (1, 1)
+    name: str, n: int, k: int, stacked: Sequence[str], bias: bool = False, dealt: tuple[Dealt, ...] = ()
 ) -> Matrix:
     """A matrix [n, k] of the tensors `stacked`, that stand beside it, with their biases where it has such."""
     block = name.rpartition(".")[0]
     weights, biases = (tuple(f"{block}.{part}.{what}" for part in stacked) for what in ("weight", "bias"))
-    added = Vector(f"{name}.bias", n, biases, arranged=arranged) if bias else None
-    return Matrix(name, n, k, weights, bias=added, arranged=arranged)
+    added = Vector(f"{name}.bias", n, biases, dealt=dealt) if bias else None
+    return Matrix(name, n, k, weights, bias=added, dealt=dealt)
 
 
 def rms_norm(config: LlamaLikeConfig, name: str, length: int = 0, plus: float = 0.0) -> Norm:

@@ -7,6 +7,7 @@ for each operation of `kernels.operation`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tvm.relax.frontend import nn
@@ -14,10 +15,20 @@ from tvm.relax.frontend.nn import Tensor, op
 from tvm.tirx import PrimFunc
 
 from tunebench.kernels import cpu as cpu_kernels
-from tunebench.kernels import experts, operation
+from tunebench.kernels import delta, experts, operation
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels.operation import Group, Operation
-from tunebench.model.description import Attention, Decoder, Experts, Layer, Matrix, Mlp, Norm, Vector
+from tunebench.model.description import (
+    Attention,
+    Decoder,
+    Experts,
+    Layer,
+    LinearAttention,
+    Matrix,
+    Mlp,
+    Norm,
+    Vector,
+)
 from tunebench.spec import Workload
 
 
@@ -70,7 +81,7 @@ class DecoderModule(nn.Module):
         keys, values, count = list(keys), list(values), len(decoder.layers)
         for i, layer in enumerate(decoder.layers):
             held = [keys[i], *values[i::count]]  # of a quantized cache, every layer's scales are behind the values
-            x, held = self._layer(layer, x, _Cache(position, rope_cos_sin[layer.attention.rope], held))
+            x, held = self._layer(layer, x, _Cache(position, last_token, rope_cos_sin, held))
             keys[i], values[i::count] = held[0], held[1:]
         hidden = decoder.embedding.k
         if m > 1:
@@ -85,7 +96,8 @@ class DecoderModule(nn.Module):
 
     def _layer(self, layer: Layer, x: Tensor, cache: _Cache) -> tuple[Tensor, list[Tensor]]:
         """What comes out, and the cache."""
-        mixed, held = self._attend(layer.attention, self._norm(layer.attention_norm, x), cache)
+        attend: Any = self._recur if isinstance(layer.attention, LinearAttention) else self._attend
+        mixed, held = attend(layer.attention, self._norm(layer.attention_norm, x), cache)
         attended = self._added(layer.attention.out, mixed, layer.attention_post, x)
         before = x if layer.parallel else attended
         return self._mix(layer, self._norm(layer.mlp_norm, before), attended), held
@@ -100,6 +112,8 @@ class DecoderModule(nn.Module):
     def _mix_experts(self, mixture: Experts, x: Tensor, residual: Tensor) -> Tensor:
         """residual + what each row's experts make of it, weighted."""
         (rows, width), count, per_token = (int(extent) for extent in x.shape), mixture.router.n, mixture.per_token
+        if mixture.shared:
+            residual = self._mix_shared(mixture.shared, mixture.shared_gate, x, residual)
         scores = self._product(mixture.router, x, out_dtype="float32")
         route = operation.Route(rows, count, per_token, mixture.normalized)
         pairs = (rows, per_token)
@@ -113,6 +127,17 @@ class DecoderModule(nn.Module):
         inner = self._activated(mixture, self._expert_product(mixture.up, x, places, slots))
         made = [self._expert_product(mixture.down, inner, places, slots), weights, residual]
         combine = experts.combine(operation.Combine(rows, per_token, width, self.dtype))
+        return _call(combine, "combine", made, ((rows, width), self.dtype))[0]
+
+    def _mix_shared(self, shared: Mlp, gate: Matrix | None, x: Tensor, residual: Tensor) -> Tensor:
+        """residual + what the expert of all tokens makes of the normed x, times the sigmoid of its gate."""
+        inner = self._activated(shared, self._product(shared.up, x))
+        if not gate:
+            return self._product(shared.down, inner, residual)
+        weights = op.sigmoid(self._product(gate, x, out_dtype="float32"))
+        rows, width = (int(extent) for extent in x.shape)
+        made = [self._product(shared.down, inner), weights, residual]
+        combine = experts.combine(operation.Combine(rows, 1, width, self.dtype))
         return _call(combine, "combine", made, ((rows, width), self.dtype))[0]
 
     def _expert_product(self, matrix: Matrix, x: Tensor, places: Sequence[Tensor], slots: Group) -> Tensor:
@@ -133,14 +158,22 @@ class DecoderModule(nn.Module):
         b, dtype, heads, dim = self.workload.batch, self.dtype, attention.heads, attention.dim
         m = int(x.shape[0]) // b
         shape = (b, m, heads, attention.kv_heads, dim, self.workload.context, dtype, self.workload.kv)
-        qkv = op.reshape(self._product(attention.qkv, x), (b, m, heads + 2 * attention.kv_heads, dim))
+        columns = (heads + 2 * attention.kv_heads) * dim
+        product = qkv = self._product(attention.qkv, x)
+        if attention.gated:
+            split = operation.LeaveOut(b * m, columns + heads * dim, heads * dim, heads * dim, dtype)
+            qkv = _call(delta.leave_out(split), split.kind, [product], ((b * m, columns), dtype))[0]
+        qkv = op.reshape(qkv, (b, m, heads + 2 * attention.kv_heads, dim))
         norms = [norm for norm in (attention.query_norm, attention.key_norm) if norm]
-        rotary = 2 * int(cache.rope_cos_sin.shape[2])
+        turns = cache.rope_cos_sin[attention.rope]
+        rotary = 2 * int(turns.shape[2])
         append = operation.Append(
-            *shape, rotary=0 if rotary == dim else rotary, norm=norms[0].epsilon if norms else 0.0
+            *shape,
+            rotary=0 if rotary == dim else rotary,
+            norm=norms[0].epsilon if norms else 0.0,
         )
         weights = [self._vector(norm.weight) for norm in norms]
-        given = [qkv, cache.position, cache.rope_cos_sin, *weights, *cache.held]
+        given = [qkv, cache.position, turns, *weights, *cache.held]
         *held, q = op.tensor_ir_inplace_op(
             self._kernel(append),
             "append",
@@ -161,7 +194,35 @@ class DecoderModule(nn.Module):
         )
         sinks = [self._vector(attention.sinks)] if attention.sinks else []
         mixed = self._call(computed, [q, keys, values, cache.position, *sinks, *scales], (b, m, heads, dim))
-        return op.reshape(mixed, (b * m, heads * dim)), held
+        mixed = op.reshape(mixed, (b * m, heads * dim))
+        if attention.gated:
+            gate = operation.GateBy(b * m, heads * dim, attention.qkv.n, heads * dim, dtype)
+            mixed = _call(delta.gate_by(gate), gate.kind, [mixed, product], ((b * m, heads * dim), dtype))[0]
+        return mixed, held
+
+    def _recur(self, linear: LinearAttention, x: Tensor, cache: _Cache) -> tuple[Tensor, list[Tensor]]:
+        """What the heads read, gated, before its projection, and the two states."""
+        b, dtype, on_gpu = self.workload.batch, self.dtype, self.workload.device_kind == "gpu"
+        rows, m = int(x.shape[0]), int(x.shape[0]) // b
+        heads, wide, channels = linear.value_heads, linear.value_dim, linear.channels
+        last, state = cache.held
+        product = self._product(linear.mixed, x)
+        conv = operation.CausalConv(b, m, channels, linear.mixed.n, linear.taps, dtype)
+        columns = op.reshape(product, (b, m, linear.mixed.n))
+        given = [columns, self._vector(linear.convolution), cache.position, cache.last_token, last]
+        last, mixed = _update(delta.causal_conv(conv, on_gpu), conv.kind, given, (b, m, channels))
+        inputs = operation.DeltaInputs(rows, channels, linear.key_heads, heads, linear.key_dim, dtype)
+        vectors = [self._vector(linear.slopes), self._vector(linear.offsets)]
+        given = [op.reshape(mixed, (rows, channels)), self._product(linear.factors, x), *vectors]
+        shapes = (rows, 2 * linear.key_heads, linear.key_dim), (rows, 2, heads)
+        units, factors = _call(delta.delta_inputs(inputs), inputs.kind, given, *((each, "float32") for each in shapes))
+        rule = operation.DeltaRule(b, m, linear.key_heads, heads, linear.key_dim, wide)
+        given = [op.reshape(units, (b, m, *shapes[0][1:])), op.reshape(factors, (b, m, 2, heads)), mixed]
+        given += [cache.position, cache.last_token, state]
+        state, read = _update(delta.delta_rule(rule, on_gpu), rule.kind, given, (b, m, heads, wide))
+        norm = operation.GatedNorm(rows, heads, wide, linear.mixed.n, linear.norm.epsilon, dtype)
+        given = [op.reshape(read, (rows, heads, wide)), self._vector(linear.norm.weight), product]
+        return _call(delta.gated_norm(norm), norm.kind, given, ((rows, heads * wide), dtype))[0], [last, state]
 
     def _norm(self, norm: Norm, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The normed x, added to `residual` where there is one."""
@@ -205,8 +266,22 @@ def _call(kernel: PrimFunc, name: str, given: Sequence[Tensor], *made: tuple[Seq
     return list(found) if len(outputs) > 1 else [found]
 
 
-class _Cache:
-    """Where a layer's keys, values and, where they are quantized, scales are, and where the chunk stands."""
+def _update(kernel: PrimFunc, name: str, given: list[Tensor], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """A kernel's last argument, which it updates in place, and what it makes, float32."""
+    state = Tensor.placeholder(given[-1].shape, given[-1].dtype, "state")
+    out = Tensor.placeholder(list(shape), "float32", "out")
+    updated, made = op.tensor_ir_inplace_op(kernel, name, given, [len(given) - 1, -1], [state, out])
+    return updated, made
 
-    def __init__(self, position: Tensor, rope_cos_sin: Tensor, held: list[Tensor]) -> None:
-        self.position, self.rope_cos_sin, self.held = position, rope_cos_sin, held
+
+@dataclass(frozen=True)
+class _Cache:
+    """Where the chunk stands, how it is rotated, and what a layer keeps.
+
+    `held` are keys, values and, where these are quantized, scales; of linear attention its two states.
+    """
+
+    position: Tensor
+    last_token: Tensor
+    rope_cos_sin: list[Tensor]
+    held: list[Tensor]

@@ -11,6 +11,12 @@ from typing import Any, ClassVar
 
 from tunebench.kernels.operation import Activation
 
+Dealt = tuple[int, ...]
+"""(runs, widths...): rows lie in so many runs, each of so many rows of every kind; here each kind's lie together.
+
+Empty: they are of one kind.
+"""
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -23,7 +29,7 @@ class Matrix:
     is_table: bool = False  # looked up by row, not multiplied
     once_a_chunk: bool = False  # multiplied with one row of a chunk, however many it has
     bias: Vector | None = None  # [n], added to its products
-    arranged: tuple[int, int] = (1, 1)  # rows of each source, or expert in it, lie [a, b, ...], and here [b, a, ...]
+    dealt: tuple[Dealt, ...] = ()  # how the rows of each source, or of each expert in it, lie; empty: as here
     stays_float: bool = False  # in every scheme, as the router of experts does
     experts: int = 1  # parts by rows, of which a token is multiplied with some
     transposed: bool = False  # plain numbers of each expert lie [k, n / experts] in their one source
@@ -39,7 +45,7 @@ class Vector:
     plus: float = 0.0  # is added to what is stored: 1 in Gemma's norms
     times: float = 1.0  # what is stored is multiplied by
     dtype: str = ""  # empty: the activations'
-    arranged: tuple[int, int] = (1, 1)  # as of a matrix, of whose products it is the bias
+    dealt: tuple[Dealt, ...] = ()  # as of a matrix, of whose products it is the bias
     experts: int = 1  # rows of its one tensor
 
     @property
@@ -81,6 +87,40 @@ class Attention:
     window: int = 0  # positions that a token sees, its own among them; 0: all
     softcap: float = 0.0
     sinks: Vector | None = None  # float32 [heads]: a score that takes its share and has no value
+    gated: bool = False  # gates between queries and keys, one each: what comes out is multiplied by their sigmoids
+
+    @property
+    def first(self) -> Matrix:
+        """What x is multiplied with first."""
+        return self.qkv
+
+
+@dataclass(frozen=True)
+class LinearAttention:
+    """The gated delta rule: a convolution over the last tokens, and a matrix for each head that tokens correct."""
+
+    mixed: Matrix  # all queries, keys, values, and as many gates as values
+    factors: Matrix  # [2 value_heads, hidden]: shares of corrections, then decays
+    out: Matrix
+    convolution: Vector  # float32 [channels * taps], of queries, keys and values
+    slopes: Vector  # float32 [value_heads], logarithms
+    offsets: Vector  # float32 [value_heads]
+    norm: Norm  # of each value head
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+
+    @property
+    def first(self) -> Matrix:
+        """What x is multiplied with first."""
+        return self.mixed
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
 
 @dataclass(frozen=True)
@@ -103,6 +143,8 @@ class Experts:
     per_token: int
     normalized: bool = True  # the chosen ones' weights add up to 1; otherwise all experts' do
     activation: Activation = "silu"
+    shared: Mlp | None = None  # of every token
+    shared_gate: Matrix | None = None  # [1, hidden], whose sigmoid multiplies what `shared` makes
     gated: ClassVar[bool] = True
 
 
@@ -110,7 +152,7 @@ class Experts:
 class Layer:
     """x + attention(norm x), then x + mlp(norm x); `parallel`: both of the same x."""
 
-    attention: Attention
+    attention: Attention | LinearAttention
     mlp: Mlp | Experts
     attention_norm: Norm
     mlp_norm: Norm
@@ -130,6 +172,16 @@ class Decoder:
     embedding_scale: float = 1.0
     logits_softcap: float = 0.0
     ropes: tuple[Ropes, ...] = field(default=())
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """Those of layers that have keys and values."""
+        return [layer.attention for layer in self.layers if isinstance(layer.attention, Attention)]
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a step changes more than the places of its own tokens, and so is not to be run twice."""
+        return len(self.attentions) < len(self.layers)
 
     def matrices(self) -> dict[str, Matrix]:
         """Every weight matrix by name, in the order of the computation."""

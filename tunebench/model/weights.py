@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import numpy as np
 from tunebench.dtypes import numpy_dtype
 from tunebench.errors import TuneBenchError
 from tunebench.model import quantization, sources
-from tunebench.model.checkpoints import Checkpoint, reordered, swapped
-from tunebench.model.description import Matrix, Vector
+from tunebench.model.checkpoints import Checkpoint, reordered, undealt
+from tunebench.model.description import Dealt, Matrix, Vector
 from tunebench.model.quantization import Array, Arrays
 from tunebench.model.workload import Model, random_weights
 from tunebench.spec import WeightFormat
@@ -78,9 +79,15 @@ def _is_transposed(checkpoint: Checkpoint, matrix: Matrix) -> bool:
     return matrix.transposed and tensor is not None and tensor.form.kind == "float"
 
 
-def _order(n: int, arranged: tuple[int, int], experts: int) -> Array:
-    """Where each of n rows is found, as `arranged` says of those of each expert."""
-    order = swapped(n // experts, *arranged)
+def _dealt(block: Matrix | Vector) -> tuple[Dealt, ...]:
+    """How the rows of each source lie."""
+    names = block.sources if isinstance(block, Matrix) else block.stored
+    return block.dealt or ((),) * len(names)
+
+
+def _order(n: int, dealt: Dealt, experts: int) -> Array:
+    """Where each of n rows is found, as `dealt` says of those of each expert."""
+    order = undealt(n // experts, *dealt)
     return np.concatenate([expert * len(order) + order for expert in range(experts)])
 
 
@@ -91,6 +98,7 @@ def _check(checkpoint: Checkpoint, wanted: dict[str, tuple[int, ...]]) -> None:
         raise checkpoint.lacks(missing)
     for name, expected in wanted.items():
         shape = checkpoint.tensors[name].shape
+        shape = (math.prod(shape),) if len(expected) == 1 else shape
         if (shape if expected[0] else (0, *shape[1:])) != expected:
             want = list(expected) if expected[0] else f"[any, {expected[1]}]"
             raise TuneBenchError(f"{name} in {checkpoint.path} has shape {list(shape)}, not {want}.", WAY_ON)
@@ -106,7 +114,8 @@ def _check_rows(checkpoint: Checkpoint, matrix: Matrix) -> None:
 def _vector(checkpoint: Checkpoint, vector: Vector, dtype: str) -> Array:
     """A vector in its type, from the tensors that it consists of."""
     stored = [checkpoint.floats(name, 0, checkpoint.tensors[name].shape[0]) for name in vector.stored]
-    parts = [part.reshape(-1)[_order(part.size, vector.arranged, vector.experts)] for part in stored]
+    flat = [part.reshape(-1) for part in stored]
+    parts = [part[_order(part.size, dealt, vector.experts)] for part, dealt in zip(flat, _dealt(vector), strict=True)]
     with np.errstate(over="ignore", invalid="ignore"):
         found = (np.concatenate(parts).astype(np.float64) * vector.times + vector.plus).astype(numpy_dtype(dtype))
     _check_finite(checkpoint, vector.name, found)
@@ -116,11 +125,11 @@ def _vector(checkpoint: Checkpoint, vector: Vector, dtype: str) -> Array:
 def _stored(checkpoint: Checkpoint, matrix: Matrix, form: WeightFormat) -> Arrays:
     """A matrix's parts as its tensors have them, one below the other, in the form's layout."""
     held = []
-    for source in matrix.sources:
+    for source, dealt in zip(matrix.sources, _dealt(matrix), strict=True):
         n = checkpoint.tensors[source].shape[0]
         parts = checkpoint.parts(source, 0, n)
-        if matrix.arranged != (1, 1):
-            parts = reordered(parts, _order(n, matrix.arranged, matrix.experts))
+        if dealt:
+            parts = reordered(parts, _order(n, dealt, matrix.experts))
         _check_finite(checkpoint, source, *_numbers(form, parts))
         held.append(parts)
     return quantization.kind_of(form).laid_out(form, _joined(held))
@@ -147,8 +156,8 @@ def _quantized(checkpoint: Checkpoint, matrix: Matrix, form: WeightFormat) -> Ar
     """A matrix's parts made from floats, some rows at a time."""
     kind, by_rows = quantization.kind_of(form), quantization.by_rows(form)
     blocks = []
-    for source in matrix.sources:
-        for rows in _floats(checkpoint, matrix, source):
+    for source, dealt in zip(matrix.sources, _dealt(matrix), strict=True):
+        for rows in _floats(checkpoint, matrix, source, dealt):
             _check_finite(checkpoint, source, rows)
             block = kind.quantize(by_rows, rows)
             _check_finite(checkpoint, source, *block.values())
@@ -156,10 +165,10 @@ def _quantized(checkpoint: Checkpoint, matrix: Matrix, form: WeightFormat) -> Ar
     return kind.laid_out(form, _joined(blocks))
 
 
-def _floats(checkpoint: Checkpoint, matrix: Matrix, source: str) -> Iterator[Array]:
+def _floats(checkpoint: Checkpoint, matrix: Matrix, source: str, dealt: Dealt) -> Iterator[Array]:
     """A tensor's rows in the order in which they lie here; all of an expert at once where that is another one."""
     n = checkpoint.tensors[source].shape[0]
-    if matrix.arranged == (1, 1) and not matrix.transposed:
+    if not dealt and not matrix.transposed:
         for start in range(0, n, ROWS):
             yield checkpoint.floats(source, start, min(start + ROWS, n))
         return
@@ -167,7 +176,7 @@ def _floats(checkpoint: Checkpoint, matrix: Matrix, source: str) -> Iterator[Arr
     for start in range(0, n, step):
         rows = checkpoint.floats(source, start, start + step)
         rows = rows.T if _is_transposed(checkpoint, matrix) else rows
-        yield rows[swapped(len(rows), *matrix.arranged)]
+        yield rows[undealt(len(rows), *dealt)]
 
 
 def _check_finite(checkpoint: Checkpoint, name: str, *arrays: Array) -> None:

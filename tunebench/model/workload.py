@@ -32,7 +32,7 @@ from tunebench.model import architectures, native, quantization, sources
 from tunebench.model.architectures import ModelConfig
 from tunebench.model.checkpoints import Checkpoint, float_form
 from tunebench.model.decoder import DecoderModule
-from tunebench.model.description import Decoder, Experts, Matrix, Rope, Vector
+from tunebench.model.description import Attention, Decoder, Experts, LinearAttention, Matrix, Rope, Vector
 from tunebench.model.quantization import Array, Arrays
 from tunebench.model.sources import Source
 from tunebench.spec import Scheme, Workload
@@ -119,46 +119,51 @@ class Model:
         return replace(scheme, weight=rows, activations="float")
 
     @property
-    def cache_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """One layer's keys and values."""
-        config, workload = self.config, self.workload
-        shapes = gpu_kernels.cache_shapes if workload.device_kind == "gpu" else cpu_kernels.cache_shapes
-        return shapes(workload.batch, config.num_key_value_heads, workload.context, config.head_dim, workload.kv)
-
-    @property
     def caches(self) -> tuple[list[Form], list[Form]]:
-        """Keys and values of every layer; of a quantized cache the layers' scales are behind the values."""
-        workload, layers = self.workload, len(self.decoder.layers)
-        keys, values = self.cache_shapes
-        stored = gpu_kernels.cache_dtype if workload.device_kind == "gpu" else cpu_kernels.cache_dtype
-        dtype = stored(workload.kv, workload.scheme.dtype)
-        scales: list[Form] = [((2, *keys[:2], workload.context), "float32")] * layers if workload.kv else []
-        return [(keys, dtype)] * layers, [(values, dtype)] * layers + scales
+        """Keys and values of every layer, of linear attention its two states; scales of a quantized cache follow."""
+        workload, layers = self.workload, self.decoder.layers
+        kept = [self._kept(layer.attention) for layer in layers]
+        keys, values = [each[0] for each in kept], [each[1] for each in kept]
+        scales: list[Form] = [((2, *shape[:2], workload.context), "float32") for shape, _ in keys if workload.kv]
+        return keys, values + scales
+
+    def _kept(self, attention: Attention | LinearAttention) -> tuple[Form, Form]:
+        """Keys and values of one layer, or its last inputs and its state."""
+        workload, b = self.workload, self.workload.batch
+        if isinstance(attention, LinearAttention):
+            state = (b, attention.value_heads, attention.key_dim, attention.value_dim)
+            return ((b, attention.taps - 1, attention.channels), "float32"), (state, "float32")
+        kernels = gpu_kernels if workload.device_kind == "gpu" else cpu_kernels
+        keys, values = kernels.cache_shapes(b, attention.kv_heads, workload.context, attention.dim, workload.kv)
+        dtype = kernels.cache_dtype(workload.kv, workload.scheme.dtype)
+        return (keys, dtype), (values, dtype)
 
     @property
     def cache_bytes(self) -> int:
-        """The whole KV cache."""
-        return sum(math.prod(shape) * numpy_dtype(dtype).itemsize for part in self.caches for shape, dtype in part)
+        """The whole KV cache, states included."""
+        return sum(_bytes(held) for part in self.caches for held in part)
+
+    @property
+    def state_bytes(self) -> int:
+        """Of states, which a decode step reads at any depth."""
+        linear = (layer.attention for layer in self.decoder.layers if isinstance(layer.attention, LinearAttention))
+        return sum(sum(map(_bytes, self._kept(attention))) for attention in linear)
 
     @property
     def cache_bytes_per_token(self) -> int:
         """What one position of one sequence adds to a decode step's reads."""
-        return self.cache_bytes // (self.workload.context * self.workload.batch)
+        return (self.cache_bytes - self.state_bytes) // (self.workload.context * self.workload.batch)
 
     @property
     def weight_bytes(self) -> int:
         """All weights in stored form."""
-        sizes = [int(np.prod(shape)) * numpy_dtype(dtype).itemsize for shape, dtype in self.param_shapes.values()]
-        return sum(sizes)
+        return sum(map(_bytes, self.param_shapes.values()))
 
     @property
     def read_bytes(self) -> int:
         """Weights that one decode step reads, experts chosen at random; of the embedding table, a row: nothing."""
         read = {name: self._read_share(matrix) for name, matrix in self.matrices.items()}
-        parts = [
-            int(np.prod(shape)) * numpy_dtype(dtype).itemsize * read.get(name.rpartition(".")[0], 1.0)
-            for name, (shape, dtype) in self.param_shapes.items()
-        ]
+        parts = [_bytes(held) * read.get(name.rpartition(".")[0], 1.0) for name, held in self.param_shapes.items()]
         return round(sum(parts))
 
     def _read_share(self, matrix: Matrix) -> float:
@@ -212,6 +217,8 @@ def load_model(workload: Workload) -> Model:
     for piece in itertools.chain.from_iterable(map(model.pieces, model.matrices.values())):
         quantization.check(model.scheme_of(piece), piece.n, piece.k, piece.name)
     _check_shape(workload, config)
+    if workload.kv and model.decoder.is_recurrent:
+        raise TuneBenchError(f"{model.name} has linear attention: its cache cannot be quantized.", "Leave --kv out.")
     if workload.device_kind == "gpu" and workload.scheme.activations == "int8":
         raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q4f16_1 or q8f16_1 on a GPU.")
     if workload.device_kind == "gpu" and workload.scheme.dtype == "bfloat16":
@@ -307,6 +314,11 @@ class _Pieces(nn.Module):
 
     def take(self, tokens: Tensor) -> Tensor:
         raise TypeError("tables have one source")
+
+
+def _bytes(held: Form) -> int:
+    shape, dtype = held
+    return math.prod(shape) * numpy_dtype(dtype).itemsize
 
 
 class _Stored(nn.Module):

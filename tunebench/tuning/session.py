@@ -93,7 +93,7 @@ def check_memory(model: Model, device: Device) -> None:
 
 def _scratch_bytes(model: Model) -> int:
     """What the longest chunk has between its kernels, float32, and what is beyond the model."""
-    widest = max(max(layer.attention.qkv.n, _inner(layer.mlp)) for layer in model.decoder.layers)
+    widest = max(max(layer.attention.first.n, _inner(layer.mlp)) for layer in model.decoder.layers)
     rows = max(model.workload.chunk_sizes) * model.workload.batch
     return rows * (2 * widest + 8 * model.decoder.embedding.k) * 4 + SCRATCH_BYTES
 

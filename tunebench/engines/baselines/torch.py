@@ -36,6 +36,8 @@ def refuses(model: Model) -> str:
     scheme, on_gpu = model.workload.scheme, model.workload.device_kind == "gpu"
     if model.workload.kv:
         return "its cache holds floats here"
+    if model.decoder.is_recurrent:
+        return "its cache holds keys and values alone here, no state of linear attention"
     if not on_gpu:
         is_float = scheme.weight.kind == "float" and not scheme.native
         return "" if is_float else "it has no such quantization on a CPU: compare q0f32, q0f16 or q0bf16"
@@ -121,7 +123,7 @@ class TorchEngine:
 
         self._torch, self._module = torch, module
         self._batch, self._context = model.workload.batch, model.workload.context
-        attentions = [layer.attention for layer in model.decoder.layers]
+        attentions = model.decoder.attentions
         self._windows = {0, *(each.window for each in attentions)}
         shapes = [(self._batch, at.kv_heads, self._context, at.dim) for at in attentions]
         zeros = functools.partial(torch.zeros, dtype=module.dtype, device=module.device)

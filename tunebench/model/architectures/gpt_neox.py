@@ -53,10 +53,10 @@ def _layer(config: GptNeoxConfig, name: str) -> Layer:
     hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     bias, stacked = config.attention_bias, ("query_key_value",)
     qkv = f"{name}.attention.query_key_value"
-    arranged = (heads, QUERY_KEY_VALUE)
+    dealt = ((heads, *[config.head_dim] * QUERY_KEY_VALUE),)
     return Layer(
         attention=Attention(
-            qkv=matrix(qkv, QUERY_KEY_VALUE * hidden, hidden, stacked, bias, arranged=arranged),
+            qkv=matrix(qkv, QUERY_KEY_VALUE * hidden, hidden, stacked, bias, dealt=dealt),
             out=matrix(f"{name}.attention.dense", hidden, hidden, ("dense",), bias),
             heads=heads,
             kv_heads=heads,

@@ -9,7 +9,7 @@ import msgspec
 
 from tunebench.model.architectures import TINY, Architecture, Count, Heads, Positions, Positive, read_config
 from tunebench.model.blocks import LayerType, WindowedConfig, attend, decoder, layer, names
-from tunebench.model.description import Decoder, Experts, Matrix, Vector
+from tunebench.model.description import Dealt, Decoder, Experts, Matrix, Vector
 from tunebench.model.rope import RopeScaling
 
 
@@ -60,10 +60,10 @@ def _mixture(config: GptOssConfig, name: str) -> Experts:
     """Experts that are one tensor, the gate's outputs and those that it multiplies in turn."""
     count, hidden, inner = config.num_local_experts, config.hidden_size, config.intermediate_size
     router, up, down = f"{name}.router", f"{name}.experts.gate_up_proj", f"{name}.experts.down_proj"
-    in_turn = (inner, 2)
+    in_turn = ((inner, 1, 1),)
 
-    def bias(of: str, length: int, arranged: tuple[int, int] = (1, 1)) -> Vector:
-        return Vector(f"{of}_bias", count * length, arranged=arranged, experts=count)
+    def bias(of: str, length: int, dealt: tuple[Dealt, ...] = ()) -> Vector:
+        return Vector(f"{of}_bias", count * length, dealt=dealt, experts=count)
 
     return Experts(
         router=Matrix(
@@ -75,7 +75,7 @@ def _mixture(config: GptOssConfig, name: str) -> Experts:
             hidden,
             (up,),
             bias=bias(up, 2 * inner, in_turn),
-            arranged=in_turn,
+            dealt=in_turn,
             experts=count,
             transposed=True,
         ),

@@ -98,6 +98,7 @@ def reordered(parts: Arrays, order: Array) -> Arrays:
     return {suffix: part if suffix == "q_order" else part[order] for suffix, part in parts.items()}
 
 
-def swapped(n: int, a: int, b: int) -> Array:
-    """Where each of n rows is found, so that rows that lay as [a, b, ...] come to lie as [b, a, ...]."""
-    return np.arange(n).reshape(a, b, -1).swapaxes(0, 1).reshape(-1)
+def undealt(n: int, runs: int = 1, *widths: int) -> Array:
+    """Where each of n rows is found that lie in runs, so many rows of each kind in a run, and come to lie by kind."""
+    kinds = np.split(np.arange(n).reshape(runs, -1), np.cumsum(widths)[:-1], axis=1)
+    return np.concatenate([rows.reshape(-1) for rows in kinds])

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from tunebench.errors import TuneBenchError, brief
-from tunebench.model.checkpoints import COPY, FLOATS, Checkpoint, Tensor, float_form, reordered, swapped
+from tunebench.model.checkpoints import COPY, FLOATS, Checkpoint, Tensor, float_form, reordered, undealt
 from tunebench.model.checkpoints.ggml import BLOCKS
 from tunebench.model.checkpoints.gguf_config import KINDS, Kind, kind_of, read_config
 from tunebench.model.checkpoints.gguf_tokenizer import read_tokenizer
@@ -148,7 +148,7 @@ def _order(kind: Kind, name: str, n: int, config: Mapping[str, Any]) -> Array | 
         return np.arange(n).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
     if ".query_key_value." in name:
         _check_rows(name, n, 3 * heads)
-        return swapped(n, 3, heads)
+        return undealt(n, 3, *[n // 3 // heads] * heads)
     return None
 
 
