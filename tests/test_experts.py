@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+import torch
 import tvm
-from conftest import cpu_target, draw_designs, record_of
+from conftest import cpu_target, draw_designs, load_model, lower, record_of
+from safetensors.torch import load_file, save_file
+from test_architectures import config_dict
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from tunebench.compile import check, in_float64, passes
 from tunebench.compile.tasks import Task, replay
 from tunebench.devices.targets import find
 from tunebench.kernels import cpu_experts, experts, gpu_experts
 from tunebench.kernels.operation import Combine, ExpertMatmul, Group, Operation, Route, parse
-from tunebench.model import quantization
+from tunebench.model import architectures, native, quantization, sources, weights
+from tunebench.model.workload import Model
 from tunebench.runners.bench import distance, random_inputs, too_far, written
-from tunebench.spec import WeightFormat
+from tunebench.spec import Scheme, WeightFormat
 
 TOKENS, COUNT, PER_TOKEN, N, K = 6, 4, 2, 48, 64
 FORMATS = {
@@ -167,3 +176,79 @@ def test_a_kernel_reads_the_weights_of_chosen_experts_alone() -> None:
 )
 def test_many_slots_an_expert_are_taken_in_tiles(rows: int, count: int, per_token: int, tile: int) -> None:
     assert experts.grouped_by(rows, count, per_token) == tile
+
+
+def config_of(name: str, folder: Path, **changes: object) -> Path:
+    """The config.json of an architecture's tiny model."""
+    tiny = msgspec.to_builtins(architectures.architectures()[name].tiny[0])
+    path = folder / "config.json"
+    path.write_text(json.dumps({"model_type": name, **tiny, **changes}))
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["q4f16_1", "q8f16_1", "q4f16_0", "q4i8f16_0", "mxfp4f16"])
+def test_experts_are_stored_by_row_in_every_scheme(scheme: str, tmp_path: Path) -> None:
+    """A scheme that multiplies bytes takes float activations for them."""
+    model = load_model(config_of("mixtral", tmp_path), scheme, chunks=(16,))
+    matrix = model.matrices["model.layers.0.block_sparse_moe.experts.down"]
+    own = model.scheme_of(matrix)
+    assert (own.weight.layout, own.activations) == ("NK", "float")
+    assert model.scheme_of(model.matrices["model.layers.0.block_sparse_moe.gate"]).weight.kind == "float"
+    tasks = {task.name: task for task in lower(model, cpu_target())[1]}
+    assert {"route", "group", "combine"} <= {name.rstrip("0123456789_") for name in tasks}
+
+
+def test_what_a_mixture_reads_and_multiplies_is_counted_by_expert(tmp_path: Path) -> None:
+    path = config_of("mixtral", tmp_path, num_hidden_layers=1)
+    one, four = load_model(path, "q0f32"), load_model(path, "q0f32", 4)
+    experts_of = [matrix for matrix in one.matrices.values() if matrix.experts > 1]
+    held = sum(matrix.n * matrix.k for matrix in experts_of)
+    table = 128 * 64
+    assert one.n_params - one.active_n_params == held // 2  # two of four
+    assert one.weight_bytes - one.read_bytes == 4 * (table + held // 2)
+    assert four.weight_bytes - four.read_bytes == 4 * (table + held // 16)  # expected of four tokens' choices
+    body = sum(matrix.n * matrix.k for matrix in one.matrices.values()) - held - 2 * table
+    assert one.flops_per_token == 2 * (body + held // 2)
+
+
+def test_a_dense_model_is_all_active(tmp_path: Path) -> None:
+    model = load_model(config_of("llama", tmp_path), "q0f32")
+    assert model.active_n_params == model.n_params
+
+
+def test_mxfp4_experts_are_read_as_they_are(tmp_path: Path) -> None:
+    """Outputs of the gate and those that it multiplies come apart, as they do in floats, which lie transposed."""
+    folder, rng = tmp_path / "whole", np.random.default_rng(0)
+    tiny = config_dict(architectures.architectures()["gpt_oss"].tiny[0])
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_oss", **tiny)).save_pretrained(folder)
+    plain, packed = load_file(folder / "model.safetensors"), load_file(folder / "model.safetensors")
+    for name in [name for name in plain if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        count, k, n = plain[name].shape
+        blocks = torch.from_numpy(rng.integers(0, 256, (count, n, k // 32, 16), np.uint8))
+        scales = torch.from_numpy(rng.integers(119, 127, (count, n, k // 32), np.uint8))
+        plain[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).contiguous()
+        packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        del packed[name]
+    config = json.loads((folder / "config.json").read_text())
+    for at, tensors in (("plain", plain), ("packed", packed)):
+        (tmp_path / at).mkdir()
+        save_file(tensors, tmp_path / at / "model.safetensors")
+        method = {"quantization_config": {"quant_method": "mxfp4"}} if at == "packed" else {}
+        (tmp_path / at / "config.json").write_text(json.dumps({**config, **method}))
+    read = {at: _read(tmp_path / at, quantization.schemes()["q0f32"])[1] for at in ("plain", "packed")}
+    assert read["plain"].keys() == read["packed"].keys()
+    for name, array in read["plain"].items():
+        np.testing.assert_array_equal(array, read["packed"][name])
+    model, stored = _read(tmp_path / "packed", native.scheme("native", sources.open_weights(tmp_path / "packed")))
+    matrix = model.matrices["model.layers.0.mlp.experts.gate_up_proj"]
+    form = model.scheme_of(matrix).weight
+    assert form.code == "float4_e2m1fn"
+    parts = {suffix: stored[f"{matrix.name}.{suffix}"] for suffix in ("q_weight", "q_scale")}
+    np.testing.assert_array_equal(
+        quantization.kind_of(form).dequantize(form, parts), read["plain"][f"{matrix.name}.weight"]
+    )
+
+
+def _read(folder: Path, scheme: Scheme) -> tuple[Model, dict[str, np.ndarray]]:
+    model = load_model(folder, scheme, chunks=(16,))
+    return model, dict(weights.read(model, sources.open_weights(folder)))
