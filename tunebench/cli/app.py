@@ -228,7 +228,7 @@ def compile_command(
         errors = sum(bool(each.error) for each in built)
         failed += errors
         console.print(
-            f"{workload.model} {workload.scheme.name} for {target}: {len(built) - errors} of {len(built)} built. "
+            f"{workload.model} {found.workload.scheme.name} for {target}: {len(built) - errors} of {len(built)} built. "
             "Nothing was measured: tune and bench where the device is.",
             soft_wrap=True,
         )

@@ -32,7 +32,7 @@ class Matrix:
     dealt: tuple[Dealt, ...] = ()  # how the rows of each source, or of each expert in it, lie; empty: as here
     stays_float: bool = False  # in every scheme, as the router of experts does
     experts: int = 1  # parts by rows, of which a token is multiplied with some
-    transposed: bool = False  # plain numbers of each expert lie [k, n / experts] in their one source
+    transposed: bool = False  # in Hugging Face's one tensor plain numbers of each expert lie [k, n / experts]
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def read(model: Model, checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
 
     A TuneBenchError names a tensor that is missing, of another shape or type, or not finite.
     """
-    _check(checkpoint, _wanted(model, checkpoint))
+    _check(checkpoint, _wanted(model))
     for matrix in model.matrices.values():
         _check_rows(checkpoint, matrix)
     for name, vector in model.vectors.items():
@@ -53,13 +53,13 @@ def read(model: Model, checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
         for piece in model.pieces(matrix):
             form = model.scheme_of(piece).weight
             as_stored = quantization.by_rows(form) == checkpoint.tensors[piece.sources[0]].form
-            make = _stored if as_stored and not _is_transposed(checkpoint, piece) else _quantized
+            make = _stored if as_stored else _quantized
             parts = make(checkpoint, piece, form)
             for suffix, part in parts.items():
                 yield f"{piece.name}.{suffix}", part
 
 
-def _wanted(model: Model, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+def _wanted(model: Model) -> dict[str, tuple[int, ...]]:
     """Each tensor's shape; 0 rows where several are stacked, as only their sum is known."""
     wanted: dict[str, tuple[int, ...]] = {}
     for vector in model.vectors.values():
@@ -68,15 +68,7 @@ def _wanted(model: Model, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     for matrix in model.matrices.values():
         rows = matrix.n if len(matrix.sources) == 1 else 0
         wanted.update(dict.fromkeys(matrix.sources, (rows, matrix.k)))
-        if _is_transposed(checkpoint, matrix):
-            wanted[matrix.sources[0]] = (matrix.experts * matrix.k, matrix.n // matrix.experts)
     return wanted
-
-
-def _is_transposed(checkpoint: Checkpoint, matrix: Matrix) -> bool:
-    """Whether a matrix's one tensor has the inputs of each expert one below the other; quantized ones never do."""
-    tensor = checkpoint.tensors.get(matrix.sources[0])
-    return matrix.transposed and tensor is not None and tensor.form.kind == "float"
 
 
 def _dealt(block: Matrix | Vector) -> tuple[Dealt, ...]:
@@ -168,14 +160,13 @@ def _quantized(checkpoint: Checkpoint, matrix: Matrix, form: WeightFormat) -> Ar
 def _floats(checkpoint: Checkpoint, matrix: Matrix, source: str, dealt: Dealt) -> Iterator[Array]:
     """A tensor's rows in the order in which they lie here; all of an expert at once where that is another one."""
     n = checkpoint.tensors[source].shape[0]
-    if not dealt and not matrix.transposed:
+    if not dealt:
         for start in range(0, n, ROWS):
             yield checkpoint.floats(source, start, min(start + ROWS, n))
         return
     step = n // matrix.experts
     for start in range(0, n, step):
         rows = checkpoint.floats(source, start, start + step)
-        rows = rows.T if _is_transposed(checkpoint, matrix) else rows
         yield rows[undealt(len(rows), *dealt)]
 
 

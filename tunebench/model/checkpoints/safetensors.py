@@ -11,19 +11,8 @@ import numpy as np
 
 from tunebench import stored as files
 from tunebench.errors import TuneBenchError
-from tunebench.model.checkpoints import (
-    COPY,
-    FLOATS,
-    Checkpoint,
-    Tensor,
-    awq,
-    compressed_tensors,
-    float_form,
-    fp8,
-    gptq,
-    mxfp4,
-)
-from tunebench.model.checkpoints.stored import Format, Stored
+from tunebench.model.checkpoints import COPY, FLOATS, Checkpoint, Tensor, float_form, quantized
+from tunebench.model.checkpoints.quantized import Format, Stored
 from tunebench.model.quantization import Arrays
 
 if TYPE_CHECKING:
@@ -31,10 +20,6 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 INDEX_BYTES = 64 << 20
-FORMATS: dict[str, Format] = {
-    each.name: each for module in (awq, compressed_tensors, fp8, gptq, mxfp4) for each in module.FORMATS
-}
-"""By `quant_method`."""
 COMPANIONS = ("scale", "scales", "scale_inv", "zero_point", "zeros", "qzeros", "absmax", "quant_state", "SCB", "g_idx")
 """How the names end, after `.`, `_` or `.weight_`, of what stands beside a weight that is no plain number."""
 MULTIMODAL = ("language_model.model.", "model.language_model.", "language_model.")
@@ -73,12 +58,13 @@ def _format(settings: Any, folder: Path) -> Format | None:
     if not settings:
         return None
     method = settings.get("quant_method") if isinstance(settings, dict) else settings
-    if method not in FORMATS:
+    known = quantized.formats()
+    if method not in known:
         raise TuneBenchError(
             f"the weights in {folder} are quantized as {str(method)[:80]!r}, which is not read.",
-            f"Name a checkpoint in one of {', '.join(FORMATS)}, in floats, or a .gguf.",
+            f"Name a checkpoint in one of {', '.join(known)}, in floats, or a .gguf.",
         )
-    return FORMATS[method]
+    return known[method]
 
 
 def _quantized(stored: Stored, form: Format, settings: Any) -> tuple[dict[str, Tensor], set[str]]:

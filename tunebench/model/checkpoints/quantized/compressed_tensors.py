@@ -9,9 +9,9 @@ import numpy as np
 
 from tunebench.errors import TuneBenchError
 from tunebench.model.checkpoints import Tensor
-from tunebench.model.checkpoints.fp8 import float8, words
-from tunebench.model.checkpoints.gptq import grouping, unpack
-from tunebench.model.checkpoints.stored import Format, Settings, Stored
+from tunebench.model.checkpoints.quantized import Format, Settings, Stored
+from tunebench.model.checkpoints.quantized.fp8 import float8, words
+from tunebench.model.checkpoints.quantized.gptq import grouping, unpack
 from tunebench.model.quantization import Array, Arrays, integer
 from tunebench.spec import WHOLE_ROW, WeightFormat, Zero
 

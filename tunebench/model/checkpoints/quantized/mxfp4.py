@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tunebench.model.checkpoints import Tensor
-from tunebench.model.checkpoints.fp8 import words
-from tunebench.model.checkpoints.stored import Format, Settings, Stored
+from tunebench.model.checkpoints.quantized import Format, Settings, Stored
+from tunebench.model.checkpoints.quantized.fp8 import words
 from tunebench.model.quantization import Arrays
 from tunebench.spec import WeightFormat
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tunebench.model.checkpoints import Tensor
-from tunebench.model.checkpoints.stored import Format, Settings, Stored
+from tunebench.model.checkpoints.quantized import Format, Settings, Stored
 from tunebench.model.quantization import Array, Arrays, integer
 from tunebench.spec import WeightFormat
 

@@ -1,4 +1,7 @@
-"""The tensors of a folder of safetensors as they lie in its files, and how a format says which it can read."""
+"""Quantized matrices in safetensors, one module a format: the tensors that one consists of -> the parts of it.
+
+A module lists its `FORMATS`, each named as config.json's `quantization_config.quant_method` says it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from tunebench import registry
 from tunebench.errors import TuneBenchError
 from tunebench.model.checkpoints import COPY, FLOATS, Tensor
 from tunebench.model.quantization import Array
@@ -92,3 +96,8 @@ class Format:
     scheme: Callable[[Settings], str]  # what rows call it
     tensor: Callable[[Stored, str, Settings], Tensor]  # (tensors, the names' beginning, settings)
     gives: str = ".weight"  # how the name ends of what they make
+
+
+def formats() -> dict[str, Format]:
+    """Every format by `quant_method`."""
+    return registry.load(__name__, "FORMATS", Format)
