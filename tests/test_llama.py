@@ -35,8 +35,10 @@ from tunebench.tuning.tuner import Options, tune
 # logits, where transformers keeps float32; a wrong kernel is off by about 1.
 HALF = {"float32": FLOAT32, "float16": 1e-2, "bfloat16": 8e-2}
 INT8 = 2e-1  # seven bits of each activation, a scale to 32 of them, and rows of 64 that average little of it out
-SCHEMES = ("q0f16", "q0bf16", "q4f16_0", "q4f16_1", "q4f32_1", "q8f16_1", "q4i8f16_0", "q8i8f16_0", "q3f16_1") + (
-    "q4_1f16", "q4_kf16", "q6_kf16", "q4_1i8f16", "q6_ki8f16", "w4a16", "w8a8", "fp8f16", "nvfp4f16")  # fmt: skip
+SCHEMES = [
+    *("q0f16", "q0bf16", "q4f16_0", "q4f16_1", "q4f32_1", "q8f16_1", "q4i8f16_0", "q8i8f16_0", "q3f16_1"),
+    *("q4_1f16", "q4_kf16", "q6_kf16", "q4_1i8f16", "q6_ki8f16", "w4a16", "w8a8", "fp8f16", "nvfp4f16"),
+]
 """One of each family; `test_products` has all of them."""
 
 

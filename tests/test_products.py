@@ -17,6 +17,7 @@ from tunebench.kernels.tvmscript import quick_parsing
 from tunebench.model import quantization
 from tunebench.model.quantization import Arrays, kind_of
 from tunebench.spec import WHOLE_ROW, Scheme, WeightFormat
+from tunebench.tuning.tuner import kernels
 
 N, K = 48, 512
 SCHEMES = quantization.schemes()
@@ -103,3 +104,30 @@ def test_a_product_is_that_of_the_weights_it_holds(
     machine = relax.VirtualMachine(compile_model(mod, target, records).executable, tvm.cpu())
     y = machine["forward"](tvm.runtime.tensor(x), *map(tvm.runtime.tensor, parts.values())).numpy()
     np.testing.assert_allclose(y, wanted, atol=(2e-3 if scheme.activations != "float" else 1e-5) * np.abs(wanted).max())
+
+
+def test_outputs_that_no_tile_divides_are_padded_with_zeros(target: tvm.target.Target) -> None:
+    scheme = SCHEMES["q4_1i8f16"]
+    x, parts, wanted = example(scheme, 2, n=40)
+    mod, _ = lowered(scheme, 2, 40, K, target)
+    machine = relax.VirtualMachine(compile_model(mod, target, {}).executable, tvm.cpu())
+    y = machine["forward"](tvm.runtime.tensor(x), *map(tvm.runtime.tensor, parts.values())).numpy()
+    assert y.shape == (2, 48)
+    assert not y[:, 40:].any()
+    np.testing.assert_allclose(y[:, :40], wanted, atol=2e-3 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "m", "words"),
+    [
+        ("q5_0f16", 1, "no kernel for one token multiplies with 5-bit integers, groups of 32"),
+        ("mxfp4f16", 1, "no kernel for one token multiplies with float4_e2m1fn"),
+        *(("q5_0f16", 4, ""), ("q4_1f16", 1, ""), ("q4_kf16", 1, ""), ("q5_0i8f16", 1, ""), ("q0f16", 1, "")),
+    ],
+)
+def test_a_kernel_says_what_it_lacks(name: str, m: int, words: str, target: tvm.target.Target) -> None:
+    _, found = lowered(SCHEMES[name], m, N, K, target)
+    assert all(bool(task.lacks) == bool(words) for task in found if "matmul" in task.name)
+    assert [task for task in found if words in task.lacks]
+    rows = kernels(found, {}, {})
+    assert all(row.reason.endswith(task.lacks) for row, task in zip(rows, found, strict=True) if "matmul" in task.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from tunebench.compile import passes
 from tunebench.kernels import cpu as cpu_kernels
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import int8_dot
+from tunebench.kernels.dequantize import LACKS
 from tunebench.kernels.operation import OverCache
 from tunebench.model.workload import Model, function_name
 from tunebench.spec import Phase
@@ -28,6 +30,13 @@ class Task:
     name: str
     mod: tvm.IRModule  # as records are keyed by
     calls: Mapping[int, int]  # chunk size -> calls in one chunk
+
+    @functools.cached_property
+    def lacks(self) -> str:
+        """Which faster kernel there is not for what it computes; empty where it is the best that there is."""
+        sch = s_tir.Schedule(self.mod)
+        blocks = [sch.get(block) for block in sch.get_child_blocks(sch.get_sblock("root"))]
+        return next((str(block.annotations[LACKS]) for block in blocks if LACKS in block.annotations), "")
 
 
 def task_key(mod: tvm.IRModule) -> str:

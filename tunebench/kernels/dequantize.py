@@ -12,7 +12,12 @@ from tunebench.spec import WHOLE_ROW, WeightFormat
 Parts = Mapping[str, te.Tensor]
 """By their names in stored matrices: q_weight, q_scale and so on."""
 MANTISSA, BIAS = 23, 127  # of float32
-LACKS = "tunebench.lacks"  # a block's annotation: the kernel that would be faster and that there is not
+LACKS = "tunebench.lacks"  # a block's annotation: the kernel that would be faster, and that there is not
+
+
+def lacks(form: WeightFormat, m: int) -> dict[str, str]:
+    """The annotation of a dequantization for a product of m rows: for one, weights had better stay as they are."""
+    return {LACKS: f"no kernel for one token multiplies with {form.words} as they are"} if m == 1 else {}
 
 
 def at(form: WeightFormat, tensor: te.Tensor, n: tirx.Expr, k: tirx.Expr) -> tirx.Expr:

@@ -60,7 +60,8 @@ def with_zero(groups: Array, largest: int, weights: Array | None) -> Fitted:
 
 def _best_scale(groups: Array, tried: list[tuple[Array, Array]], largest: int, weights: Array | None) -> Fitted:
     """Of scales and zeros, those whose integers fit best, each with the scale that fits its integers."""
-    (found, zero), most = tried[0], np.float32(-1)  # what is not finite stays so
+    found, zero = tried[0]  # what is not finite stays so
+    most = np.full_like(found, -1)
     for scale, middle in tried:
         steps = np.clip(np.rint(_over(groups, scale)), -middle, largest - middle)
         shared, square = _sum(steps, groups, weights), _sum(steps, steps, weights)
@@ -80,7 +81,7 @@ def with_minimum(groups: Array, largest: int, weights: Array | None, below_zero:
     count = _sum(np.ones_like(above), np.ones_like(above), weights)
     total = _sum(above, np.ones_like(above), weights)
     widest = (high - low) / np.float32(largest)
-    scale, minimum, least = widest, low, np.float32(np.inf)
+    scale, minimum, least = widest, low, np.full_like(low, np.inf)
     for step in STEPS:
         steps = np.clip(np.rint(_over(above, widest * np.float32(step))), 0, largest)
         fitted, added, error = _line(steps, above, count, total, weights, -low if below_zero else None)
@@ -111,10 +112,10 @@ def _sum(left: Array, right: Array, weights: Array | None) -> Array:
     """Of products over a group, weighted."""
     if weights is not None:
         left = left * weights
-    return np.einsum("ngk,ngk->ng", left, right)[..., None]
+    return np.asarray(np.einsum("ngk,ngk->ng", left, right))[..., None]
 
 
 def _over(left: Array, right: Array) -> Array:
     """left / right, and 0 where right is 0."""
     shape = np.broadcast_shapes(left.shape, right.shape)
-    return np.divide(left, right, out=np.zeros(shape, np.float32), where=right != 0)
+    return np.asarray(np.divide(left, right, out=np.zeros(shape, np.float32), where=right != 0))

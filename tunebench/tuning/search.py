@@ -21,6 +21,7 @@ from tunebench.compile import passes
 from tunebench.compile.tasks import Task, task_key
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import int8_dot, templates
+from tunebench.kernels.operation import Matmul
 from tunebench.kernels.tvmscript import import_intrinsics
 from tunebench.runners.base import Candidate, Failed, MeasureInput, Outcome, Runner, Timed, Trial
 from tunebench.timing import Protocol
@@ -172,8 +173,15 @@ def begin(
         name = ""
     default_mod = passes.default_schedule(task.mod, target)
     found = TaskSearch(task, entry, name, context, default_mod, depth, cold_bytes)
-    found.reason = "" if name else NO_SPACE
+    found.reason = "" if name else _no_space(kernel)
     return found
+
+
+def _no_space(kernel: spaces.Kernel) -> str:
+    """Why there is nothing to choose from, and for a product with weights, which kernel there is not."""
+    if not isinstance(kernel.operation, Matmul):
+        return NO_SPACE
+    return f"{NO_SPACE}: no template is for this product with {kernel.operation.weight.words}"
 
 
 def _space_of(

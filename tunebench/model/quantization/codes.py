@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from tvm import te
     from tvm.relax.frontend.nn import Tensor
 
+FP4, FP8, POWER = "float4_e2m1fn", "float8_e4m3fn", "float8_e8m0fnu"
 POOL = 1 << 22  # weights that are made up, before they repeat
-STEPS = (1.0, 0.72, 0.8, 0.88, 0.94, 1.08, 1.2, 1.35, 1.5)
-"""Scales that are tried, as parts of the one at which the largest weight is the largest code."""
+STEPS = {8: (1.0,), 4: (1.0, 0.67, 0.8, 0.9, 1.2, 1.5)}
+"""By bits, scales that are tried, as parts of the one at which the largest weight is the largest code."""
 
 
 def _most(name: str) -> float:
@@ -74,7 +75,7 @@ def _decoded(codes: Array, name: str) -> Array:
 def _encoded(values: Array, name: str) -> Array:
     """Float32, cut to what there is -> the nearest codes, uint8."""
     most = _most(name)
-    return np.clip(values, -most, most).astype(numpy_dtype(name)).view(np.uint8)
+    return np.asarray(np.clip(values, -most, most).astype(numpy_dtype(name)).view(np.uint8))
 
 
 def _scales(form: WeightFormat, parts: Arrays) -> Array:
@@ -114,20 +115,28 @@ def _quantized(form: WeightFormat, groups: Array, count: int, weights: Array | N
         most = np.float32(_most(form.code) * _most(form.dtype))
         parts["q_super"] = np.divide(most, size.max(1, keepdims=True), out=np.ones((len(size), 1), np.float32),
                                      where=size.max(1, keepdims=True) > 0)  # fmt: skip
-    least, found = np.full(size.shape, np.inf, np.float32), {}
-    for step in STEPS:
-        tried = {**parts, "q_scale": _stored(form, size / np.float32(_most(form.code)) * np.float32(step), parts)}
-        scale = _scales(form, tried)[..., None, None]
-        codes = _encoded(np.divide(groups, scale, out=np.zeros_like(groups), where=scale != 0), form.code)
-        error = (_decoded(codes, form.code) * scale - groups) ** 2
-        error = (error if weights is None else error * weights).sum((2, 3))
-        better = (error < least) if found else np.ones_like(error, bool)
-        for name, value in {"codes": codes, "q_scale": tried["q_scale"]}.items():
-            where = better[..., None, None] if value.ndim == 4 else better
-            found[name] = np.where(where, value, found.get(name, value))
-        least = np.where(better, error, least)
-    by_row = found["codes"].swapaxes(1, 2).reshape(len(groups) * form.rows, -1)[:count]
-    return {"q_weight": integer.pack(form, by_row), "q_scale": found["q_scale"], **parts}
+    largest = size / np.float32(_most(form.code))
+    tried = np.stack([_stored(form, largest * np.float32(step), parts) for step in STEPS[form.bits]])
+    errors = np.stack([_error(form, groups, {**parts, "q_scale": scale}, weights) for scale in tried])
+    parts["q_scale"] = np.take_along_axis(tried, errors.argmin(0)[None], 0)[0]
+    by_row = _codes(form, groups, parts).swapaxes(1, 2).reshape(len(groups) * form.rows, -1)[:count]
+    whole = {"q_weight": integer.pack(form, by_row), **parts}
+    return {name: whole[name] for name in _shapes(form, 1, 1)}
+
+
+def _codes(form: WeightFormat, groups: Array, parts: Arrays) -> Array:
+    """The nearest codes of groups whose scales are stored, uint8."""
+    scale = _scales(form, parts)[..., None, None]
+    return _encoded(np.divide(groups, scale, out=np.zeros_like(groups), where=scale != 0), form.code)
+
+
+def _error(form: WeightFormat, groups: Array, parts: Arrays, weights: Array | None) -> Array:
+    """Squared, of each group [N / rows, groups]."""
+    if len(STEPS[form.bits]) == 1:
+        return np.zeros(groups.shape[:2], np.float32)  # there is nothing to compare
+    found = _decoded(_codes(form, groups, parts), form.code) * _scales(form, parts)[..., None, None]
+    error = np.square(found - groups)
+    return np.asarray((error if weights is None else error * weights).sum((2, 3)))
 
 
 def _stored(form: WeightFormat, scale: Array, parts: Arrays) -> Array:
@@ -136,7 +145,8 @@ def _stored(form: WeightFormat, scale: Array, parts: Arrays) -> Array:
     dtype = numpy_dtype(form.dtype)
     if dtype.itemsize > 1:
         return np.asarray(scale.astype(dtype))
-    return np.minimum(scale, np.float32(_most(form.dtype))).astype(dtype).view(np.uint8)
+    least = ml_dtypes.finfo(dtype).smallest_subnormal if form.dtype == POWER else 0  # of which none is 0
+    return np.asarray(np.clip(scale, np.float32(least), np.float32(_most(form.dtype))).astype(dtype).view(np.uint8))
 
 
 def _random(form: WeightFormat, n: int, k: int, rng: np.random.Generator) -> Arrays:
@@ -148,8 +158,10 @@ def _random(form: WeightFormat, n: int, k: int, rng: np.random.Generator) -> Arr
     }  # resize repeats from the start
 
 
-def _dequantized(form: WeightFormat, names: tuple[str, ...], parts: tuple[te.Tensor, ...], k: int) -> te.Tensor:
-    """float32 [N, k], as a stage of its own."""
+def _dequantized(
+    form: WeightFormat, names: tuple[str, ...], parts: tuple[te.Tensor, ...], k: int, m: int = 0
+) -> te.Tensor:
+    """float32 [N, k], as a stage of its own; for a product with m rows, if it is one."""
     from tvm import te
 
     from tunebench.kernels import dequantize
@@ -159,7 +171,7 @@ def _dequantized(form: WeightFormat, names: tuple[str, ...], parts: tuple[te.Ten
         (parts[0].shape[0], k),
         lambda n, c: dequantize.code(form, held, n, c),
         name="dequantize",
-        attrs={dequantize.LACKS: form.words},
+        attrs=dequantize.lacks(form, m),
     )
 
 
@@ -171,7 +183,7 @@ def _matmul(scheme: Scheme, x: Tensor, parts: dict[str, Tensor], out_dtype: str)
     names = tuple(parts)
 
     def product(a: te.Tensor, *held: te.Tensor) -> te.Tensor:
-        return float_product(a, _dequantized(form, names, held, int(a.shape[1])), out_dtype)
+        return float_product(a, _dequantized(form, names, held, int(a.shape[1]), int(a.shape[0])), out_dtype)
 
     return op.tensor_expr_op(product, f"{scheme.name}_matmul", [x, *parts.values()])
 
@@ -200,13 +212,12 @@ def _weights(form: WeightFormat, *parts: te.Tensor) -> te.Tensor:
     return _dequantized(form, tuple(_shapes(form, 1, k)), parts, k)
 
 
-FP4, FP8 = "float4_e2m1fn", "float8_e4m3fn"
 KINDS = (
     Kind(
         name="codes",
         schemes=(
             Scheme("fp8f16", WeightFormat("codes", 8, "float32", WHOLE_ROW, code=FP8), "float16"),
-            Scheme("mxfp4f16", WeightFormat("codes", 4, "float8_e8m0fnu", 32, code=FP4), "float16"),
+            Scheme("mxfp4f16", WeightFormat("codes", 4, POWER, 32, code=FP4), "float16"),
             Scheme("nvfp4f16", WeightFormat("codes", 4, FP8, 16, super_group=WHOLE_ROW, code=FP4), "float16"),
         ),
         shapes=_shapes,

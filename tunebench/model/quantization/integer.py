@@ -374,9 +374,11 @@ def _matrix_product(form: WeightFormat, out_dtype: str, names: tuple[str, ...]) 
 
     def product(x: te.Tensor, *parts: te.Tensor) -> te.Tensor:
         n, held = parts[0].shape[1 if form.layout == "KN" else 0], dict(zip(names, parts, strict=True))
-        lacks = {} if form.packing == "in_order" else {dequantize.LACKS: form.words}
         dequantized = te.compute(
-            (n, x.shape[1]), lambda b, c: dequantize.integer(form, held, b, c), name="dequantize", attrs=lacks
+            (n, x.shape[1]),
+            lambda b, c: dequantize.integer(form, held, b, c),
+            name="dequantize",
+            attrs=dequantize.lacks(form, int(x.shape[0])),
         )
         return float_product(x, dequantized, out_dtype)
 

@@ -3,8 +3,8 @@
 Quantized, the kernel is model/quantization/integer.py's: `x_placed`, `dot` (within a word), `x_sum`, where there are
 super groups `group_scale` and `group_min`, `matmul` (over words, with the scale), then element-wise blocks. Vectors
 hold words: along K where weights are N-major, with the activations laid out so that the vector for each place in the
-word is contiguous, and one horizontal sum a row at the end; along N where they are K-major, with an accumulator a
-column. Plain weights are N-major.
+word is contiguous, and one horizontal sum a
+row at the end; along N where they are K-major, with an accumulator a column. Plain weights are N-major.
 """
 
 from __future__ import annotations
