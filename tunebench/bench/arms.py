@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from tunebench.errors import TuneBenchError
 from tunebench.model import weights
 from tunebench.model import workload as workloads
 from tunebench.model.workload import Model
+from tunebench.results import Quality
 from tunebench.spec import EngineName, Schedule, Test
 from tunebench.timing import Protocol
 from tunebench.tuning.lookup import Found, checked, look_up, missing_line, older_line
@@ -39,6 +40,7 @@ class Plan:
     sample_limit_s: float = 300.0  # a test whose one sample would take longer is not run
     weights: Path | None = None
     seed: int = 0
+    quality: Mapping[str, Quality] = field(default_factory=dict)  # of the model in its scheme, by `label`
 
 
 @dataclass(frozen=True)

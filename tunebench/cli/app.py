@@ -16,6 +16,7 @@ from tunebench import scratch, stopping
 from tunebench.cli import benching, export, inputs, options
 from tunebench.cli.db import db
 from tunebench.cli.inputs import PlainConsole, console
+from tunebench.cli.quality import MOST_TOKENS, TextFile, generate_command, make_judge, quality_command
 from tunebench.errors import TuneBenchError
 from tunebench.stopping import Stopped
 
@@ -238,6 +239,8 @@ def bench_command(
     reps: Annotated[int, typer.Option("-r", "--reps", min=1, max=1000, help="Samples of each test, at most.")] = 20,
     sample_limit: Annotated[str, typer.Option(help="Leave out a test whose one sample takes longer.")] = "5m",
     weights: Weights = None,
+    quality: Annotated[bool, typer.Option("--quality", help="Add what `quality` finds to the rows.")] = False,
+    text: TextFile = None,
     seed: Seed = 0,
     work_dir: WorkDir = Path("tunebench-work"),
     name: Name = "local",
@@ -258,11 +261,14 @@ def bench_command(
     plan = replace(plan, engines=tuple(dict.fromkeys(engine)))
     plan = replace(plan, protocol=replace(plan.protocol, samples=reps, least_samples=min(reps, 5)))
     found = inputs.workloads(model, scheme, batch, prompt, context)
+    judge = make_judge(found, text, MOST_TOKENS, weights) if quality else None
     for session in sessions if "tuned" in schedule else []:
         inputs.say_packed(session)
         inputs.say_others(session)
     benching.bench_all(
-        [[benching.lowered(session, workload, held=True) for session in sessions] for workload in found], plan
+        [[benching.lowered(session, workload, held=True) for session in sessions] for workload in found],
+        plan,
+        judge=judge,
     )
 
 
@@ -303,6 +309,8 @@ def import_command(
     console.print(f"{len(rows)} rows from {file} added to {path}", soft_wrap=True)
 
 
+app.command(name="quality")(quality_command)
+app.command(name="generate")(generate_command)
 app.command(name="export")(export.export_command)
 app.command(name="browse")(export.browse_command)
 app.add_typer(db, name="db")

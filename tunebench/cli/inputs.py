@@ -140,6 +140,17 @@ def say_others(session: Session) -> None:
         )
 
 
+def weights_of(workload: Workload, named: Path | None) -> Path:
+    """The folder of a model's real weights; a TuneBenchError for a model that has none."""
+    folder = named or Path(workload.model)
+    if not (folder.is_dir() and any(folder.glob("*.safetensors"))):
+        raise TuneBenchError(
+            f"{workload.model} has random weights, which predict nothing.",
+            "Name a folder that has its weights with -m, or with --weights.",
+        )
+    return folder
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder for results; TuneBenchError where it cannot be written to."""
     try:
