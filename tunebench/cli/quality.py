@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tunebench.tuning.session import Lowered
 
 COLUMNS = ("scheme", "bits", "weights", "perplexity", "KL, nats", "same top", "decode")
-NOTE = """Float32: perplexity {:.4g}. Of {} tokens of {}, with {}s. decode is the perplexity of the last of them one at a
-time, in brackets in chunks. Rows are in {}.""".replace("\n", " ")
+NOTE = """Float32: perplexity {:.4g}. Of {} tokens of {}, with {}s. decode is the perplexity of the last of them one
+at a time, in brackets in chunks. Rows are in {}.""".replace("\n", " ")
 
 Models = Annotated[list[str], typer.Option("--model", "-m", help="A folder of a model with its weights and tokenizer.")]
 Schemes = Annotated[list[str], typer.Option("--scheme", "-q", help="Quantization scheme; repeat for several.")]
@@ -62,7 +62,7 @@ def quality_command(
 
     table = Table(box=None, pad_edge=False)
     for column in COLUMNS:
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, overflow="fold")
     with stopping.keeping(f"Rows so far are in {session.results_path}."):
         for workload in found:
             lowered = benching.lowered(session, workload, held=True)
@@ -96,18 +96,12 @@ def judge_of(judge: Judge, lowered: Lowered) -> Quality:
 
 def _cells(model: Model, judged: Quality) -> tuple[str, ...]:
     from tunebench.model import quantization
-    from tunebench.report import words
+    from tunebench.report import quality, words
 
     scheme = model.workload.scheme
-    return (
-        scheme.name,
-        f"{quantization.stored_bits(scheme.weight):g}",
-        words.size(model.weight_bytes),
-        words.between(judged.perplexity, judged.perplexity_interval),
-        words.between(judged.kl, judged.kl_interval),
-        words.percent(judged.same_top),
-        f"{words.figure(judged.decode_perplexity)} ({words.figure(judged.decode_prefill_perplexity)})",
-    )
+    perplexity, _, *others = quality.cells(judged)
+    bits = f"{quantization.stored_bits(scheme.weight):g}"
+    return (scheme.name, bits, words.size(model.weight_bytes), perplexity, *others)
 
 
 def generate_command(
