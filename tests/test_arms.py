@@ -58,7 +58,7 @@ def test_a_peak_is_of_one_arm_alone(linker: bool, tmp_path: Path, monkeypatch: p
 def test_a_process_that_ends_early_leaves_its_reason(config: Path, tmp_path: Path) -> None:
     lowered = lowered_model(config, "q0f32", tmp_path)
     compiled = compile_arms([lowered], PLAN, silent, silent)
-    (count,) = memory.peaks(compiled, Plan(TESTS, ("default",), weights=tmp_path / "none"), silent)[1].values()
+    (count,) = memory.peaks(compiled, Plan(TESTS, ("default",), weights=str(tmp_path / "none")), silent)[1].values()
     assert count.bytes is None
     assert "failed: " in count.counter
 

@@ -42,7 +42,7 @@ from tunebench.engines.browser import engine as browser_engine
 from tunebench.engines.browser import export as browser_export
 from tunebench.engines.browser.server import PageServer
 from tunebench.errors import NOT_TEXT, TuneBenchError
-from tunebench.model import quantization, weights
+from tunebench.model import quantization, sources, weights
 from tunebench.model import workload as workloads
 from tunebench.model.workload import Model
 from tunebench.report import llama_bench, write_report
@@ -245,7 +245,7 @@ def tiny_weights() -> bytes:
 
 def read_weights(path: Path) -> None:
     """Every parameter of the tiny model."""
-    for _, array in weights.read(TINY, path.parent):
+    for _, array in weights.read(TINY, sources.open_weights(path.parent)):
         assert array.dtype.kind in "iu" or np.isfinite(array).all()
 
 

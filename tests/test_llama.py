@@ -28,7 +28,7 @@ from tunebench.compile.tasks import Task
 from tunebench.devices.targets import cpu_device
 from tunebench.engines.tvm import TvmEngine, load
 from tunebench.errors import TuneBenchError
-from tunebench.model import quantization, weights
+from tunebench.model import quantization, sources, weights
 from tunebench.model.workload import Model
 from tunebench.runners.local import LocalRunner
 from tunebench.tuning.database import Database, provenance
@@ -92,7 +92,9 @@ def build_engine(
     mod, found = lower(model, target)
     compiled = compile_model(mod, target, pick_records(found) if pick_records else {})
     assert set(compiled.tuned) == ({task.key for task in found} if pick_records else set())
-    return TvmEngine(model, compiled.executable, load(model, weights.read(model, folder), tvm.cpu()), tvm.cpu())
+    return TvmEngine(
+        model, compiled.executable, load(model, weights.read(model, sources.open_weights(folder)), tvm.cpu()), tvm.cpu()
+    )
 
 
 def random_schedules(target: tvm.target.Target, seed: int) -> Callable[[list[Task]], Records]:
@@ -202,7 +204,9 @@ def test_a_real_tuning_run_keeps_the_logits(
     assert set(records) == {key for key, entry in database.entries.items() if entry.decision == "promoted"}
     compiled = compile_model(mod, target, records)
     assert compiled.tuned == dict.fromkeys(records, "tuned")
-    engine = TvmEngine(model, compiled.executable, load(model, weights.read(model, folder), tvm.cpu()), tvm.cpu())
+    engine = TvmEngine(
+        model, compiled.executable, load(model, weights.read(model, sources.open_weights(folder)), tvm.cpu()), tvm.cpu()
+    )
     assert compare(engine, reference) < FLOAT32
 
 
@@ -231,7 +235,7 @@ def test_weights_are_missing_or_of_another_shape(saved: Callable[..., tuple], tm
 
 def read_all(model: Model, folder: Path) -> list[tuple[str, np.ndarray]]:
     """Every weight."""
-    return list(weights.read(model, folder))
+    return list(weights.read(model, sources.open_weights(folder)))
 
 
 def check_stacked(found: Iterable[tuple[str, np.ndarray]], model: Model) -> None:

@@ -11,7 +11,7 @@ from safetensors.numpy import load, save
 from test_fuzz import TINY, tiny_weights
 
 from tunebench.errors import TuneBenchError
-from tunebench.model import weights
+from tunebench.model import sources, weights
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 NORM, DOWN = "model.norm.weight", "model.layers.0.mlp.down_proj.weight"
@@ -20,7 +20,7 @@ Tensors = dict[str, np.ndarray]
 
 def read(folder: Path) -> list[str]:
     """The names of all parameters."""
-    return [name for name, _ in weights.read(TINY, folder)]
+    return [name for name, _ in weights.read(TINY, sources.open_weights(folder))]
 
 
 @pytest.mark.parametrize("name", ["../outside/model.safetensors", "/dev/zero", "link", "", ".", "a\0b", "pipe", "loop"])

@@ -11,7 +11,7 @@ from conftest import LLAMA, load_model, write_config
 from tvm import tirx
 
 from tunebench.errors import NOT_TEXT, TuneBenchError
-from tunebench.model import architectures, quantization
+from tunebench.model import architectures, quantization, sources
 from tunebench.model import workload as workloads
 from tunebench.spec import Workload
 
@@ -196,6 +196,6 @@ def test_a_folder_a_pipe_and_a_huge_file_are_no_configs(tmp_path: Path, monkeypa
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(TuneBenchError, match="it is no file"):
         load_model(tmp_path / "pipe.json", "q0f32")
-    monkeypatch.setattr(workloads, "CONFIG_BYTES", 100)
+    monkeypatch.setattr(sources, "CONFIG_BYTES", 100)
     with pytest.raises(TuneBenchError, match="larger than"):
         load_model(write_config(tmp_path), "q0f32")

@@ -28,8 +28,11 @@ Layout = Literal["NK", "KN", "N16"]
 Packing = Literal["in_order", "by_byte", "planes"]
 """Where a word of 32 bits has its p-th weight: at bit bits * p, or at bit 8 (p mod 4) + bits (p div 4).
 
-`planes`, of 5 and 6 bits: the lower four in such words in order, the others in words of their own, in order too.
+`planes`, of 5 and 6 bits: the lower four in such words, the others in words of their own; both in order, or both by
+byte where the layout is N16.
 """
+PLANE_BITS = 4  # of the lower plane
+BYTE_GROUP = 32  # activations that share a scale where they are quantized by group
 Zero = Literal["symmetric", "zero_point", "minimum"]
 """What a group's integers mean: (q - z) * scale with z the same for all, with a z of the group, q * scale + minimum."""
 Activations = Literal["float", "int8", "int8_token"]
@@ -73,14 +76,41 @@ class WeightFormat:
     ordered: bool = False  # the inputs are taken in an order of the matrix's own
 
     @property
+    def low_bits(self) -> int:
+        """Of a weight in the words of `q_weight`: all of them, but for planes."""
+        return PLANE_BITS if self.packing == "planes" else self.bits
+
+    @property
     def per_word(self) -> int:
-        """Weights in a word of 32 bits."""
-        return 32 // self.bits
+        """Weights in a word of 32 bits, of `q_weight`."""
+        return 32 // self.low_bits
 
     @property
     def zero_point(self) -> int:
         """The integer that stands for 0 in a symmetric format."""
         return (1 << (self.bits - 1)) - (not self.full_range)
+
+    def group_of(self, k: int) -> int:
+        """Weights that share a scale, of k inputs."""
+        return k if self.group == WHOLE_ROW else self.group
+
+    @property
+    def byte_group(self) -> int:
+        """Inputs whose products with int8 activations are summed as integers: those of a group, or of a part of it."""
+        return self.group if 0 < self.group < BYTE_GROUP else BYTE_GROUP
+
+    @property
+    def words(self) -> str:
+        """What is stored, for a user: `4-bit integers with a minimum, groups of 32`."""
+        if not self.group:
+            return self.dtype
+        beside = {"symmetric": "", "zero_point": " with a zero point", "minimum": " with a minimum"}[self.zero]
+        numbers = self.code if self.kind == "codes" else f"{self.bits}-bit integers{beside}"
+        shared = "a scale an output" if self.group == WHOLE_ROW else f"groups of {self.group}"
+        blocks = f"blocks of {self.rows} x {self.group}" if self.rows > 1 else shared
+        above = f", their scales in {self.dtype}" if self.kind == "codes" else ""
+        wider = {0: "", WHOLE_ROW: ", scaled an output"}.get(self.super_group, f", scaled in {self.super_group}s")
+        return f"{numbers}, {blocks}{above}{wider}" + (", inputs in an order of its own" if self.ordered else "")
 
 
 @dataclass(frozen=True)

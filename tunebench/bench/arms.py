@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from tunebench.engines.baselines import Peer, peers
 from tunebench.engines.chunked import Chunk, ChunkedEngine, split_prompt
 from tunebench.errors import TuneBenchError
 from tunebench.model import weights
-from tunebench.model import workload as workloads
 from tunebench.model.workload import Model
 from tunebench.results import Quality
 from tunebench.spec import EngineName, Schedule, Test
@@ -38,7 +37,7 @@ class Plan:
     engines: tuple[str, ...] = (EngineName.TVM,)
     protocol: Protocol = PROTOCOL
     sample_limit_s: float = 300.0  # a test whose one sample would take longer is not run
-    weights: Path | None = None
+    weights: str = ""  # random, or where they are; empty: the model's own, or else random
     seed: int = 0
     quality: Mapping[str, Quality] = field(default_factory=dict)  # of the model in its scheme, by `label`
 
@@ -148,7 +147,7 @@ def load_own(
     plan: Plan,
 ) -> dict[str, Engine]:
     """An engine for each compiled model, over one copy of the weights; prompts are cut by the times expected."""
-    engines = device.engines(model, compiled, _weights(model, plan))
+    engines = device.engines(model, compiled, weights.load(model, plan.weights, plan.seed))
     for name, engine in engines.items():
         if isinstance(engine, ChunkedEngine):
             engine.chunk_ns = chunk_ns[name]
@@ -158,7 +157,7 @@ def load_own(
 def load_peer(peer: Peer, model: Model, threads: int, folder: Path, plan: Plan) -> Engine:
     """Another engine, on the same weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    return peer.load(model, _weights(model, plan), threads, folder)
+    return peer.load(model, weights.load(model, plan.weights, plan.seed), threads, folder)
 
 
 def _with_peer(arm: Arm, plan: Plan, say: Say) -> Arm:
@@ -189,7 +188,3 @@ def _no_room(model: Model) -> str:
     if needed <= free:
         return ""
     return f"a second copy of the model needs about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
-
-
-def _weights(model: Model, plan: Plan) -> Iterable[tuple[str, np.ndarray]]:
-    return weights.read(model, plan.weights) if plan.weights else workloads.random_weights(model, plan.seed)

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from tunebench import stats
-from tunebench.bench.ready import known, load_ready
+from tunebench.bench.ready import known, load_ready, real_weights
 from tunebench.devices import targets
 from tunebench.devices.opening import open_device
 from tunebench.engines.chunked import ChunkedEngine
@@ -66,7 +66,7 @@ class Judge:
     """Gives models in schemes their quality, and keeps what the float model predicts."""
 
     text: Text
-    weights: Callable[[Workload], Path]  # where a model's weights and its tokenizer are
+    weights: str  # where they and the tokenizer are; empty: the model's own
     most: int  # tokens of the text
     _references: dict[tuple[str, int, int], list[Array]] = field(default_factory=dict)
 
@@ -100,8 +100,8 @@ class Judge:
 
     def _windows(self, model: Model) -> list[Array]:
         """The text's tokens, int32 [n], in windows of the context, each behind what the tokenizer puts first."""
-        vocab = model.config.vocab_size
-        before, tokens = tokenizer.encode(tokenizer.load(self.weights(model.workload)), self.text.content, vocab)
+        words, vocab = real_weights(model, self.weights).tokenizer(), model.config.vocab_size
+        before, tokens = tokenizer.encode(words, self.text.content, vocab)
         size = min(model.workload.context, model.config.max_position_embeddings) - len(before)
         tokens = tokens[: self.most]
         if len(tokens) < LEAST:
@@ -129,7 +129,7 @@ class Judge:
         chunks = workload.chunks or session.device.default_chunks
         sizes = tuple(size for size in chunks if size <= workload.context)
         lowered = lower(session, replace(workload, batch=1, chunks=sizes, all_logits=True))
-        engine = load_ready(lowered, {**drawn(lowered), **known(lowered).records}, self.weights(workload))
+        engine = load_ready(lowered, {**drawn(lowered), **known(lowered).records}, self.weights)
         if not isinstance(engine, ChunkedEngine):
             raise TuneBenchError(f"{session.device.target_name} gives no logits of every token.", "Use another target.")
         return engine

@@ -17,6 +17,7 @@ from tunebench.devices.base import Device
 from tunebench.devices.probe import PROTOCOL as PROBE
 from tunebench.devices.probe import Probe
 from tunebench.dtypes import DTYPES
+from tunebench.model import weights
 from tunebench.model.workload import Model
 from tunebench.results import Quality, Result
 from tunebench.runtime.conditions import Watch
@@ -62,7 +63,8 @@ def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Say, warn: Say) -> It
             for name, arm in arms.items()
         }
         for name, row in rows.items():
-            row = replace(row, run_id=lowered[0].session.run_id, weights="real" if plan.weights else "random")
+            real = weights.are_real(arms[name].lowered.model, plan.weights)
+            row = replace(row, run_id=lowered[0].session.run_id, weights="real" if real else "random")
             row = replace(row, quality=plan.quality.get(label(arms[name].lowered)) if arms[name].compiled else None)
             if name in skipped:
                 row = replace(row, status=skipped[name][0], reason=skipped[name][1])

@@ -36,9 +36,21 @@ DEMO_BUDGET_S = 8.0  # of each arm of each test
 
 Models = Annotated[
     list[str],
-    typer.Option("--model", "-m", help="A model of `list models`, a config.json, or a folder that holds one."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model of `list models`, a config.json, a Hugging Face folder, a .gguf, or a hub id that was fetched.",
+    ),
 ]
-Schemes = Annotated[list[str], typer.Option("--scheme", "-q", help="Quantization scheme; repeat for several.")]
+Schemes = Annotated[
+    list[str],
+    typer.Option(
+        "--scheme",
+        "-q",
+        help="Of `list schemes`, or native: weights as they are stored; repeat for several. Without, native of a "
+        "quantized checkpoint and q4f16_1 of others.",
+    ),
+]
 TargetName = Annotated[str, typer.Option("--target", help="What to compile for; `list targets`.")]
 TargetNames = Annotated[list[str], typer.Option("--target", help="As for tune; repeat to compare several in one run.")]
 Threads = Annotated[int, typer.Option(min=0, max=1 << 12, help="CPU threads of a kernel; 0: all cores.")]
@@ -59,7 +71,9 @@ RunnerName = Annotated[str, typer.Option("--runner", help="rpc: devices of a tra
 Tracker = Annotated[str, typer.Option(help="Of --runner rpc: where TVM's tracker is, HOST:PORT.")]
 Key = Annotated[str, typer.Option(help="Of --runner rpc: the key of the devices there, e.g. rpi4.")]
 Linker = Annotated[str, typer.Option(help="Of --runner rpc: links libraries for the devices, e.g. the NDK's clang++.")]
-Weights = Annotated[Path | None, typer.Option(help="Folder of Hugging Face safetensors; random weights without.")]
+Weights = Annotated[
+    str, typer.Option(help="A folder of safetensors, a .gguf, or random; without, the model's own, or else random.")
+]
 
 
 def main() -> None:
@@ -92,7 +106,7 @@ def _say_stopped(stop: Stopped) -> None:
 @app.command(name="tune")
 def tune_command(
     model: Models,
-    scheme: Schemes = ["q4f16_1"],  # noqa: B006
+    scheme: Schemes = [],  # noqa: B006
     target: TargetName = "llvm",
     trials: Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many candidates of each kernel.")] = 64,
     time_limit: Annotated[str, typer.Option(help="For each model and scheme, e.g. 90s, 20m, 1h.")] = "20m",
@@ -178,7 +192,7 @@ def _tuned(row: TuneResult) -> str:
 @app.command(name="compile")
 def compile_command(
     model: Models,
-    scheme: Schemes = ["q4f16_1"],  # noqa: B006
+    scheme: Schemes = [],  # noqa: B006
     target: TargetName = "llvm",
     prompt: Chunks = "",
     batch: Batch = 1,
@@ -225,7 +239,7 @@ def compile_command(
 @app.command(name="bench")
 def bench_command(
     model: Models,
-    scheme: Schemes = ["q4f16_1"],  # noqa: B006
+    scheme: Schemes = [],  # noqa: B006
     target: TargetNames = ["llvm"],  # noqa: B006
     n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", help="Prompt lengths; 0 for none.")] = "128,512",
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Numbers of generated tokens; 0 for none.")] = "128",
@@ -238,7 +252,7 @@ def bench_command(
     threads: Threads = 0,
     reps: Annotated[int, typer.Option("-r", "--reps", min=1, max=1000, help="Samples of each test, at most.")] = 20,
     sample_limit: Annotated[str, typer.Option(help="Leave out a test whose one sample takes longer.")] = "5m",
-    weights: Weights = None,
+    weights: Weights = "",
     quality: Annotated[bool, typer.Option("--quality", help="Add what `quality` finds to the rows.")] = False,
     text: TextFile = None,
     seed: Seed = 0,
@@ -261,7 +275,7 @@ def bench_command(
     plan = replace(plan, engines=tuple(dict.fromkeys(engine)))
     plan = replace(plan, protocol=replace(plan.protocol, samples=reps, least_samples=min(reps, 5)))
     found = inputs.workloads(model, scheme, batch, prompt, context)
-    judge = make_judge(found, text, MOST_TOKENS, weights) if quality else None
+    judge = make_judge(text, MOST_TOKENS, weights) if quality else None
     for session in sessions if "tuned" in schedule else []:
         inputs.say_packed(session)
         inputs.say_others(session)

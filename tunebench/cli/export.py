@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 def export_command(
     folder: Annotated[Path, typer.Argument(help="Where to: plan.json, shaders/ and model.safetensors.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A model of `list models`, or a path to a config.")],
-    scheme: Annotated[str, typer.Option("--scheme", "-q", help="Quantization scheme.")] = "q4f16_1",
+    model: Annotated[str, typer.Option("--model", "-m", help="As for tune.")],
+    scheme: Annotated[str, typer.Option("--scheme", "-q", help="As for tune.")] = "",
     target: Annotated[str, typer.Option(help="webgpu, opencl, or another target whose kernels are source.")] = "webgpu",
     browser: Annotated[bool, typer.Option("--browser", help="For the adapter of this machine's browser.")] = False,
     schedule: Annotated[str, typer.Option(help="default or tuned.")] = "default",
@@ -31,7 +31,7 @@ def export_command(
     ] = "",
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Sequences at a time.")] = 1,
     context: Annotated[int, typer.Option(min=16, max=1 << 20, help="Positions of the KV cache.")] = 2048,
-    weights: Annotated[Path | None, typer.Option(help="Folder of Hugging Face safetensors; random without.")] = None,
+    weights: Annotated[str, typer.Option(help="As for bench.")] = "",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 2, help="Of random weights.")] = 0,
     work_dir: Annotated[Path, typer.Option(help="Where databases are.")] = Path("tunebench-work"),
 ) -> None:
@@ -42,9 +42,8 @@ def export_command(
     from tunebench.cli import options
     from tunebench.devices import opening, targets
     from tunebench.engines.browser import export as browser_export
-    from tunebench.model import quantization
     from tunebench.model import workload as workloads
-    from tunebench.model.weights import read
+    from tunebench.model.weights import load
     from tunebench.spec import EngineName, Workload
     from tunebench.tuning.lookup import with_chunks
     from tunebench.tuning.session import Session, lower
@@ -54,10 +53,10 @@ def export_command(
     (under,) = options.schedules([schedule])
     if browser and under == "tuned":
         raise TuneBenchError("kernels are not tuned in a browser.", "Leave out --browser: a target's records are used.")
-    chosen = registry.pick(quantization.schemes(), scheme, "scheme")
+    (chosen,) = inputs.schemes(model, [scheme] if scheme else [])
     preset = targets.find("webgpu" if browser else target)
     session = Session(opening.open_device(preset, engine=EngineName.BROWSER if browser else None), work_dir, work_dir)
-    with inputs.status(f"compiling {model} {scheme}"):
+    with inputs.status(f"compiling {model} {chosen.name}"):
         workload = Workload(model, chosen, batch, options.chunk_sizes(prompt), context)
         lowered = lower(session, with_chunks(session, workload, held=under == "tuned"))
         found = _found(lowered, under)
@@ -66,7 +65,7 @@ def export_command(
     if plan is None:
         raise TuneBenchError(f"target {target} makes no plan.", "Choose webgpu or opencl.")
     plan = replace(plan, facts=replace(plan.facts, chunk_ns=found.chunk_ns(lowered.tasks, under)))
-    arrays = read(lowered.model, weights) if weights else workloads.random_weights(lowered.model, seed)
+    arrays = load(lowered.model, weights, seed)
     with stopping.keeping(f"{folder} is not complete: run the same command again."), inputs.status(f"writing {folder}"):
         browser_export.export_plan(plan, workloads.with_rope(lowered.model, arrays), folder)
     console.print(f"Written: {folder}. `tunebench browse {folder}` runs it in a web browser.", soft_wrap=True)

@@ -17,7 +17,7 @@ from tunebench.errors import NOT_TEXT, TuneBenchError
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from tunebench.spec import Workload
+    from tunebench.spec import Scheme, Workload
     from tunebench.tuning.session import Session
 
 
@@ -140,17 +140,6 @@ def say_others(session: Session) -> None:
         )
 
 
-def weights_of(workload: Workload, named: Path | None) -> Path:
-    """The folder of a model's real weights; a TuneBenchError for a model that has none."""
-    folder = named or Path(workload.model)
-    if not (folder.is_dir() and any(folder.glob("*.safetensors"))):
-        raise TuneBenchError(
-            f"{workload.model} has random weights, which predict nothing.",
-            "Name a folder that has its weights with -m, or with --weights.",
-        )
-    return folder
-
-
 def make_folder(folder: Path) -> None:
     """Make a folder for results; TuneBenchError where it cannot be written to."""
     try:
@@ -161,14 +150,31 @@ def make_folder(folder: Path) -> None:
         raise durable.refusal(folder, error) from None
 
 
-def workloads(models: list[str], schemes: list[str], batch: int, chunks: str, context: int) -> list[Workload]:
-    """Every model in every scheme. Without `chunks` each workload has none yet: its target decides."""
-    from tunebench import registry
-    from tunebench.model import quantization
+def workloads(models: list[str], names: list[str], batch: int, chunks: str, context: int) -> list[Workload]:
+    """Every model in every scheme named. Without `chunks` each workload has none yet: its target decides."""
     from tunebench.spec import Workload
 
-    known = quantization.schemes()
-    chosen = [registry.pick(known, scheme, "scheme") for scheme in dict.fromkeys(schemes)]
     sizes = options.chunk_sizes(chunks)
-    each = [(model, scheme) for model in dict.fromkeys(models) for scheme in chosen]
+    each = [(model, scheme) for model in dict.fromkeys(models) for scheme in schemes(model, names)]
     return [Workload(model, scheme, batch, sizes, context) for model, scheme in each]
+
+
+def schemes(model: str, names: list[str]) -> list[Scheme]:
+    """The schemes of a model; without names, that of its weights where they are quantized.
+
+    A warning says where quantized weights are rounded a second time.
+    """
+    from tunebench import registry
+    from tunebench.model import native, quantization, sources
+
+    checkpoint = sources.find(model).open()
+    quantized = checkpoint is not None and bool(checkpoint.scheme)
+    found = []
+    for name in dict.fromkeys(names or ["native" if quantized else "q4f16_1"]):
+        if native.is_native(name):
+            found.append(native.scheme(name, checkpoint))
+            continue
+        found.append(registry.pick(quantization.schemes(), name, "scheme"))
+        if checkpoint and quantized and found[-1].weight.kind != "float":
+            warn(f"the weights of {model} are in {checkpoint.scheme}: {name} rounds them again. -q native keeps them.")
+    return found

@@ -19,41 +19,40 @@ if TYPE_CHECKING:
     from tunebench.bench.quality import Judge
     from tunebench.model.workload import Model
     from tunebench.results import Quality
-    from tunebench.spec import Workload
     from tunebench.tuning.session import Lowered
 
 COLUMNS = ("scheme", "bits", "weights", "perplexity", "KL, nats", "same top", "decode")
 NOTE = """Float32: perplexity {:.4g}. Of {} tokens of {}, with {}s. decode is the perplexity of the last of them one
 at a time, in brackets in chunks. Rows are in {}.""".replace("\n", " ")
 
-Models = Annotated[list[str], typer.Option("--model", "-m", help="A folder of a model with its weights and tokenizer.")]
-Schemes = Annotated[list[str], typer.Option("--scheme", "-q", help="Quantization scheme; repeat for several.")]
+Models = Annotated[list[str], typer.Option("--model", "-m", help="A folder or .gguf with weights and tokenizer.")]
+Schemes = Annotated[list[str], typer.Option("--scheme", "-q", help="As for bench; repeat for several.")]
 TextFile = Annotated[Path | None, typer.Option("--text", help="Plain text in UTF-8; one of TuneBench's own without.")]
 Tokens = Annotated[int, typer.Option(min=1, max=1 << 20, help="Of the text's tokens, at most so many.")]
 Target = Annotated[str, typer.Option("--target", help="What runs it; `list targets`.")]
 Threads = Annotated[int, typer.Option(min=0, max=1 << 12, help="CPU threads of a kernel; 0: all cores.")]
 Context = Annotated[int, typer.Option(min=16, max=1 << 20, help="Positions of the KV cache.")]
-Weights = Annotated[Path | None, typer.Option(help="Folder of weights and tokenizer; the model's own without.")]
+Weights = Annotated[str, typer.Option(help="A folder or .gguf of weights and tokenizer; the model's own without.")]
 WorkDir = Annotated[Path, typer.Option(help="Where databases and reports go.")]
 MOST_TOKENS = 4096
 
 
 def quality_command(
     model: Models,
-    scheme: Schemes = ["q4f16_1"],  # noqa: B006
+    scheme: Schemes = [],  # noqa: B006
     text: TextFile = None,
     tokens: Tokens = MOST_TOKENS,
     target: Target = "llvm",
     threads: Threads = 0,
     context: Context = 2048,
-    weights: Weights = None,
+    weights: Weights = "",
     work_dir: WorkDir = Path("tunebench-work"),
     name: Annotated[str, typer.Option(help="The report's folder in WORK_DIR/reports.")] = "local",
     label: Annotated[str, typer.Option(help="What reports call this run.")] = "",
 ) -> None:
     """Compare what a model in each scheme predicts of a text with what its float32 weights predict."""
     found = inputs.workloads(model, scheme, 1, "", context)
-    judge = make_judge(found, text, tokens, weights)
+    judge = make_judge(text, tokens, weights)
     session = inputs.open_session(target, threads, work_dir, name, run_name=label)
     inputs.make_folder(session.results_path.parent)
     from tunebench import results
@@ -74,17 +73,11 @@ def quality_command(
     console.print(NOTE.format(*of), soft_wrap=True)
 
 
-def make_judge(workloads: list[Workload], text: Path | None, tokens: int, weights: Path | None) -> Judge:
-    """What gives workloads their quality by a text, or by the one that TuneBench comes with.
-
-    A TuneBenchError, before anything takes time, where one has no weights or no tokenizer.
-    """
+def make_judge(text: Path | None, tokens: int, weights: str) -> Judge:
+    """What gives schemes their quality by a text, or by the one that TuneBench comes with."""
     from tunebench.bench.quality import PROSE, Judge, read_text
-    from tunebench.model import tokenizer
 
-    for workload in workloads:
-        tokenizer.load(inputs.weights_of(workload, weights))
-    return Judge(read_text(text or PROSE), lambda workload: inputs.weights_of(workload, weights), tokens)
+    return Judge(read_text(text or PROSE), weights, tokens)
 
 
 def judge_of(judge: Judge, lowered: Lowered) -> Quality:
@@ -105,37 +98,37 @@ def _cells(model: Model, judged: Quality) -> tuple[str, ...]:
 
 
 def generate_command(
-    model: Annotated[str, typer.Option("--model", "-m", help="A folder of a model with its weights and tokenizer.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A folder or .gguf with weights and tokenizer.")],
     prompt: Annotated[str, typer.Option("--prompt", help="What to go on with, as it is: no chat template is applied.")],
-    scheme: Annotated[str, typer.Option("--scheme", "-q", help="Quantization scheme.")] = "q4f16_1",
+    scheme: Annotated[str, typer.Option("--scheme", "-q", help="As for bench.")] = "",
     n_gen: Annotated[int, typer.Option("-n", "--n-gen", min=1, max=1 << 20, help="Tokens at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, max=100, help="0: always the most likely token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 2, help="Of what is drawn at a temperature.")] = 0,
     target: Target = "llvm",
     threads: Threads = 0,
     context: Context = 2048,
-    weights: Weights = None,
+    weights: Weights = "",
     work_dir: WorkDir = Path("tunebench-work"),
 ) -> None:
     """Go on with a text: tokens as they come, then the speed. Plain completion, without a chat template."""
-    (workload,) = inputs.workloads([model], [scheme], 1, "", context)
-    folder = inputs.weights_of(workload, weights)
+    (workload,) = inputs.workloads([model], [scheme] if scheme else [], 1, "", context)
     session = inputs.open_session(target, threads, work_dir, "local")
     from tunebench.bench.generate import generate
-    from tunebench.bench.ready import known, load_ready
+    from tunebench.bench.ready import known, load_ready, real_weights
     from tunebench.model import tokenizer
 
-    words = tokenizer.load(folder)
     lowered = benching.lowered(session, workload, held=True)
+    checkpoint = real_weights(lowered.model, weights)
+    words = checkpoint.tokenizer()
     before, tokens = tokenizer.encode(words, prompt, lowered.model.config.vocab_size)
     tokens = before + tokens
     if len(tokens) + n_gen > context:
         raise TuneBenchError(f"{len(tokens)} tokens and {n_gen} more do not fit.", "Raise --context, or lower -n.")
     with inputs.status("compile and load"):
-        engine = load_ready(lowered, known(lowered).records, folder)
+        engine = load_ready(lowered, known(lowered).records, weights)
     written = tokenizer.Written(words)
     times_s = [time.monotonic()]
-    for token in generate(engine, tokens, n_gen, temperature, seed, tokenizer.end_tokens(folder)):
+    for token in generate(engine, tokens, n_gen, temperature, seed, tokenizer.end_tokens(checkpoint)):
         times_s.append(time.monotonic())
         sys.stdout.write(NOT_TEXT.sub("", written.add(token)))
         sys.stdout.flush()

@@ -342,6 +342,61 @@ def quantize_rows(rows: int, width: int, group: int, zero: int, dtype: str) -> P
     return quantize_rows
 
 
+@functools.cache
+def quantize_tokens(rows: int, width: int, group: int, zero: int, dtype: str) -> PrimFunc:
+    """As `quantize_rows`, but with one scale a row: scales are [rows, 1], offsets still of groups."""
+    lanes = LANES
+
+    @T.prim_func(private=True, s_tir=True)
+    def quantize_tokens(
+        x: T.Buffer((rows, width), dtype),
+        integers: T.Buffer((rows, width), "int8"),
+        scales: T.Buffer((rows, 1), "float32"),
+        offsets: T.Buffer((rows, width // group), "int32"),
+    ):
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True})
+        for i in range(rows):
+            with T.sblock("row"):
+                row = T.axis.spatial(rows, i)
+                T.reads(x[row, 0:width])
+                T.writes(integers[row, 0:width], scales[row, 0], offsets[row, 0 : width // group])
+                tops = T.sblock_alloc_buffer((lanes,), "float32")
+                steps = T.sblock_alloc_buffer((lanes,), "int32")
+                sums = T.sblock_alloc_buffer((lanes,), "int32")
+                top = T.sblock_alloc_buffer((2,), "float32")
+                for lane in T.vectorized(lanes):
+                    tops[lane] = T.float32(0)
+                for v in range(width // lanes):
+                    for lane in T.vectorized(lanes):
+                        tops[lane] = T.max(tops[lane], T.fabs(T.Cast("float32", x[row, v * lanes + lane])))
+                top[0] = T.float32(0)
+                for lane in T.unroll(lanes):
+                    top[0] = T.max(top[0], tops[lane])
+                top[1] = T.Select(top[0] > T.float32(0), T.float32(127) / top[0], T.float32(0))
+                scales[row, 0] = top[0] / T.float32(127)
+                for g in range(width // group):
+                    for lane in T.vectorized(lanes):
+                        sums[lane] = 0
+                    for v in range(group // lanes):
+                        for lane in T.vectorized(lanes):
+                            steps[lane] = T.Cast(
+                                "int32",
+                                T.floor(
+                                    T.Cast("float32", x[row, g * group + v * lanes + lane]) * top[1] + T.float32(0.5)
+                                ),
+                            )
+                        for lane in T.vectorized(lanes):
+                            sums[lane] = sums[lane] + steps[lane]
+                        for lane in T.vectorized(lanes):
+                            integers[row, g * group + v * lanes + lane] = T.Cast("int8", steps[lane])
+                    offsets[row, g] = 0
+                    for lane in T.unroll(lanes):
+                        offsets[row, g] = offsets[row, g] + sums[lane]
+                    offsets[row, g] = T.int32(-zero) * offsets[row, g]
+
+    return quantize_tokens
+
+
 def over_cache(func: PrimFunc) -> OverCache | None:
     """What `attention` or `append` was made for, as read from its arguments; None for any other kernel."""
     shapes = [tuple(int(extent) for extent in param.shape) for param in func.params if hasattr(param, "shape")]

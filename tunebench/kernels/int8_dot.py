@@ -3,13 +3,14 @@
 Weights of 4 or 8 bits lie in words of 32 bits, 16 outputs side by side, [N / 16, K / per word, 16]. Byte j of a
 word holds, from its lowest bits on, the weights of places j, j + 4, ... of the word, so that one mask and one
 shift of a vector of words leave bytes whose dot products with 4 activations accumulate in 16 lanes of int32.
-Weights are unsigned, with a zero point that leaves the sum: once a group, through `offset`.
+Weights are unsigned, with a zero point that leaves the sum: once a group, through `offset`. Of 5 or 6 bits, the upper
+ones lie in words of their own in the same way, so that a word of them completes several of the others.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tvm import te, tirx
@@ -18,7 +19,7 @@ from tvm.script import tirx as T
 from tvm.target import Target, codegen
 
 from tunebench.kernels.tvmscript import quick_parsing
-from tunebench.spec import WeightFormat
+from tunebench.spec import WHOLE_ROW, WeightFormat
 
 LANES = 16  # outputs side by side
 SDOT = "aarch64.neon.sdot.v4i32.v16i8"
@@ -269,20 +270,35 @@ def _matrix() -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
     return description, implementation
 
 
-def product(weight: WeightFormat, out_dtype: str) -> Callable[..., te.Tensor]:
+def why_not(weight: WeightFormat) -> str:
+    """Why there are no products of bytes with such weights; empty where there are."""
+    if weight.kind != "integer" or weight.layout != "N16":
+        return f"products of bytes are for integers in tiles of {LANES} outputs"
+    if weight.low_bits not in MASKS or weight.packing == "in_order":
+        return "products of bytes are for 4 and 8 bits by byte, and planes of 5 and 6"
+    whole = weight.group == WHOLE_ROW or (weight.group and weight.group % weight.byte_group == 0)
+    return "" if whole else f"products of bytes are for groups of whole {weight.byte_group} inputs"
+
+
+def product(
+    weight: WeightFormat, out_dtype: str, names: Sequence[str] = ("q_weight", "q_scale")
+) -> Callable[..., te.Tensor]:
     """y = x @ weight.T as stages `unpack`, `dot` (int32, a group each), `matmul` (the groups, scaled) and `out`.
 
-    The body takes x int8 [M, K], its scales float32 [M, groups], its offsets int32 [M, groups] (minus the zero
-    point times the group's sum), words uint32 [N / 16, words, 16] and scales [N / 16, groups, 16] -> [M, N]; a
-    ValueError where weights are stored in another way.
+    The body takes x int8 [M, K], its scales float32 [M, groups] or [M, 1], its offsets int32 [M, groups], and then
+    the parts of the weights, named by `names`, in layout N16 -> [M, N], N as it is padded. A group's offset is what a
+    zero point adds, minus that times the group's sum, where it is the same for all; otherwise it is the sum. Groups
+    here are of at most 32 inputs, several of which may share a scale of the weights. A ValueError where weights are
+    stored in another way.
     """
-    bits, group_size, per_word = weight.bits, weight.group, weight.per_word
-    tiles = WeightFormat("integer", bits, weight.dtype, group_size, "symmetric", "N16", "by_byte")
-    if weight != tiles or bits not in MASKS:
-        raise ValueError(f"products of bytes are for symmetric integers in tiles of {LANES} outputs, not for {weight}")
+    if why_not(weight):
+        raise ValueError(f"{why_not(weight)}, not for {weight}")
+    bits, group_size, per_word = weight.low_bits, weight.byte_group, weight.per_word
     halves, mask = 8 // bits, MASKS[bits]
 
-    def body(x: te.Tensor, x_scale: te.Tensor, offset: te.Tensor, words: te.Tensor, scale: te.Tensor) -> te.Tensor:
+    def body(x: te.Tensor, x_scale: te.Tensor, offset: te.Tensor, *held: te.Tensor) -> te.Tensor:
+        parts = dict(zip(names, held, strict=True))
+        words = parts["q_weight"]
         (m, k), tiles, per_group = x.shape, words.shape[0], group_size // per_word
         groups = k // group_size
         word, half = te.reduce_axis((0, per_group), name="word"), te.reduce_axis((0, halves), name="half")
@@ -290,7 +306,10 @@ def product(weight: WeightFormat, out_dtype: str) -> Callable[..., te.Tensor]:
 
         def bytes_of(t: tirx.Var, g: tirx.Var, w: tirx.Var, h: tirx.Var, lane: tirx.Var) -> tirx.Expr:
             shift = (h * bits).astype("uint32")
-            return (words[t, g * per_group + w, lane] >> shift) & tirx.const(mask, "uint32")
+            low = (words[t, g * per_group + w, lane] >> shift) & tirx.const(mask, "uint32")
+            if "q_high" not in parts:
+                return low
+            return low | _high(weight, parts["q_high"], t, (g * per_group + w) * halves + h, lane)
 
         unpacked = te.compute((tiles, groups, per_group, halves, LANES), bytes_of, name="unpack")
 
@@ -301,17 +320,51 @@ def product(weight: WeightFormat, out_dtype: str) -> Callable[..., te.Tensor]:
             return te.sum(integer * x[row, place].astype("int32"), axis=[word, half, byte])
 
         dot = te.compute((m, tiles, groups, LANES), product_of, name="dot")
-        y = te.compute(
-            (m, tiles, LANES),
-            lambda row, t, lane: te.sum(
-                (dot[row, t, group, lane] + offset[row, group]).astype("float32")
-                * (scale[t, group, lane].astype("float32") * x_scale[row, group]),
-                axis=group,
-            ),
-            name="matmul",
-        )
+
+        def scaled(row: tirx.Var, t: tirx.Var, lane: tirx.Var) -> tirx.Expr:
+            of_x = x_scale[row, group if int(x_scale.shape[1]) > 1 else 0]
+            return _scaled(weight, parts, t, group, lane, dot[row, t, group, lane], offset[row, group], of_x)
+
+        y = te.compute((m, tiles, LANES), lambda *at: te.sum(scaled(*at), axis=group), name="matmul")
         return te.compute(
             (m, tiles * LANES), lambda row, n: y[row, n // LANES, n % LANES].astype(out_dtype), name="out"
         )
 
     return body
+
+
+def _high(weight: WeightFormat, words: te.Tensor, tile: tirx.Var, fours: tirx.Expr, lane: tirx.Var) -> tirx.Expr:
+    """The upper bits of weights 4 `fours` and after, each in its byte, above the lower four."""
+    bits = weight.bits - weight.low_bits
+    in_word = 8 // bits
+    shifted = words[tile, fours // in_word, lane] >> (fours % in_word * bits).astype("uint32")
+    mask = ((1 << bits) - 1) * 0x01010101
+    return (shifted & tirx.const(mask, "uint32")) << tirx.const(weight.low_bits, "uint32")
+
+
+def _scaled(
+    weight: WeightFormat,
+    parts: Mapping[str, te.Tensor],
+    tile: tirx.Var,
+    group: tirx.Var,
+    lane: tirx.Var,
+    dot: tirx.Expr,
+    offset: tirx.Expr,
+    x_scale: tirx.Expr,
+) -> tirx.Expr:
+    """What a group adds to an output."""
+
+    def of_group(name: str, shared: str = "") -> tirx.Expr:
+        size = weight.byte_group
+        place = 0 if weight.group == WHOLE_ROW else group if weight.group == size else group * size // weight.group
+        value = parts[name][tile, place, lane].astype("float32")
+        if shared not in parts:
+            return value
+        return value * parts[shared][tile, group * size // weight.super_group, lane].astype("float32")
+
+    scale = of_group("q_scale", "q_super")
+    if weight.zero == "symmetric":
+        return (dot + offset).astype("float32") * (scale * x_scale)
+    if weight.zero == "zero_point":
+        return (dot.astype("float32") - offset.astype("float32") * of_group("q_zero")) * (scale * x_scale)
+    return (dot.astype("float32") * scale + offset.astype("float32") * of_group("q_min", "q_super_min")) * x_scale

@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from tunebench import stored
 from tunebench.errors import TuneBenchError
+from tunebench.model.checkpoints import Checkpoint
 
-NAME = "tokenizer.json"
-CONFIGS = ("generation_config.json", "config.json")  # the first that names the tokens counts
-CONFIG_BYTES = 16 << 20
+GENERATION, GENERATION_BYTES = "generation_config.json", 1 << 20
 
 
-def load(folder: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder; a TuneBenchError where it has none that can be read."""
-    path = folder / NAME
-    if not path.is_file():
-        raise TuneBenchError(f"no {NAME} in {folder}.", "Copy it there from where the weights came from.")
+def end_tokens(checkpoint: Checkpoint) -> set[int]:
+    """The tokens after which a model says no more, by a folder's generation_config.json or else its config."""
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more special
-        raise TuneBenchError(f"cannot read {path} ({error}).", "Copy it again.") from None
-
-
-def end_tokens(folder: Path) -> set[int]:
-    """The tokens after which a model says no more."""
-    for name in CONFIGS:
-        try:
-            found = stored.decode(stored.read_bytes(folder / name, CONFIG_BYTES)).get("eos_token_id")
-        except (OSError, ValueError, AttributeError):
-            continue
-        if found is not None:
-            return {token for token in (found if isinstance(found, list) else [found]) if isinstance(token, int)}
-    return set()
+        said = stored.decode(stored.read_bytes(checkpoint.path / GENERATION, GENERATION_BYTES))["eos_token_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        said = checkpoint.config.get("eos_token_id")
+    return {token for token in (said if isinstance(said, list) else [said]) if isinstance(token, int)}
 
 
 def encode(tokenizer: Tokenizer, text: str, vocab_size: int) -> tuple[list[int], list[int]]:

@@ -1,45 +1,60 @@
-"""Real weights: Hugging Face safetensors, sharded or not, quantized a block of rows at a time."""
+"""Real weights: a checkpoint's, as they are stored there or quantized a block of rows at a time."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from tunebench import stored
 from tunebench.dtypes import numpy_dtype
 from tunebench.errors import TuneBenchError
-from tunebench.model import quantization
+from tunebench.model import quantization, sources
+from tunebench.model.checkpoints import Checkpoint, reordered, swapped
 from tunebench.model.description import Matrix, Vector
 from tunebench.model.quantization import Array, Arrays
-from tunebench.model.workload import Model
+from tunebench.model.workload import Model, random_weights
 from tunebench.spec import WeightFormat
 
 ROWS = 2048  # of a matrix held in float32 at once
-INDEX = "model.safetensors.index.json"
-INDEX_BYTES = 64 << 20
-FLOATS = ("F16", "BF16", "F32", "F64")
-WAY_ON = "Name the folder of this very model."
+WAY_ON = "Name the folder or file of this very model."
 
 
-def read(model: Model, folder: Path) -> Iterator[tuple[str, Array]]:
-    """Every parameter in stored form, from the folder's *.safetensors.
+def load(model: Model, named: str, seed: int) -> Iterator[tuple[str, Array]]:
+    """Every parameter in stored form, of the weights that `chosen` finds, or made up."""
+    checkpoint = chosen(model, named)
+    return read(model, checkpoint) if checkpoint else random_weights(model, seed)
+
+
+def chosen(model: Model, named: str) -> Checkpoint | None:
+    """The weights in a folder or .gguf that is named; without a name the model's own; None for `random`, or without."""
+    if not are_real(model, named):
+        return None
+    return sources.open_weights(Path(named)) if named else model.checkpoint
+
+
+def are_real(model: Model, named: str) -> bool:
+    """Whether weights are not made up."""
+    return named != "random" and bool(named or (model.source and model.source.weights))
+
+
+def read(model: Model, checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
+    """Every parameter in stored form.
 
     A TuneBenchError names a tensor that is missing, of another shape or type, or not finite.
     """
-    with contextlib.ExitStack() as stack:
-        tensors = _Tensors(folder, stack)
-        tensors.check(_wanted(model))
-        for matrix in model.matrices.values():
-            tensors.check_rows(matrix)
-        for name, vector in model.vectors.items():
-            yield name, _vector(tensors, vector, vector.dtype or model.workload.scheme.dtype)
-        for name, matrix in model.matrices.items():
-            for suffix, part in _store(tensors, matrix, model.scheme_of(matrix).weight).items():
-                yield f"{name}.{suffix}", part
+    _check(checkpoint, _wanted(model))
+    for matrix in model.matrices.values():
+        _check_rows(checkpoint, matrix)
+    for name, vector in model.vectors.items():
+        yield name, _vector(checkpoint, vector, vector.dtype or model.workload.scheme.dtype)
+    for matrix in model.matrices.values():
+        for piece in model.pieces(matrix):
+            form = model.scheme_of(piece).weight
+            stored = quantization.by_rows(form) == checkpoint.tensors[piece.sources[0]].form
+            parts = _stored(checkpoint, piece, form) if stored else _quantized(checkpoint, piece, form)
+            for suffix, part in parts.items():
+                yield f"{piece.name}.{suffix}", part
 
 
 def _wanted(model: Model) -> dict[str, tuple[int, ...]]:
@@ -53,111 +68,79 @@ def _wanted(model: Model) -> dict[str, tuple[int, ...]]:
     return wanted
 
 
-def _vector(tensors: _Tensors, vector: Vector, dtype: str) -> Array:
+def _check(checkpoint: Checkpoint, wanted: dict[str, tuple[int, ...]]) -> None:
+    """Raise a TuneBenchError that names what is missing, or has the wrong shape or type."""
+    missing = [name for name in wanted if name not in checkpoint.tensors]
+    if missing:
+        raise checkpoint.lacks(missing)
+    for name, expected in wanted.items():
+        shape = checkpoint.tensors[name].shape
+        if (shape if expected[0] else (0, *shape[1:])) != expected:
+            want = list(expected) if expected[0] else f"[any, {expected[1]}]"
+            raise TuneBenchError(f"{name} in {checkpoint.path} has shape {list(shape)}, not {want}.", WAY_ON)
+
+
+def _check_rows(checkpoint: Checkpoint, matrix: Matrix) -> None:
+    """Raise a TuneBenchError where the tensors stacked in a matrix have other rows than it."""
+    rows = [checkpoint.tensors[source].shape[0] for source in matrix.sources]
+    if sum(rows) != matrix.n or not all(rows):
+        raise TuneBenchError(f"{' + '.join(matrix.sources)} have {rows} rows, not {matrix.n} in all.", WAY_ON)
+
+
+def _vector(checkpoint: Checkpoint, vector: Vector, dtype: str) -> Array:
     """A vector in its type, from the tensors that it consists of."""
-    parts = [tensors.stored(name, 0, tensors.shapes[name][0], "float64") for name in vector.stored]
+    parts = [checkpoint.floats(name, 0, checkpoint.tensors[name].shape[0]) for name in vector.stored]
     with np.errstate(over="ignore", invalid="ignore"):
-        found = (np.concatenate(parts) * vector.times + vector.plus).astype(numpy_dtype(dtype))
-    tensors.check_finite(vector.name, found)
+        found = (np.concatenate(parts).astype(np.float64) * vector.times + vector.plus).astype(numpy_dtype(dtype))
+    _check_finite(checkpoint, vector.name, found)
     return found
 
 
-def _store(tensors: _Tensors, matrix: Matrix, weight: WeightFormat) -> Arrays:
-    kind = quantization.kind_of(weight)
+def _stored(checkpoint: Checkpoint, matrix: Matrix, form: WeightFormat) -> Arrays:
+    """A matrix's parts as its tensors have them, one below the other, in the form's layout."""
+    held = []
+    for source in matrix.sources:
+        n = checkpoint.tensors[source].shape[0]
+        parts = checkpoint.parts(source, 0, n)
+        if matrix.arranged != (1, 1):
+            parts = reordered(parts, swapped(n, *matrix.arranged))
+        _check_finite(checkpoint, source, *parts.values())
+        held.append(parts)
+    return quantization.kind_of(form).laid_out(form, _joined(held))
+
+
+def _joined(blocks: Sequence[Arrays]) -> Arrays:
+    """Parts of rows one below the other; what all rows have in common once."""
+    shared = {name: part for name, part in blocks[0].items() if name == quantization.ORDER}
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]} | shared
+
+
+def _quantized(checkpoint: Checkpoint, matrix: Matrix, form: WeightFormat) -> Arrays:
+    """A matrix's parts made from floats, some rows at a time."""
+    kind, by_rows = quantization.kind_of(form), quantization.by_rows(form)
     blocks = []
     for source in matrix.sources:
-        n = tensors.shapes[source][0]
-        for start in range(0, n, ROWS):
-            block = kind.quantize(weight, tensors.rows(source, start, min(start + ROWS, n), "float32"))
-            tensors.check_finite(source, *block.values())
+        for rows in _floats(checkpoint, source, matrix.arranged):
+            _check_finite(checkpoint, source, rows)
+            block = kind.quantize(by_rows, rows)
+            _check_finite(checkpoint, source, *block.values())
             blocks.append(block)
-    axis = 1 if weight.layout == "KN" else 0
-    return {suffix: np.concatenate([block[suffix] for block in blocks], axis=axis) for suffix in blocks[0]}
+    return kind.laid_out(form, _joined(blocks))
 
 
-class _Tensors:
-    """The tensors of a folder by name, read in slices."""
-
-    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
-        self.folder = folder
-        self._slices = {}
-        for path in _files(folder):
-            try:
-                file = stack.enter_context(safe_open(path, framework="numpy"))
-            except (OSError, SafetensorError) as error:
-                raise TuneBenchError(f"cannot read {path} ({error}).", "Copy it again.") from None
-            for name in file.keys():  # noqa: SIM118  (not a mapping)
-                self._slices[name] = file.get_slice(name)
-        self.shapes = {name: tuple(part.get_shape()) for name, part in self._slices.items()}
-
-    def rows(self, name: str, start: int, stop: int, dtype: str) -> Array:
-        """Rows [start, stop) of a tensor in a float type; a TuneBenchError where one is not finite in it."""
-        found = self.stored(name, start, stop, dtype)
-        self.check_finite(name, found)
-        return found
-
-    def stored(self, name: str, start: int, stop: int, dtype: str) -> Array:
-        """Rows [start, stop) of a tensor in a float type, whatever is in them."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(self._slices[name][start:stop]).astype(numpy_dtype(dtype))
-
-    def check_finite(self, name: str, *arrays: Array) -> None:
-        """Raise a TuneBenchError where what was made of a tensor has a value that is not finite."""
-        for array in arrays:
-            if array.dtype.kind not in "iu" and not np.isfinite(array).all():
-                what = f"{name} in {self.folder} has values that are not finite in {array.dtype}"
-                raise TuneBenchError(f"{what}.", "Copy it again, or choose a scheme of larger floats.")
-
-    def check(self, wanted: dict[str, tuple[int, ...]]) -> None:
-        """Raise a TuneBenchError that names what is missing, or has the wrong shape or type."""
-        missing = [name for name in wanted if name not in self.shapes]
-        if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise TuneBenchError(f"{self.folder} lacks {', '.join(missing[:3])}{more}.", WAY_ON)
-        for name, expected in wanted.items():
-            shape, dtype = self.shapes[name], self._slices[name].get_dtype()
-            if (shape if expected[0] else (0, *shape[1:])) != expected:
-                want = list(expected) if expected[0] else f"[any, {expected[1]}]"
-                raise TuneBenchError(f"{name} in {self.folder} has shape {list(shape)}, not {want}.", WAY_ON)
-            if dtype not in FLOATS:
-                raise TuneBenchError(f"{name} in {self.folder} is {dtype}, not {', '.join(FLOATS)}.", WAY_ON)
-
-    def check_rows(self, matrix: Matrix) -> None:
-        """Raise a TuneBenchError where the tensors stacked in a matrix have other rows than it."""
-        rows = [self.shapes[source][0] for source in matrix.sources]
-        if sum(rows) != matrix.n or not all(rows):
-            raise TuneBenchError(f"{' + '.join(matrix.sources)} have {rows} rows, not {matrix.n} in all.", WAY_ON)
+def _floats(checkpoint: Checkpoint, source: str, arranged: tuple[int, int]) -> Iterator[Array]:
+    """A tensor's rows in the order in which they lie here; all at once where that is another than its own."""
+    n = checkpoint.tensors[source].shape[0]
+    if arranged != (1, 1):
+        yield checkpoint.floats(source, 0, n)[swapped(n, *arranged)]
+        return
+    for start in range(0, n, ROWS):
+        yield checkpoint.floats(source, start, min(start + ROWS, n))
 
 
-def _files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if index.exists():
-        return [_inside(folder, name) for name in _indexed(index)]
-    files = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not files:
-        raise TuneBenchError(f"no *.safetensors in {folder}.", "Name a folder with Hugging Face weights.")
-    return [_inside(folder, name) for name in files]
-
-
-def _indexed(index: Path) -> list[str]:
-    """The files that an index names."""
-    try:
-        names = stored.decode(stored.read_bytes(index, INDEX_BYTES))["weight_map"].values()
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError("a file's name is no text")
-        return sorted(set(names))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TuneBenchError(f"{index} is no index of weights ({error!r}).", "Copy it again.") from None
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """A file of the folder, or what stands for it in Hugging Face's cache; TuneBenchError for any other."""
-    home = folder.resolve()
-    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    try:
-        path = (home / name).resolve()
-        if any(path.is_relative_to(each) for each in homes) and path.is_file():
-            return path
-    except (OSError, ValueError, RuntimeError):  # a name with a NUL, or links in a circle
-        pass
-    raise TuneBenchError(f"{name[:200]!r} is no file in {folder}.", "Copy the weights into that folder.")
+def _check_finite(checkpoint: Checkpoint, name: str, *arrays: Array) -> None:
+    """Raise a TuneBenchError where what was made of a tensor has a value that is not finite."""
+    for array in arrays:
+        if array.dtype.kind not in "iu" and not np.isfinite(array.astype(np.float32)).all():
+            what = f"{name} in {checkpoint.path} has values that are not finite in {array.dtype}"
+            raise TuneBenchError(f"{what}.", "Copy it again, or choose a scheme of larger floats.")

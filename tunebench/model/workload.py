@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
-import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import tvm
+from tvm import te
 from tvm.relax.frontend import nn
-from tvm.relax.frontend.nn import Tensor, spec
+from tvm.relax.frontend.nn import Tensor, op, spec
 
-from tunebench import installation, registry, stored
+from tunebench import registry
 from tunebench.dtypes import numpy_dtype
 from tunebench.errors import TuneBenchError
 from tunebench.kernels import cpu as cpu_kernels
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels.tvmscript import quick_parsing
-from tunebench.model import architectures, quantization
+from tunebench.model import architectures, native, quantization, sources
 from tunebench.model.architectures import ModelConfig
+from tunebench.model.checkpoints import Checkpoint, float_form
 from tunebench.model.decoder import DecoderModule
 from tunebench.model.description import Decoder, Matrix, Rope, Vector
 from tunebench.model.quantization import Array, Arrays
-from tunebench.spec import Scheme, WeightFormat, Workload
-
-CONFIG_BYTES = 16 << 20
+from tunebench.model.sources import Source
+from tunebench.spec import Scheme, Workload
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,12 @@ class Model:
     config: ModelConfig
     architecture: architectures.Architecture[Any]
     name: str
+    source: Source | None = None
+
+    @functools.cached_property
+    def checkpoint(self) -> Checkpoint | None:
+        """Its real weights, opened; None where there are none."""
+        return self.source.open() if self.source else None
 
     @property
     def model_id(self) -> str:
@@ -66,14 +71,36 @@ class Model:
         """Every weight that stays float by name."""
         return self.decoder.vectors()
 
+    def pieces(self, matrix: Matrix) -> tuple[Matrix, ...]:
+        """What a matrix is stored as: itself, or, in a native scheme, parts by rows that each have one form."""
+        if not self.workload.scheme.native or matrix.stays_float:
+            return (matrix,)
+        tensors = native.stored_as(self.checkpoint, matrix)
+        runs = [list(run) for _, run in itertools.groupby(matrix.sources, lambda source: native.alike(tensors[source]))]
+        if len(runs) == 1:
+            return (matrix,)
+        return tuple(
+            replace(
+                matrix, name=f"{matrix.name}.{i}", n=sum(tensors[each].shape[0] for each in run), sources=tuple(run)
+            )
+            for i, run in enumerate(runs)
+        )
+
     def scheme_of(self, matrix: Matrix) -> Scheme:
-        """The scheme in whose form a matrix is stored. A table is N-major in every scheme: its rows are looked up."""
+        """The scheme in whose form a matrix, or a piece of one, is stored.
+
+        A table is N-major in every scheme: its rows are looked up.
+        """
         scheme = self.workload.scheme
         if matrix.stays_float:
-            return replace(scheme, weight=WeightFormat("float", 8 * numpy_dtype(scheme.dtype).itemsize, scheme.dtype))
+            return replace(scheme, weight=float_form(scheme.dtype))
+        if scheme.native:
+            form = native.stored_as(self.checkpoint, matrix)[matrix.sources[0]].form
+            return native.of_matrix(scheme, form, matrix, self.workload.device_kind)
         if not matrix.is_table:
             return scheme
-        return replace(scheme, weight=replace(scheme.weight, layout="NK", packing="in_order"), activations="float")
+        rows = replace(quantization.by_rows(scheme.weight), ordered=False)
+        return replace(scheme, weight=rows, activations="float")
 
     @property
     def cache_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -129,62 +156,20 @@ class Model:
         return {name: (tuple(int(extent) for extent in param.shape), param.dtype) for name, param in named}
 
 
-def names() -> list[str]:
-    """The models that come with TuneBench."""
-    return sorted(path.stem for path in installation.workloads().glob("*.json"))
-
-
 def load_model(workload: Workload) -> Model:
     """Read the model's config and check that the workload fits it."""
-    path = _config_path(workload.model)
-    data = _read_json(path)
-    architecture = registry.pick(architectures.architectures(), str(data["model_type"]), "model_type")
-    config = architecture.read(data, path.name)
-    model = Model(workload, config, architecture, _name(path, data))
-    for name, matrix in model.matrices.items():
-        quantization.check(model.scheme_of(matrix), matrix.n, matrix.k, name)
+    source = sources.find(workload.model)
+    architecture = registry.pick(architectures.architectures(), str(source.config["model_type"]), "model_type")
+    config = architecture.read(source.config, source.path.name)
+    model = Model(workload, config, architecture, source.name, source)
+    for piece in itertools.chain.from_iterable(map(model.pieces, model.matrices.values())):
+        quantization.check(model.scheme_of(piece), piece.n, piece.k, piece.name)
     _check_shape(workload, config)
     if workload.device_kind == "gpu" and workload.scheme.activations == "int8":
         raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q4f16_1 or q8f16_1 on a GPU.")
     if workload.device_kind == "gpu" and workload.scheme.dtype == "bfloat16":
         raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q0f16 on a GPU.")
     return model
-
-
-def _config_path(model: str) -> Path:
-    """Of a model's name, of its config's path, or of the folder that holds a config.json."""
-    path = Path(model)
-    if model in names():
-        return installation.workloads() / f"{model}.json"
-    if os.path.isdir(path):  # also False where the name is too long for a path
-        return path / "config.json"
-    if path.suffix != ".json":
-        raise registry.unknown(model, names(), "model")
-    return path
-
-
-def _name(path: Path, data: Mapping[str, Any]) -> str:
-    """A config's own name; of a `config.json` its folder's, or what the config says where that folder is a commit's."""
-    if path.stem != "config":
-        return path.stem
-    folder = path.resolve().parent.name
-    if folder and not re.fullmatch(r"[0-9a-f]{40}", folder):
-        return folder
-    return str(data.get("_name_or_path") or "").rstrip("/").rpartition("/")[2] or str(data["model_type"])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = stored.decode(stored.read_bytes(path, CONFIG_BYTES))
-    except FileNotFoundError:
-        raise TuneBenchError(f"no model config at {path}.", f"Name a file, or one of: {', '.join(names())}.") from None
-    except OSError as error:
-        raise TuneBenchError(f"cannot read {path} ({error}).", "Name a Hugging Face config.json.") from None
-    except ValueError as error:
-        raise TuneBenchError(f"{path} is not JSON ({error}).", "Name a Hugging Face config.json.") from None
-    if not isinstance(data, dict) or "model_type" not in data:
-        raise TuneBenchError(f"{path} is no model config: model_type is missing.", "Name a Hugging Face config.json.")
-    return data
 
 
 def _check_shape(workload: Workload, config: ModelConfig) -> None:
@@ -241,7 +226,29 @@ def build_module(model: Model) -> tvm.IRModule:
 
 
 def _module(model: Model) -> nn.Module:
-    return DecoderModule(model.decoder, model.workload, functools.partial(_Stored, model))
+    def store(matrix: Matrix) -> _Stored | _Pieces:
+        pieces = [_Stored(model, piece) for piece in model.pieces(matrix)]
+        return pieces[0] if len(pieces) == 1 else _Pieces(pieces)
+
+    return DecoderModule(model.decoder, model.workload, store)
+
+
+class _Pieces(nn.Module):
+    """A weight matrix in parts by rows, each in a form of its own."""
+
+    def __init__(self, pieces: list[_Stored]) -> None:
+        self.count = len(pieces)
+        for i, piece in enumerate(pieces):
+            setattr(self, str(i), piece)
+
+    def matmul(self, x: Tensor, out_dtype: str, residual: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        products = [getattr(self, str(i)).matmul(x, out_dtype) for i in range(self.count)]
+        y = op.concat(products, dim=1)
+        y = y if bias is None else op.add(y, bias)
+        return y if residual is None else op.add(residual, y)
+
+    def take(self, tokens: Tensor) -> Tensor:
+        raise TypeError("tables have one source")
 
 
 class _Stored(nn.Module):
@@ -259,17 +266,30 @@ class _Stored(nn.Module):
     def matmul(self, x: Tensor, out_dtype: str, residual: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         scheme, parts = self.scheme, self._parts()
         if self.device == "gpu":
-            weights = functools.partial(self.kind.weights, scheme.weight)
-            return gpu_kernels.matmul(x, parts, weights, self.matrix.n, scheme.weight, out_dtype, residual, bias)
-        y = self.kind.matmul(scheme, x, parts, out_dtype)
+            x, parts = quantization.in_order(scheme.weight, x, parts)
+            weight = replace(scheme.weight, ordered=False)
+            weights = functools.partial(self.kind.weights, weight)
+            return gpu_kernels.matmul(x, parts, weights, self.matrix.n, weight, out_dtype, residual, bias)
+        y = _cut(self.kind.matmul(scheme, x, parts, out_dtype), self.matrix.n)
         y = y if bias is None else y + bias
         return y if residual is None else residual + y
 
     def take(self, tokens: Tensor) -> Tensor:
-        return self.kind.take(self.scheme, tokens, self._parts())
+        return _cut(self.kind.take(self.scheme, tokens, self._parts()), self.matrix.k)
 
     def _parts(self) -> dict[str, Tensor]:
         return {suffix: getattr(self, suffix) for suffix in self.suffixes}
+
+
+def _cut(x: Tensor, width: int) -> Tensor:
+    """The first columns of a matrix, without those that pad it."""
+    if int(x.shape[1]) == width:
+        return x
+
+    def columns(a: te.Tensor) -> te.Tensor:
+        return te.compute((a.shape[0], width), lambda i, j: a[i, j], name="cut")
+
+    return op.tensor_expr_op(columns, "cut", [x])
 
 
 def rope_cos_sin(model: Model) -> list[Array]:
@@ -298,7 +318,7 @@ def random_weights(model: Model, seed: int) -> Iterator[tuple[str, Array]]:
     rng = np.random.default_rng(seed)
     for name, vector in model.vectors.items():
         yield name, np.ones(vector.length, numpy_dtype(vector.dtype or model.workload.scheme.dtype))
-    for name, matrix in model.matrices.items():
-        weight = model.scheme_of(matrix).weight
-        parts: Arrays = quantization.kind_of(weight).random(weight, matrix.n, matrix.k, rng)
-        yield from ((f"{name}.{suffix}", part) for suffix, part in parts.items())
+    for piece in itertools.chain.from_iterable(map(model.pieces, model.matrices.values())):
+        weight = model.scheme_of(piece).weight
+        parts: Arrays = quantization.kind_of(weight).random(weight, piece.n, piece.k, rng)
+        yield from ((f"{piece.name}.{suffix}", part) for suffix, part in parts.items())

@@ -24,7 +24,7 @@ def _shapes(form: WeightFormat, n: int, k: int) -> Shapes:
     return {"weight": ((n, k), form.dtype)}
 
 
-def _quantize(form: WeightFormat, matrix: Array) -> Arrays:
+def _quantize(form: WeightFormat, matrix: Array, importance: Array | None = None) -> Arrays:
     return {"weight": matrix.astype(numpy_dtype(form.dtype))}
 
 
@@ -79,6 +79,7 @@ KINDS = (
         shapes=_shapes,
         quantize=_quantize,
         dequantize=_dequantize,
+        laid_out=lambda form, parts: parts,
         random=_random,
         matmul=_matmul,
         take=_take,
