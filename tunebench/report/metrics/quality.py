@@ -1,4 +1,7 @@
-"""What a scheme loses: predictions of a text beside those of the float model. None where nobody measured it."""
+"""What a scheme loses: predictions of a text beside those of the float model. None where nobody measured it.
+
+A perplexity is in tokens: so many equally likely ones would be as hard to tell.
+"""
 
 from tunebench.report.metrics import Metric
 from tunebench.results import Result
@@ -30,9 +33,9 @@ def decode_perplexity(row: Result) -> float | None:
 
 
 METRICS = (
-    Metric("perplexity", "", False, perplexity, "of a text under the scheme"),
-    Metric("reference_perplexity", "", False, reference_perplexity, "of that text under the float model"),
+    Metric("perplexity", "tokens", False, perplexity, "of a text under the scheme"),
+    Metric("reference_perplexity", "tokens", False, reference_perplexity, "of that text under the float model"),
     Metric("kl", "nats/token", False, kl, "mean divergence from the float model's predictions"),
     Metric("same_top", "share", True, same_top, "tokens whose most likely one is the float model's"),
-    Metric("decode_perplexity", "", False, decode_perplexity, "of the end of the text, a token at a time"),
+    Metric("decode_perplexity", "tokens", False, decode_perplexity, "of the end of the text, a token at a time"),
 )
