@@ -30,6 +30,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import LLAMA, load_model, write_config
+from gguf import GGMLQuantizationType, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -247,6 +248,36 @@ def read_weights(path: Path) -> None:
     """Every parameter of the tiny model."""
     for _, array in weights.read(TINY, sources.open_weights(path.parent)):
         assert array.dtype.kind in "iu" or np.isfinite(array).all()
+
+
+def read_gguf(path: Path) -> None:
+    """Every parameter of whatever model it says, and its tokenizer."""
+    checkpoint = sources.find(str(path)).open()
+    assert checkpoint
+    for name, tensor in checkpoint.tensors.items():
+        checkpoint.floats(name, 0, tensor.shape[0])
+    checkpoint.tokenizer()
+
+
+def small_gguf() -> bytes:
+    """A llama with a layer of one matrix, and a tokenizer of five tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        writer = GGUFWriter(Path(folder) / "it.gguf", "llama")
+        writer.add_block_count(1)
+        writer.add_embedding_length(32)
+        writer.add_head_count(2)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("smollm")
+        writer.add_token_list(["a", "b", "c", "ab", "<s>"])
+        writer.add_token_types([1, 1, 1, 1, 3])
+        writer.add_token_merges(["a b"])
+        writer.add_tensor("token_embd.weight", np.ones((4, 32), np.float32))
+        writer.add_tensor("blk.0.attn_q.weight", np.zeros((4, 18), np.uint8), raw_dtype=GGMLQuantizationType.Q4_0)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return (Path(folder) / "it.gguf").read_bytes()
 
 
 def read_index(path: Path) -> None:
@@ -476,6 +507,7 @@ READERS = (
     Reader("config", json.dumps(LLAMA).encode(), read_config, "config.json"),
     Reader("options", OPTIONS, read_options),
     Reader("safetensors", tiny_weights(), read_weights, "model.safetensors"),
+    Reader("gguf", small_gguf(), read_gguf, "it.gguf"),
     Reader("safetensors index", INDEX, read_index, "model.safetensors.index.json"),
     Reader("plan", plan_text(), read_plan, "plan.json"),
     Reader("page", json.dumps({"value": {**ADAPTER, "limits": {"maxBufferSize": 1 << 30}}}).encode(), read_facts),

@@ -41,7 +41,10 @@ FLOAT32 = 1e-4
 # Activations are rounded to 10 (float16) or 7 (bfloat16) bits after each kernel, a dozen times on the way to the
 # logits, where transformers keeps float32; a wrong kernel is off by about 1.
 HALF = {"float32": FLOAT32, "float16": 1e-2, "bfloat16": 8e-2}
-INT8 = 1e-1  # seven bits of each activation, a scale to 32 of them, and rows of 64 that average little of it out
+INT8 = 2e-1  # seven bits of each activation, a scale to 32 of them, and rows of 64 that average little of it out
+SCHEMES = ("q0f16", "q0bf16", "q4f16_0", "q4f16_1", "q4f32_1", "q8f16_1", "q4i8f16_0", "q8i8f16_0", "q3f16_1") + (
+    "q4_1f16", "q4_kf16", "q6_kf16", "q4_1i8f16", "q6_ki8f16", "w4a16", "w8a8", "fp8f16", "nvfp4f16")  # fmt: skip
+"""One of each family; `test_products` has all of them."""
 
 torch.set_num_threads(1)  # TVM has its own threads on the same cores
 
@@ -167,7 +170,7 @@ def dequantized(model: Model, reference: LlamaForCausalLM) -> LlamaForCausalLM:
         kind = quantization.kind_of(weight)
         for source in matrix.sources:
             parts = kind.quantize(weight, state[source].numpy())
-            state[source] = torch.from_numpy(kind.dequantize(weight, parts))
+            state[source] = torch.from_numpy(kind.dequantize(weight, parts)[:, : matrix.k])
     if model.workload.scheme.dtype != "float32":
         dtype = getattr(torch, model.workload.scheme.dtype)
         state = {name: value.to(dtype).float() if "norm" in name else value for name, value in state.items()}
@@ -177,7 +180,7 @@ def dequantized(model: Model, reference: LlamaForCausalLM) -> LlamaForCausalLM:
 
 
 @pytest.mark.parametrize("schedule", ["default", 3])
-@pytest.mark.parametrize("name", [*sorted(set(quantization.schemes()) - {"q0f32"}), *ASYMMETRIC])
+@pytest.mark.parametrize("name", [*SCHEMES, *ASYMMETRIC])
 def test_a_scheme_computes_with_the_weights_it_holds(
     name: str, schedule: str | int, target: tvm.target.Target, saved: Callable[..., tuple]
 ) -> None:
@@ -186,7 +189,7 @@ def test_a_scheme_computes_with_the_weights_it_holds(
     records = random_schedules(target, schedule) if isinstance(schedule, int) else None
     engine = build_engine(model, folder, target, records)
     scheme = model.workload.scheme
-    bound = INT8 if scheme.activations == "int8" else HALF[scheme.dtype]
+    bound = HALF[scheme.dtype] if scheme.activations == "float" else INT8
     assert compare(engine, dequantized(model, reference)) < bound
 
 

@@ -104,9 +104,20 @@ def _stored(checkpoint: Checkpoint, matrix: Matrix, form: WeightFormat) -> Array
         parts = checkpoint.parts(source, 0, n)
         if matrix.arranged != (1, 1):
             parts = reordered(parts, swapped(n, *matrix.arranged))
-        _check_finite(checkpoint, source, *parts.values())
+        _check_finite(checkpoint, source, *_numbers(form, parts))
         held.append(parts)
     return quantization.kind_of(form).laid_out(form, _joined(held))
+
+
+def _numbers(form: WeightFormat, parts: Arrays) -> Iterator[Array]:
+    """What is no integer in the parts of a matrix: also what has the bits of small floats."""
+    for name, part in parts.items():
+        if form.kind == "codes" and name == "q_weight" and form.bits == 8:
+            yield part.view(numpy_dtype(form.code))
+        elif form.kind == "codes" and part.dtype.itemsize == 1:
+            yield part.view(numpy_dtype(form.dtype))
+        else:
+            yield part
 
 
 def _joined(blocks: Sequence[Arrays]) -> Arrays:

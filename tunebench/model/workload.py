@@ -158,6 +158,7 @@ class Model:
 
 def load_model(workload: Workload) -> Model:
     """Read the model's config and check that the workload fits it."""
+    workload = replace(workload, scheme=native.on_device(workload.scheme, workload.device_kind))
     source = sources.find(workload.model)
     architecture = registry.pick(architectures.architectures(), str(source.config["model_type"]), "model_type")
     config = architecture.read(source.config, source.path.name)

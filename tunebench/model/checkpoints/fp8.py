@@ -54,12 +54,13 @@ def _scales(stored: Stored, name: str) -> Array:
     return stored.floats(name, len(stored.shapes.get(name, ())))
 
 
-FORMATS = (
+FORMATS = tuple(
     Format(
-        "fp8",
+        name,
         (".weight_scale_inv", ".weight_scale"),
         (".weight", ".input_scale", ".activation_scale"),
         _scheme,
         _tensor,
-    ),
+    )
+    for name in ("fp8", "fbgemm_fp8")
 )

@@ -53,7 +53,8 @@ def open_folder(folder: Path, name: str, config: Mapping[str, Any]) -> Checkpoin
     tensors, taken = _quantized(stored, form, settings or {}) if form else ({}, set())
     for each in stored.shapes.keys() - taken:
         if not _refused(stored, each) and each not in tensors:
-            tensors[each] = _plain(stored, each)
+            turned = config.get("model_type") == "gpt_oss" and each.endswith("_proj")  # its experts' floats
+            tensors[each] = (_turned if turned else _plain)(stored, each)
     refused = {each: words for each in stored.shapes.keys() - taken if (words := _refused(stored, each))}
     tokenizer = folder / "tokenizer.json"
     return Checkpoint(
@@ -103,8 +104,21 @@ def _refused(stored: Stored, name: str) -> str:
     return "" if kind in FLOATS else kind
 
 
+def _turned(stored: Stored, name: str) -> Tensor:
+    """Experts' matrices in plain numbers that lie as [experts, k, n]."""
+    array = stored.floats(name, 3)
+    experts, k, n = array.shape
+
+    def read(start: int, stop: int) -> Arrays:
+        each = range(start // n, -(-stop // n))
+        rows = [array[e, :, max(start - e * n, 0) : min(stop - e * n, n)].T for e in each]
+        return {"weight": np.concatenate(rows) if rows else np.empty((0, k), array.dtype)}
+
+    return Tensor((experts * n, k), float_form(FLOATS[stored.dtypes[name]]), read)
+
+
 def _plain(stored: Stored, name: str) -> Tensor:
-    """A tensor of plain numbers; of three axes those of experts, one below the other."""
+    """A tensor of plain numbers; of three axes those of experts, [n, k] one below the other."""
     array = stored.arrays[name]
     if array.ndim == 3:
         array = array.reshape(-1, array.shape[2])
