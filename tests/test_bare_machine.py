@@ -52,6 +52,8 @@ LINES = {  # what is refused, and words of the line
     "export -m demo --browser folder": "Install one: apt-get install chromium",
     "export -m demo folder": "Install a Vulkan driver",
     "browse nowhere": "nowhere",
+    "quality -m demo": "demo has random weights",
+    "generate -m demo --prompt x": "demo has random weights",
     "report nowhere": "no results at",
     "import nowhere.json": "cannot read nowhere.json",
     "db show nowhere": "there is no database in nowhere",

@@ -16,7 +16,7 @@ from conftest import write_config
 from rich.text import Text
 from safetensors.numpy import save_file
 
-from tunebench import environment, results
+from tunebench import environment, installation, results
 from tunebench.cli import app, benching, inputs
 from tunebench.devices import cpu_probe, probe
 from tunebench.errors import NOT_TEXT
@@ -183,6 +183,7 @@ def test_a_demo_ends_with_a_report_where_nothing_was_won(
     """A slow machine may not get that far in the time."""
     workload = Workload(str(config), quantization.schemes()["q0f32"], chunks=(16,), context=128)
     benched, reported = [], []
+    monkeypatch.setattr(installation, "smollm2", lambda: None)
     monkeypatch.setattr(app, "tune_command", lambda *_, **__: None)
     monkeypatch.setattr(app.inputs, "workloads", lambda *_: [workload])
     monkeypatch.setattr(benching, "bench_all", lambda models, plan, **_: benched.append((len(models), plan.schedules)))

@@ -16,7 +16,7 @@ from rich.console import Console
 from tunebench import results, spec
 from tunebench.errors import TuneBenchError
 from tunebench.report import Report, charts, frame, metrics, render, sources, summary_table, words, write_report
-from tunebench.results import Result, TuneResult
+from tunebench.results import Quality, Result, TuneResult
 from tunebench.spec import Count, Kernel
 
 MODELS = {"tinyllama-1.1b": 1.1e9, "llama-7b": 6.7e9, "qwen2-0.5b": 0.5e9}
@@ -82,9 +82,29 @@ def case(model: str, scheme: str, schedule: str, test: spec.Test, **changes: obj
         kernels=kernels(model) if schedule == "tuned" else [],
         probe=PROBE,
         noise=0.012,
+        weights="real",
+        quality=judged(BITS[scheme]),
         environment={"cpu": "Example CPU, 8 cores", "versions": {"tvm": "0.27.0"}, "load": 0.1 * len(scheme)},
     )
     return replace(row, **changes)  # type: ignore[arg-type]
+
+
+def judged(bits: float) -> Quality:
+    """What a scheme of so many bits loses."""
+    kl = 0.3 / bits
+    return Quality(
+        text="prose 0123456789ab",
+        tokens=1000,
+        perplexity=14.3 * (1 + kl),
+        reference_perplexity=14.3,
+        kl=kl,
+        same_top=1 - kl,
+        decode_perplexity=15.1,
+        decode_prefill_perplexity=15.2,
+        perplexity_interval=[13.0, 16.0],
+        kl_interval=[kl / 2, 2 * kl],
+        same_top_interval=[0.5, 1.0],
+    )
 
 
 def kernels(seed: str) -> list[Kernel]:
@@ -229,6 +249,46 @@ def test_failures_peers_and_decisions_are_shown(report: Report) -> None:
     assert {line["peak"].split("(")[1] for line in table(report, "memory") if "(" in line["peak"]} == {"VmHWM)"}
 
 
+def test_each_scheme_has_its_quality_beside_its_speed(report: Report) -> None:
+    line = next(line for line in table(report, "schemes") if line["scheme"] == "q4f16_1")
+    assert line["perplexity"] == "15.3 (13 to 16)"
+    assert line["KL"] == "0.0667 (0.0333 to 0.133)"
+    assert line["same top"] == "93.3 %"
+    assert line["decode"] == "15.1 (15.2)"
+    assert re.fullmatch(r"[\d.]+ tok/s \(tg128, tuned\)", line["decode speed"])
+    assert re.fullmatch(r"[\d.]+ tok/s \(pp512, tuned\)", line["prompt speed"])
+    assert {"perplexity", "kl", "same_top", "reference_perplexity", "decode_perplexity"} <= set(report.frame)
+
+
+def alone(row: Result) -> Result:
+    """A row beside whose quality nothing was timed."""
+    return replace(row, test="quality", n_gen=0, samples_ns=[])
+
+
+def test_a_quality_that_was_measured_alone_belongs_to_the_rows_of_its_scheme(tmp_path: Path) -> None:
+    timed = [replace(row, quality=None, weights="real") for row in pair()]
+    old = alone(case("tinyllama-1.1b", "q4f16_1", "tuned", TG, quality=judged(4)))
+    new = replace(old, quality=judged(8), test_time="2026-02-02")
+    other = replace(old, scheme="q0f16")
+    report = write(tmp_path, [*timed, new, old, other])
+    kl = {line["scheme"]: (line["KL"].split()[0], line["decode speed"] != "-") for line in table(report, "schemes")}
+    assert kl == {"q4f16_1": ("0.0375", True), "q0f16": ("0.075", False)}
+    assert len(report.frame) == 2  # what was not timed is no case
+    assert report.frame["kl"].tolist() == pytest.approx([0.3 / 8] * 2)
+
+
+def test_random_weights_have_no_quality(tmp_path: Path) -> None:
+    rows = [alone(case("llama-7b", "q4f16_1", "tuned", TG))]
+    rows += pair("llama-7b", weights="random", quality=None)
+    rows += pair("qwen2-0.5b", weights="real", quality=None)
+    rows += pair("tinyllama-1.1b", weights="", quality=None)
+    report = write(tmp_path, rows)
+    said = {line["model"]: line["perplexity"] for line in table(report, "schemes")}
+    assert said == {"llama-7b": "random weights", "qwen2-0.5b": "not measured"}
+    assert report.frame["kl"].isna().all()
+    assert "schemes" not in report.charts
+
+
 def test_a_lead_needs_one_run_and_one_scheme(tmp_path: Path) -> None:
     rows = pair()
     other = replace(rows[1], engine="llama_cpp", schedule="library", samples_ns=[2 * ns for ns in rows[1].samples_ns])
@@ -281,7 +341,7 @@ def test_ids_in_the_page_that_are_referred_to_exist(report: Report) -> None:
 
 def test_every_figure_in_a_table_has_a_unit(report: Report) -> None:
     free = {"model", "scheme", "test", "target", "reason", "largest misses", "value", "of the run", "kernel"}
-    free |= {"run", "started", "step"}
+    free |= {"run", "started", "step", "perplexity", "float32"}
     cells = [
         cell
         for found in report.tables

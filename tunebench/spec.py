@@ -189,6 +189,7 @@ class Workload:
     device_kind: str = "cpu"  # or gpu: which of the two ways to write its kernels
     layers: int = 0  # only so many; 0: all
     kv: str = ""  # how keys and values are held: int8 or fp8; empty: as the activations
+    all_logits: bool = False  # of every token of a chunk, not of one alone: what a quality is computed from
 
     @property
     def chunk_sizes(self) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ FLOOR_CONFIDENCE = 0.8  # of the one whose end is the noise floor
 TRIM = 0.2  # of the pairs at either end, which are outliers or straddle a change of the machine's speed
 FEWEST = 5  # the range of fewer samples holds the median in less than nine of ten cases
 ENOUGH = 10
+BLOCK = 32  # tokens of a text in a row that are taken together
 LARGE_SPREAD = 0.05  # half the interquartile range, over the median
 DRIFT = 0.03
 SLOW_START = 1.15
@@ -86,6 +87,19 @@ def ratio_interval(
         parts = [_trimmed(arm) for arm in arms]
         centre = parts[0][0] - parts[1][0]
     return _student(centre, parts, confidence)
+
+
+def mean_interval(values: NDArray[np.float64], block: int = BLOCK) -> list[float]:
+    """Low and high end of the 99 % interval of a mean of values in order, which depend on those near them.
+
+    Neighbours are taken together in blocks, whose means have Student's distribution; empty for fewer than `FEWEST`.
+    """
+    count = len(values) // block
+    if count < FEWEST:
+        return []
+    means = [float(part.mean()) for part in np.array_split(values, count)]
+    reach = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2)) * float(np.std(means, ddof=1)) / sqrt(count)
+    return [float(values.mean()) - reach, float(values.mean()) + reach]
 
 
 def effect(interval: Interval, noise: float | None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from tunebench.engines.chunked import Chunk, ChunkedEngine, split_prompt
 from tunebench.errors import TuneBenchError
 from tunebench.model import weights
 from tunebench.model.workload import Model
+from tunebench.results import Quality
 from tunebench.spec import EngineName, Schedule, Test
 from tunebench.timing import Protocol
 from tunebench.tuning.lookup import Found, checked, look_up, missing_line, older_line
@@ -38,6 +39,7 @@ class Plan:
     sample_limit_s: float = 300.0  # a test whose one sample would take longer is not run
     weights: str = ""  # random, or where they are; empty: the model's own, or else random
     seed: int = 0
+    quality: Mapping[str, Quality] = field(default_factory=dict)  # of the model in its scheme, by `label`
 
 
 @dataclass(frozen=True)

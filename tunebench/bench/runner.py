@@ -20,14 +20,15 @@ from tunebench.dtypes import DTYPES
 from tunebench.engines.baselines import peers
 from tunebench.model import weights
 from tunebench.model.workload import Model
-from tunebench.results import Result
+from tunebench.results import Quality, Result
 from tunebench.runtime.conditions import Watch
-from tunebench.spec import Count, Test, Workload
+from tunebench.spec import Count, Schedule, Test, Workload
 from tunebench.timing import Protocol, Samples, interleave
-from tunebench.tuning.lookup import Found
+from tunebench.tuning.lookup import Found, look_up
 from tunebench.tuning.session import Lowered
 from tunebench.tuning.tuner import kernels
 
+PARAMETERS = "sum of the parameters' sizes"
 AGAIN = "again"  # a second arm of the same engine, which shows the noise
 
 
@@ -65,6 +66,7 @@ def run_bench(lowered: Sequence[Lowered], plan: Plan, say: Say, warn: Say) -> It
         for name, row in rows.items():
             real = weights.are_real(arms[name].lowered.model, plan.weights)
             row = replace(row, run_id=lowered[0].session.run_id, weights="real" if real else "random")
+            row = replace(row, quality=plan.quality.get(label(arms[name].lowered)) if arms[name].compiled else None)
             if name in skipped:
                 row = replace(row, status=skipped[name][0], reason=skipped[name][1])
             else:
@@ -89,7 +91,7 @@ def _row(
     peak: Count | None,
 ) -> Result:
     """All of an arm's row but its samples."""
-    row, model, target = _base_row(arm, test), arm.lowered.model, label(arm.lowered)
+    row, model, target = base_row(arm, test), arm.lowered.model, label(arm.lowered)
     row = replace(row, noise=noise, memory={**_memory(model, arm), **({"peak": peak} if peak else {})})
     if target in probes:
         own = {name: measured[f"{target} {name}"] for name in probes[target].arms}
@@ -181,7 +183,17 @@ def _coverage(arm: Arm, found: Found, compiled: Compiled, test: Test) -> dict[st
     return {"kernels": rows, "coverage": tuned if largest in arm.chunk_ns else None}
 
 
-def _base_row(arm: Arm, test: Test) -> Result:
+def quality_row(lowered: Lowered, quality: Quality) -> Result:
+    """The row of a model's quality in a scheme, beside which nothing was timed."""
+    records = look_up(lowered.tasks, lowered.session.database()).records
+    schedule: Schedule = "tuned" if records else "default"
+    row = base_row(Arm(lowered, lowered.session.device.engine, schedule), Test())
+    memory = {"weights": Count(lowered.model.weight_bytes, PARAMETERS)}
+    return replace(row, test="quality", run_id=lowered.session.run_id, weights="real", quality=quality, memory=memory)
+
+
+def base_row(arm: Arm, test: Test) -> Result:
+    """What a row says of what was run."""
     lowered = arm.lowered
     session, model, workload = lowered.session, lowered.model, lowered.model.workload
     mean_depth = test.n_depth + test.n_prompt + test.n_gen / 2
@@ -236,7 +248,7 @@ def _memory(model: Model, arm: Arm) -> dict[str, Count]:
     if arm.compiled:
         held, planned = model.weight_bytes + model.cache_bytes, arm.compiled.planned_bytes
         return {
-            "weights": Count(model.weight_bytes, "sum of the parameters' sizes"),
+            "weights": Count(model.weight_bytes, PARAMETERS),
             "kv_cache": Count(model.cache_bytes, "sum of the cache tensors' sizes"),
             "planned": Count(held + planned, f"weights, cache, and {planned >> 20} MiB that TVM plans for a step"),
         }

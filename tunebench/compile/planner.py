@@ -49,9 +49,8 @@ def plan_model(
         m: builder.step(lowered[function_name(m)], [pool.input(workload.batch, m), *shared])
         for m in workload.chunk_sizes
     }
-    facts = Facts(
-        model.name, workload.scheme.name, workload.batch, workload.context, workload.chunks, model.config.vocab_size
-    )
+    shape = (workload.batch, workload.context, workload.chunks, model.config.vocab_size, workload.all_logits)
+    facts = Facts(model.name, workload.scheme.name, *shape)
     return Plan(LANGUAGES[target.kind.name], facts, tuple(pool.buffers), builder.shaders, steps)
 
 

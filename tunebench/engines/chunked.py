@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +68,11 @@ class ChunkedEngine:
 
     def prefill(self, tokens: np.ndarray, position: int) -> None:
         """Process int32 tokens [b, n] that stand at `position`, in chunks."""
+        for _ in self.prefill_chunks(tokens, position):
+            pass
+
+    def prefill_chunks(self, tokens: np.ndarray, position: int) -> Iterator[int]:
+        """The same a chunk at a time: how many tokens each had, whose logits are there until the next."""
         self._check_room(position + tokens.shape[1])
         done = 0
         for chunk in split_prompt(tokens.shape[1], position, self._chunks, self._context, self.chunk_ns):
@@ -75,6 +80,7 @@ class ChunkedEngine:
             part[:, : chunk.valid] = tokens[:, done : done + chunk.valid]
             self._step(part, position + done, chunk.valid - 1)
             done += chunk.valid
+            yield chunk.valid
 
     def decode(self, tokens: np.ndarray, position: int) -> None:
         """Process one token a sequence, int32 [b, 1], at `position`."""
@@ -86,6 +92,10 @@ class ChunkedEngine:
             raise TuneBenchError(
                 f"{end} positions are needed, and the context has {self._context}.", "Raise --context."
             )
+
+    def logits(self) -> np.ndarray:
+        """Float32 logits [b, vocab] of the last call; of a workload that asks for all, [b * chunk, vocab]."""
+        raise NotImplementedError
 
     def _step(self, tokens: np.ndarray, position: int, last_token: int) -> None:
         """Process int32 tokens [b, chunk] at `position`; the logits of token `last_token` are kept."""

@@ -51,6 +51,7 @@ class PlanEngine(ChunkedEngine):
         self._position, self._last_token = (self._buffers[plan.place(name)] for name in ("position", "last_token"))
         self._tokens = {chunk: self._buffers[plan.place(f"tokens.{chunk}")] for chunk in plan.steps}
         self._logits: Buffer | None = None
+        self._rows = 0  # of them
 
     @property
     def weight_bytes(self) -> int:
@@ -65,7 +66,7 @@ class PlanEngine(ChunkedEngine):
         """Float32 logits [b, vocab] of the last call."""
         if self._logits is None:
             raise ValueError("nothing has been processed yet")
-        shape = self._batch, self.plan.facts.vocab_size
+        shape = self._rows, self.plan.facts.vocab_size
         return self._device.read(self._logits, 4 * shape[0] * shape[1]).view(np.float32).reshape(shape)
 
     def _step(self, tokens: np.ndarray, position: int, last_token: int) -> None:
@@ -82,3 +83,4 @@ class PlanEngine(ChunkedEngine):
         self._device.write(self._last_token, np.array([last_token], np.int32))
         self._recorded[chunk].run()
         self._logits = self._buffers[step.logits]
+        self._rows = self._batch * (chunk if self.plan.facts.all_logits else 1)

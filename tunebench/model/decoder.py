@@ -72,7 +72,10 @@ class DecoderModule(nn.Module):
         keys: list[Tensor],
         values: list[Tensor],
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """One chunk: int32 tokens [b, m] at `position` -> float32 logits [b, vocab] of its row `last_token`."""
+        """One chunk: int32 tokens [b, m] at `position` -> float32 logits [b, vocab] of its row `last_token`.
+
+        Of a workload that asks for all logits they are those of every row, [b * m, vocab].
+        """
         b, m = (int(extent) for extent in tokens.shape)
         decoder = self.decoder
         x = self._stored(decoder.embedding).take(op.reshape(tokens, (b * m,)))
@@ -84,7 +87,7 @@ class DecoderModule(nn.Module):
             x, held = self._layer(layer, x, _Cache(position, last_token, rope_cos_sin, held))
             keys[i], values[i::count] = held[0], held[1:]
         hidden = decoder.embedding.k
-        if m > 1:
+        if m > 1 and not self.workload.all_logits:
             x = self._call(
                 operation.LastRow(b, m, hidden, self.dtype), [op.reshape(x, (b, m, hidden)), last_token], (b, hidden)
             )

@@ -13,7 +13,19 @@ from rich.text import Text
 
 from tunebench import durable, results
 from tunebench.errors import TuneBenchError, one_line
-from tunebench.report import charts, findings, frame, kernel_tables, labels, probes, render, runs, sources, tables
+from tunebench.report import (
+    charts,
+    findings,
+    frame,
+    kernel_tables,
+    labels,
+    probes,
+    quality,
+    render,
+    runs,
+    sources,
+    tables,
+)
 from tunebench.report.table import Table
 from tunebench.results import Result, TuneResult
 
@@ -38,7 +50,8 @@ class Report:
 def write_report(paths: list[Path], out: Path) -> Report:
     """Read the rows of `paths` and write report.md, report.html, summary.csv and charts/ into `out`."""
     rows, torn = _read(paths)
-    cases = labels.told_apart([row for row in rows if isinstance(row, Result)], rows)
+    named = labels.told_apart([row for row in rows if isinstance(row, Result)], rows)
+    cases, alone = quality.shared(named), quality.judged(named)
     tunes = labels.told_apart([row for row in rows if isinstance(row, TuneResult)], rows)
     tunes.sort(key=lambda row: row.test_time)
     called = runs.names(rows)
@@ -46,7 +59,7 @@ def write_report(paths: list[Path], out: Path) -> Report:
     newest = every[every["latest"]]
     drawn = _draw(newest, kernel_tables.latest_tunes(tunes))
     said = findings.headline(newest, tunes)
-    shown = _tables(every, cases, tunes, called)
+    shown = _tables(every, cases, alone, tunes, called)
     warnings = torn + findings.cautions(frame.newest(cases, every))
     report = Report(every, tunes, said, shown, warnings, [chart.name for chart, _ in drawn], out)
     _write(report, newest, drawn)
@@ -54,12 +67,21 @@ def write_report(paths: list[Path], out: Path) -> Report:
 
 
 def _tables(
-    every: pd.DataFrame, cases: Sequence[Result], tunes: Sequence[TuneResult], called: dict[str, str]
+    every: pd.DataFrame,
+    cases: Sequence[Result],
+    alone: Sequence[Result],
+    tunes: Sequence[TuneResult],
+    called: dict[str, str],
 ) -> list[Table]:
     """Every table that has a row, in the order of the report."""
     newest = frame.newest(cases, every)
-    *of_cases, left_out = tables.build(every)
-    found = [*of_cases, kernel_tables.tuning_cost([line for _, line in newest], tunes, called)]
+    summary, *of_cases, left_out = tables.build(every)
+    found = [
+        summary,
+        quality.table(newest, alone),
+        *of_cases,
+        kernel_tables.tuning_cost([line for _, line in newest], tunes, called),
+    ]
     found += [kernel_tables.kernels(kernel_tables.latest_tunes(tunes), called), kernel_tables.coverage(newest)]
     found += [left_out, sources.table(newest), probes.table(cases, called), runs.table([*cases, *tunes], called)]
     return [*(table for table in found if table.rows), findings.environment([row for row, _ in newest], tunes)]
@@ -68,7 +90,13 @@ def _tables(
 def summary_table(report: Report) -> rich.table.Table:
     """The summary (or, without one, the cases that have no figure) for the terminal."""
     found = {table.name: table for table in report.tables}
-    table = found.get("summary") or found.get("engines") or found.get("left_out") or report.tables[0]
+    table = (
+        found.get("summary")
+        or found.get("engines")
+        or found.get("schemes")
+        or found.get("left_out")
+        or report.tables[0]
+    )
     shown = rich.table.Table(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(table.columns):
         in_rate = any(RATE in row[index] for row in table.rows)

@@ -18,6 +18,7 @@ Drawn = list[tuple[Chart, Figure]]
 
 AFTER = {  # the charts that stand under a table
     "summary": ("speedup", "throughput", "bandwidth"),
+    "schemes": ("schemes",),
     "targets": ("targets",),
     "memory": ("memory",),
     "tuning_cost": ("tuning_cost",),

@@ -1,5 +1,6 @@
 """Base units -> words. The only place where figures are formatted; `-` stands for a missing value."""
 
+from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
@@ -55,6 +56,16 @@ def ratio(value: float | None, low: float | None = None, high: float | None = No
     if low is None or high is None or not (known(low) and known(high)):
         return f"{value:.2f}x"
     return f"{value:.2f}x ({low:.2f} to {high:.2f})"
+
+
+def figure(value: float | None) -> str:
+    """A figure without a unit -> `14.3`, or `0.00108`."""
+    return f"{value:.3g}" if value is not None and known(value) else MISSING
+
+
+def between(value: float | None, interval: Sequence[float] = ()) -> str:
+    """A figure with its interval -> `14.3 (12.9 to 15.8)`."""
+    return figure(value) + (f" ({figure(interval[0])} to {figure(interval[1])})" if interval else "")
 
 
 def percent(share: float | None) -> str:

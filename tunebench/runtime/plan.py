@@ -81,6 +81,7 @@ class Facts(Struct, frozen=True):
     context: Size
     chunks: tuple[Size, ...]
     vocab_size: Size
+    all_logits: bool = False  # a step ends in those of all its tokens, [batch * chunk, vocab]
     chunk_ns: Mapping[int, float] = {}  # expected time of a chunk of each size and of one token; empty: not known
 
 
