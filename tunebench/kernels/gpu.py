@@ -16,12 +16,25 @@ from tvm.relax.frontend.nn import op as frontend
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from tunebench.kernels.operation import Append, Attention, LastRow, Matmul, Operation, RmsNorm, SiluMul, parse
+from tunebench.kernels import arithmetic
+from tunebench.kernels.arithmetic import LOG2_E
+from tunebench.kernels.operation import (
+    Activate,
+    Activation,
+    Append,
+    Attention,
+    LastRow,
+    LayerNorm,
+    Matmul,
+    Operation,
+    RmsNorm,
+    SiluMul,
+    parse,
+)
 from tunebench.kernels.tvmscript import quick_parsing
 from tunebench.spec import WeightFormat
 
 OP = "tunebench.op"
-LOG2_E = 1.4426950408889634
 
 
 def marked(func: PrimFunc, operation: Operation) -> PrimFunc:
@@ -90,12 +103,13 @@ def matmul(
 
 @functools.cache
 def attention(op: Attention) -> PrimFunc:
-    """(q [b, m, H, D], keys, values, position) -> each token's mix of the values up to its own position."""
+    """(q [b, m, H, D], keys, values, position[, sinks]) -> each token's mix of the values up to its own position."""
     b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
     q = te.placeholder((b, m, heads, dim), dtype, name="q")
     keys = te.placeholder((b, kv_heads, context, dim), dtype, name="keys")
     values = te.placeholder((b, kv_heads, context, dim), dtype, name="values")
     position = te.placeholder((1,), "int32", name="position")
+    sinks = [te.placeholder((heads,), "float32", name="sinks")] if op.sinks else []
     rep = heads // kv_heads
     d = te.reduce_axis((0, dim), name="d")
     scores = te.compute(
@@ -108,27 +122,50 @@ def attention(op: Attention) -> PrimFunc:
     seen = te.compute(
         (b, heads, m, context),
         lambda ib, h, i, t: tirx.Select(
-            t <= position[0] + i,
-            scores[ib, h, i, t] * tirx.const(LOG2_E * op.scaled, "float32"),
-            tirx.const(-1e30, "float32"),
+            _sees(op, position[0] + i, t), _in_log2(op, scores[ib, h, i, t]), tirx.const(-1e30, "float32")
         ),
         name="seen",
     )
     t1, t2, t3 = (te.reduce_axis((0, context), name="t") for _ in range(3))
     top = te.compute((b, heads, m), lambda ib, h, i: te.max(seen[ib, h, i, t1], axis=t1), name="top")
+
+    def highest(ib: tirx.Var, h: tirx.Var, i: tirx.Var) -> tirx.Expr:
+        return tirx.max(top[ib, h, i], _log2(sinks[0][h])) if sinks else top[ib, h, i]
+
     weight = te.compute(
-        (b, heads, m, context), lambda ib, h, i, t: tirx.exp2(seen[ib, h, i, t] - top[ib, h, i]), name="weight"
+        (b, heads, m, context), lambda ib, h, i, t: tirx.exp2(seen[ib, h, i, t] - highest(ib, h, i)), name="weight"
     )
     total = te.compute((b, heads, m), lambda ib, h, i: te.sum(weight[ib, h, i, t2], axis=t2), name="total")
+
+    def whole(ib: tirx.Var, h: tirx.Var, i: tirx.Var) -> tirx.Expr:
+        return total[ib, h, i] + tirx.exp2(_log2(sinks[0][h]) - highest(ib, h, i)) if sinks else total[ib, h, i]
+
     mix = te.compute(
         (b, m, heads, dim),
         lambda ib, i, h, e: te.sum(weight[ib, h, i, t3] * values[ib, h // rep, t3, e].astype("float32"), axis=t3),
         name="mix",
     )
     out = te.compute(
-        (b, m, heads, dim), lambda ib, i, h, e: (mix[ib, i, h, e] / total[ib, h, i]).astype(dtype), name="out"
+        (b, m, heads, dim), lambda ib, i, h, e: (mix[ib, i, h, e] / whole(ib, h, i)).astype(dtype), name="out"
     )
-    return _kernel([q, keys, values, position, out], op)
+    return _kernel([q, keys, values, position, *sinks, out], op)
+
+
+def _sees(op: Attention, at: tirx.Expr, other: tirx.Expr) -> tirx.Expr:
+    """Whether the token at a position sees the other."""
+    return tirx.And(other <= at, other > at - op.window) if op.window else other <= at
+
+
+def _in_log2(op: Attention, product: tirx.Expr) -> tirx.Expr:
+    """The score of a product of a query with a key, as a power of two."""
+    if not op.softcap:
+        return product * tirx.const(LOG2_E * op.scaled, "float32")
+    part = arithmetic.clamp(product * tirx.const(op.scaled / op.softcap, "float32"), arithmetic.TANH_MOST)
+    return arithmetic.tanh(part) * tirx.const(LOG2_E * op.softcap, "float32")
+
+
+def _log2(sink: tirx.Expr) -> tirx.Expr:
+    return sink * tirx.const(LOG2_E, "float32")
 
 
 @functools.cache
@@ -184,41 +221,92 @@ def append(op: Append) -> PrimFunc:
 
 @functools.cache
 def rms_norm(op: RmsNorm) -> PrimFunc:
-    """(x [rows, width], weight [width]) -> x / sqrt(mean(x^2) + epsilon) * weight, as Hugging Face's llama."""
+    """(x [rows, width], weight [width]) -> x / sqrt(mean(x^2) + epsilon) * weight, as Hugging Face's llama.
+
+    With a residual [rows, width] as third argument, that is added.
+    """
     rows, width, epsilon, dtype = op.rows, op.width, op.epsilon, op.dtype
     x = te.placeholder((rows, width), dtype, name="x")
     weight = te.placeholder((width,), dtype, name="weight")
+    residual = [te.placeholder((rows, width), dtype, name="residual")] if op.residual else []
     k = te.reduce_axis((0, width), name="k")
     squares = te.compute(
         (rows,), lambda i: te.sum(x[i, k].astype("float32") * x[i, k].astype("float32"), axis=k), name="squares"
     )
-    out = te.compute(
-        (rows, width),
-        lambda i, j: (
+
+    def normed(i: tirx.Var, j: tirx.Var) -> tirx.Expr:
+        y = (
             x[i, j].astype("float32")
             * tirx.rsqrt(squares[i] / tirx.const(width, "float32") + tirx.const(epsilon, "float32"))
             * weight[j].astype("float32")
+        )
+        return sum((each[i, j].astype("float32") for each in residual), y).astype(dtype)
+
+    return _kernel([x, weight, *residual, te.compute((rows, width), normed, name="out")], op)
+
+
+@functools.cache
+def layer_norm(op: LayerNorm) -> PrimFunc:
+    """(x [rows, width], weight [width], bias [width]) -> (x - mean) / sqrt(variance + epsilon) * weight + bias."""
+    rows, width, epsilon, dtype = op.rows, op.width, op.epsilon, op.dtype
+    x = te.placeholder((rows, width), dtype, name="x")
+    weight, bias = (te.placeholder((width,), dtype, name=name) for name in ("weight", "bias"))
+    k1, k2 = (te.reduce_axis((0, width), name="k") for _ in range(2))
+    total = te.compute((rows,), lambda i: te.sum(x[i, k1].astype("float32"), axis=k1), name="total")
+
+    def less_mean(i: tirx.Var, j: tirx.Var) -> tirx.Expr:
+        return x[i, j].astype("float32") - total[i] / tirx.const(width, "float32")
+
+    squares = te.compute(
+        (rows,), lambda i: te.sum(less_mean(i, k2.var) * less_mean(i, k2.var), axis=k2), name="squares"
+    )
+    out = te.compute(
+        (rows, width),
+        lambda i, j: (
+            less_mean(i, j)
+            * tirx.rsqrt(squares[i] / tirx.const(width, "float32") + tirx.const(epsilon, "float32"))
+            * weight[j].astype("float32")
+            + bias[j].astype("float32")
         ).astype(dtype),
         name="out",
     )
-    return _kernel([x, weight, out], op)
+    return _kernel([x, weight, bias, out], op)
 
 
 @functools.cache
 def silu_mul(op: SiluMul) -> PrimFunc:
-    """x [rows, 2 width] -> silu(first half) * second half, [rows, width]."""
-    rows, width, dtype = op.rows, op.width, op.dtype
+    """x [rows, 2 width] -> activation(first half) * second half, [rows, width]."""
+    rows, width, dtype, activation = op.rows, op.width, op.dtype, op.activation
     x = te.placeholder((rows, 2 * width), dtype, name="x")
     out = te.compute(
         (rows, width),
         lambda i, j: (
-            x[i, j].astype("float32")
-            / (tirx.const(1, "float32") + tirx.exp2(x[i, j].astype("float32") * tirx.const(-LOG2_E, "float32")))
-            * x[i, width + j].astype("float32")
+            _activated(activation, x[i, j].astype("float32"))
+            * arithmetic.other(activation, x[i, width + j].astype("float32"))
         ).astype(dtype),
         name="out",
     )
     return _kernel([x, out], op)
+
+
+@functools.cache
+def activate(op: Activate) -> PrimFunc:
+    """x [rows, width] -> activation of each element."""
+    x = te.placeholder((op.rows, op.width), op.dtype, name="x")
+    out = te.compute(
+        (op.rows, op.width),
+        lambda i, j: _activated(op.activation, x[i, j].astype("float32")).astype(op.dtype),
+        name="out",
+    )
+    return _kernel([x, out], op)
+
+
+def _activated(activation: Activation, x: tirx.Expr) -> tirx.Expr:
+    gate = arithmetic.entering(activation, x)
+    inner = arithmetic.inner(activation, gate)
+    if activation == "gelu":
+        return arithmetic.by_erf(gate, inner)
+    return gate / (tirx.const(1, "float32") + tirx.exp2(inner))
 
 
 @functools.cache

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tvm.tirx import PrimFunc
+
 
 @contextmanager
 def quick_parsing() -> Iterator[None]:
@@ -26,6 +28,12 @@ def import_intrinsics() -> None:
     """TVM's own tensor intrinsics, which contexts of the search and DLight's tensor-core rule need registered."""
     with quick_parsing():
         importlib.import_module("tvm.s_tir.tensor_intrin")
+
+
+def without(func: PrimFunc, *unused: int) -> PrimFunc:
+    """The kernel less arguments that it does not use, by place: TVMScript has no optional ones."""
+    left = [param for place, param in enumerate(func.params) if place not in unused]
+    return PrimFunc(left, func.body, func.ret_type, func.attrs)
 
 
 def _frames(context: int = 1) -> list[inspect.FrameInfo]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tunebench.kernels.gpu import LOG2_E
+from tunebench.kernels.arithmetic import LOG2_E
 from tunebench.kernels.operation import Attention
 from tunebench.kernels.shader_dialect import Param, Shared
 from tunebench.kernels.templates import Choices, Decisions, Gpu, Template, shader_for

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tunebench.kernels.gpu import LOG2_E
+from tunebench.kernels.arithmetic import LOG2_E
 from tunebench.kernels.operation import Matmul
 from tunebench.kernels.shader_dialect import Param, Shared, both_halves, lane_sums, nibble, product_params, store_pair
 from tunebench.kernels.templates import (

@@ -1,0 +1,232 @@
+"""Attention and its cache on a CPU, as TensorIR functions.
+
+Shapes: b sequences, m tokens of a chunk, H query heads over G key/value heads of D elements, a cache of C positions.
+Keys lie in blocks of LANES positions, [b, G, C / LANES, D, LANES], so that a vector of scores reads one contiguous
+vector of keys for each d; values lie as [b, G, C, D].
+"""
+
+import functools
+from collections.abc import Callable
+
+import tvm_ffi
+from tvm.script import tirx as T
+from tvm.tirx import Buffer, Expr, PrimFunc
+
+from tunebench.kernels.arithmetic import LOG2_E, TANH_MOST, clamp, exp2, tanh
+from tunebench.kernels.gpu import marked
+from tunebench.kernels.operation import Append, Attention, OverCache
+from tunebench.kernels.tvmscript import quick_parsing, without
+
+LANES = 16
+MASKED = -1e30
+ATTENTION_TILE = 16  # tokens at most that share a pass over the cache
+
+
+def cache_shapes(b: int, kv_heads: int, context: int, dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """One layer's keys, in blocks of LANES positions side by side, and values."""
+    return (b, kv_heads, context // LANES, dim, LANES), (b, kv_heads, context, dim)
+
+
+@functools.cache
+def attention(op: Attention) -> PrimFunc:
+    """Causal attention of m new tokens at `position` over the cache: (q, keys, values, position[, sinks]) -> out.
+
+    A row takes the tokens of a tile of one head: their scores with every key from the first in its window up to the
+    last one's, the softmax, and the sum of values. The products are blocks of their own, which a schedule arranges.
+    """
+    b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
+    share = heads // kv_heads
+    scale, softcap, window, sinks = op.scaled, op.softcap, op.window, op.sinks
+    capped = softcap > 0
+    blocks = context // LANES
+    tile = max(size for size in range(1, ATTENTION_TILE + 1) if m % size == 0)
+    held = min(blocks, (window + tile - 3) // LANES + 2) if window else blocks  # that a tile may see
+
+    def first(position: Buffer, row: Expr) -> Expr | int:
+        return T.max(position[0] + row * tile - (window - 1), 0) // LANES if window else 0
+
+    def count(position: Buffer, row: Expr) -> Expr:
+        return (position[0] + row * tile + tile - 1) // LANES + 1 - first(position, row)
+
+    def sees(at: Expr, other: Expr) -> Expr:
+        return T.And(other <= at, other > at - window) if window else other <= at
+
+    @T.prim_func(private=True, s_tir=True)
+    def attention(
+        q: T.Buffer((b, m, heads, dim), dtype),
+        keys: T.Buffer((b, kv_heads, blocks, dim, LANES), dtype),
+        values: T.Buffer((b, kv_heads, context, dim), dtype),
+        position: T.Buffer((1,), "int32"),
+        sink: T.Buffer((heads,), "float32"),
+        out: T.Buffer((b, m, heads, dim), dtype),
+    ):
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True})
+        for ib, ih, it in T.grid(b, heads, m // tile):
+            with T.sblock("row"):
+                vb, vh, vt = T.axis.remap("SSS", [ib, ih, it])
+                if sinks:
+                    T.reads(
+                        q[vb, vt * tile : vt * tile + tile, vh, 0:dim],
+                        keys[vb, vh // share, 0:blocks, 0:dim, 0:LANES],
+                        values[vb, vh // share, 0:context, 0:dim],
+                        position[0],
+                        sink[vh],
+                    )
+                else:
+                    T.reads(
+                        q[vb, vt * tile : vt * tile + tile, vh, 0:dim],
+                        keys[vb, vh // share, 0:blocks, 0:dim, 0:LANES],
+                        values[vb, vh // share, 0:context, 0:dim],
+                        position[0],
+                    )
+                T.writes(out[vb, vt * tile : vt * tile + tile, vh, 0:dim])
+                query = T.sblock_alloc_buffer((tile, dim), "float32")
+                score = T.sblock_alloc_buffer((held, tile, LANES), "float32")
+                total = T.sblock_alloc_buffer((tile, dim), "float32")
+                tops = T.sblock_alloc_buffer((LANES,), "float32")
+                sums = T.sblock_alloc_buffer((LANES,), "float32")
+                norms = T.sblock_alloc_buffer((tile,), "float32")
+                for r, d in T.grid(tile, dim):
+                    query[r, d] = T.Cast("float32", q[vb, vt * tile + r, vh, d]) * T.float32(scale)
+                for k, r, lane, d in T.grid(count(position, vt), tile, LANES, dim):
+                    with T.sblock("scores"):
+                        vk, vr, vl, vd = T.axis.remap("SSSR", [k, r, lane, d])
+                        with T.init():
+                            score[vk, vr, vl] = T.float32(0)
+                        score[vk, vr, vl] = score[vk, vr, vl] + query[vr, vd] * T.Cast(
+                            "float32", keys[vb, vh // share, first(position, vt) + vk, vd, vl]
+                        )
+                wholes = T.sblock_alloc_buffer((LANES,), "float32")
+                parts = T.sblock_alloc_buffer((LANES,), "float32")
+                for r in range(tile):
+                    for lane in T.vectorized(LANES):
+                        tops[lane] = T.float32(MASKED)
+                        sums[lane] = T.float32(0)
+                    for k in T.serial(count(position, vt)):
+                        if capped:
+                            for lane in T.vectorized(LANES):
+                                parts[lane] = clamp(score[k, r, lane] * T.float32(1 / softcap), TANH_MOST)
+                            for lane in T.vectorized(LANES):
+                                score[k, r, lane] = T.float32(softcap) * tanh(parts[lane])
+                        for lane in T.vectorized(LANES):
+                            score[k, r, lane] = T.Select(
+                                sees(position[0] + vt * tile + r, (first(position, vt) + k) * LANES + lane),
+                                score[k, r, lane],
+                                T.float32(MASKED),
+                            )
+                            tops[lane] = T.max(tops[lane], score[k, r, lane])
+                    if sinks:
+                        norms[r] = sink[vh]
+                    else:
+                        norms[r] = T.float32(MASKED)
+                    for lane in T.unroll(LANES):
+                        norms[r] = T.max(norms[r], tops[lane])
+                    for k in T.serial(count(position, vt)):
+                        for lane in T.vectorized(LANES):
+                            parts[lane] = T.max((score[k, r, lane] - norms[r]) * T.float32(LOG2_E), T.float32(-126))
+                        for lane in T.vectorized(LANES):
+                            wholes[lane] = T.floor(parts[lane] + T.float32(0.5))
+                        for lane in T.vectorized(LANES):
+                            score[k, r, lane] = exp2(wholes[lane], parts[lane] - wholes[lane])
+                        for lane in T.vectorized(LANES):
+                            sums[lane] = sums[lane] + score[k, r, lane]
+                    if sinks:
+                        norms[r] = T.exp2((sink[vh] - norms[r]) * T.float32(LOG2_E))
+                    else:
+                        norms[r] = T.float32(0)
+                    for lane in T.unroll(LANES):
+                        norms[r] = norms[r] + sums[lane]
+                for k, lane, r, d in T.grid(count(position, vt), LANES, tile, dim):
+                    with T.sblock("mix"):
+                        vk, vl, vr, vd = T.axis.remap("RRSS", [k, lane, r, d])
+                        with T.init():
+                            total[vr, vd] = T.float32(0)
+                        total[vr, vd] = total[vr, vd] + score[vk, vr, vl] * T.Cast(
+                            "float32", values[vb, vh // share, (first(position, vt) + vk) * LANES + vl, vd]
+                        )
+                for r, d in T.grid(tile, dim):
+                    out[vb, vt * tile + r, vh, d] = T.Cast(dtype, total[r, d] / norms[r])
+
+    return _said(attention if sinks else without(attention, 4), op)
+
+
+def _said(func: PrimFunc, op: OverCache) -> PrimFunc:
+    """The kernel, which says what it is where `over_cache` cannot tell: beyond the plain operation."""
+    return marked(func, op) if op.extras() else func
+
+
+@functools.cache
+def append(op: Append) -> PrimFunc:
+    """Rotate a chunk's queries and keys and write its keys and values into the cache, in place.
+
+    (qkv [b, m, H + 2G, D], position, rope_cos_sin [2, C, D / 2] = cosines and sines, keys, values) -> q, with the
+    rotation that pairs element d with d + D / 2, as Hugging Face's llama does.
+    """
+    b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
+    half = dim // 2
+    blocks = context // LANES
+
+    @T.prim_func(private=True, s_tir=True)
+    def append(
+        qkv: T.Buffer((b, m, heads + 2 * kv_heads, dim), dtype),
+        position: T.Buffer((1,), "int32"),
+        rope_cos_sin: T.Buffer((2, context, half), "float32"),
+        keys: T.Buffer((b, kv_heads, blocks, dim, LANES), dtype),
+        values: T.Buffer((b, kv_heads, context, dim), dtype),
+        q: T.Buffer((b, m, heads, dim), dtype),
+    ):
+        T.func_attr({"op_pattern": 8, "tirx.noalias": True})
+        for ib, im in T.grid(b, m):
+            with T.sblock("row"):
+                vb, vm = T.axis.remap("SS", [ib, im])
+                T.reads(qkv[vb, vm, 0 : heads + 2 * kv_heads, 0:dim], position[0], rope_cos_sin[0:2, 0:context, 0:half])
+                T.writes(
+                    keys[vb, 0:kv_heads, 0:blocks, 0:dim, 0:LANES],
+                    values[vb, 0:kv_heads, 0:context, 0:dim],
+                    q[vb, vm, 0:heads, 0:dim],
+                )
+                for h, d in T.grid(heads, half):
+                    q[vb, vm, h, d] = T.Cast(
+                        dtype,
+                        T.Cast("float32", qkv[vb, vm, h, d]) * rope_cos_sin[0, position[0] + vm, d]
+                        - T.Cast("float32", qkv[vb, vm, h, d + half]) * rope_cos_sin[1, position[0] + vm, d],
+                    )
+                    q[vb, vm, h, d + half] = T.Cast(
+                        dtype,
+                        T.Cast("float32", qkv[vb, vm, h, d + half]) * rope_cos_sin[0, position[0] + vm, d]
+                        + T.Cast("float32", qkv[vb, vm, h, d]) * rope_cos_sin[1, position[0] + vm, d],
+                    )
+                for h, d in T.grid(kv_heads, half):
+                    keys[vb, h, (position[0] + vm) // LANES, d, (position[0] + vm) % LANES] = T.Cast(
+                        dtype,
+                        T.Cast("float32", qkv[vb, vm, h + heads, d]) * rope_cos_sin[0, position[0] + vm, d]
+                        - T.Cast("float32", qkv[vb, vm, h + heads, d + half]) * rope_cos_sin[1, position[0] + vm, d],
+                    )
+                    keys[vb, h, (position[0] + vm) // LANES, d + half, (position[0] + vm) % LANES] = T.Cast(
+                        dtype,
+                        T.Cast("float32", qkv[vb, vm, h + heads, d + half]) * rope_cos_sin[0, position[0] + vm, d]
+                        + T.Cast("float32", qkv[vb, vm, h + heads, d]) * rope_cos_sin[1, position[0] + vm, d],
+                    )
+                for h, d in T.grid(kv_heads, dim):
+                    values[vb, h, position[0] + vm, d] = qkv[vb, vm, h + heads + kv_heads, d]
+
+    return append
+
+
+def over_cache(func: PrimFunc) -> OverCache | None:
+    """What `attention` or `append` was made for, as read from its arguments; None for any other kernel."""
+    shapes = [tuple(int(extent) for extent in param.shape) for param in func.params if hasattr(param, "shape")]
+    first, last, dtype = shapes[0], shapes[-1], str(func.params[0].dtype)
+    ranks = [len(shape) for shape in shapes]
+    make: Callable[..., PrimFunc]
+    kind: type[OverCache]
+    if ranks == [4, 5, 4, 1, 4]:
+        (_, kv_heads, context, _), make, kind = shapes[2], attention, Attention
+    elif ranks == [4, 1, 3, 5, 4, 4]:
+        (_, kv_heads, context, _), make, kind = shapes[4], append, Append
+    else:
+        return None
+    found = kind(first[0], first[1], last[2], kv_heads, first[3], context, dtype)
+    with quick_parsing():
+        same = tvm_ffi.structural_equal(func.body, make(found).body, map_free_vars=True)
+    return found if same else None
