@@ -392,8 +392,7 @@ def plain_kernel(op: Operation) -> tvm.tirx.PrimFunc:
     """An operation's kernel, as a model's export makes it."""
     if isinstance(op, Matmul):
         return _matmul(op)
-    made = {Attention: gpu_kernels.attention, Append: gpu_kernels.append, RmsNorm: gpu_kernels.rms_norm}[type(op)]
-    return made(op)
+    return getattr(gpu_kernels, op.kind)(op)
 
 
 def _matmul(op: Matmul) -> tvm.tirx.PrimFunc:
@@ -406,12 +405,16 @@ def _matmul(op: Matmul) -> tvm.tirx.PrimFunc:
     shapes = kind.shapes(op.weight, op.n, op.k)
 
     class Product(nn.Module):
-        def forward(self, x: nn.Tensor, residual: nn.Tensor, parts: list[nn.Tensor]) -> nn.Tensor:
+        def forward(
+            self, x: nn.Tensor, bias: nn.Tensor, residual: nn.Tensor, parts: list[nn.Tensor]
+        ) -> nn.Tensor:
             held = dict(zip(shapes, parts, strict=True))
             weights = lambda *given: kind.weights(op.weight, *given)  # noqa: E731
-            return gpu_kernels.matmul(x, held, weights, op.n, op.weight, op.out, residual if op.residual else None)
+            added = (residual if op.residual else None, bias if op.bias else None)
+            return gpu_kernels.matmul(x, held, weights, op.n, op.weight, op.out, *added)
 
-    given = {"x": spec.Tensor([op.m, op.k], op.dtype), "residual": spec.Tensor([op.m, op.n], op.dtype)}
+    given = {"x": spec.Tensor([op.m, op.k], op.dtype), "bias": spec.Tensor([op.n], op.dtype)}
+    given |= {"residual": spec.Tensor([op.m, op.n], op.dtype)}
     parts = [spec.Tensor(shape, dtype) for shape, dtype in shapes.values()]
     module = Product()
     mod, _ = module.export_tvm(spec={"forward": {**given, "parts": parts}})
