@@ -17,7 +17,17 @@ from tunebench.compile import passes
 from tunebench.compile.tasks import Task, family_key, over_cache, task_key
 from tunebench.kernels import cpu as cpu_kernels
 from tunebench.kernels import gpu as gpu_kernels
-from tunebench.kernels.operation import Activate, Activation, Append, Attention, LayerNorm, Operation, RmsNorm, SiluMul
+from tunebench.kernels.operation import (
+    Activate,
+    Activation,
+    Append,
+    Attention,
+    LayerNorm,
+    Operation,
+    OverCache,
+    RmsNorm,
+    SiluMul,
+)
 from tunebench.kernels.tvmscript import quick_parsing
 
 EPSILON = 1e-3  # large enough to show
@@ -192,13 +202,62 @@ def test_tokens_before_a_window_are_not_read_on_a_cpu() -> None:
     check(op, "cpu", [q, in_blocks(keys), values, np.array([79], np.int32)], wanted)
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_a_kernel_over_the_cache_says_what_it_computes(extra: str) -> None:
-    for kind in (Attention, Append) if extra == "plain" else (Attention,):
-        op = kind(b=1, m=4, **HEADS, **EXTRAS[extra])
-        for form in ("cpu", "gpu"):
-            (mod,) = kernels(op, form)
-            assert over_cache(mod) == op
-            (other,) = kernels(replace(op, context=32), form)
-            assert family_key(other) == family_key(mod)
-            assert family_key(next(kernels(replace(op, m=8), form))) != family_key(mod)
+APPENDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "partial": {"rotary": 6},
+    "normed": {"norm": EPSILON},
+    "both": {"rotary": 6, "norm": EPSILON, "dim": 18},
+    "both in halves": {"rotary": 8, "norm": EPSILON, "dtype": "float16"},
+}
+
+
+def turned(op: Append, x: Array, weight: Array, rope_cos_sin: Array, position: int) -> Array:
+    """Heads [b, m, h, D], normed where they are to be and rotated, in float64."""
+    x = x.astype(np.float64)
+    if op.norm:
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + op.norm) * weight
+    cos, sin = (np.concatenate([each, each], -1)[position : position + op.m, None] for each in rope_cos_sin)
+    part, rest = x[..., : op.rotated], x[..., op.rotated :]
+    low, high = np.split(part, 2, axis=-1)
+    return np.concatenate([part * cos + np.concatenate([-high, low], -1) * sin, rest], -1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("m", "position"), [(1, 70), (5, 14)])
+@pytest.mark.parametrize("extra", APPENDS)
+def test_append(extra: str, m: int, position: int, form: str) -> None:
+    op = Append(b=2, m=m, **{**HEADS, **APPENDS[extra]})
+    qkv = normal(op.b, m, op.heads + 2 * op.kv_heads, op.dim, dtype=op.dtype)
+    turns = np.random.default_rng(1).uniform(0, 6, (op.context, op.rotated // 2))
+    rope_cos_sin = np.stack([np.cos(turns), np.sin(turns)]).astype(np.float32)
+    weights = [normal(op.dim, dtype=op.dtype, seed=seed) for seed in (2, 3)]
+    keys, values = (normal(op.b, op.kv_heads, op.context, op.dim, dtype=op.dtype, seed=seed) for seed in (4, 5))
+    q, k, v = np.split(qkv, [op.heads, op.heads + op.kv_heads], axis=2)
+    new = slice(position, position + m)
+    keys_after, values_after = keys.astype(np.float64), values.astype(np.float64)
+    keys_after[:, :, new] = turned(op, k, weights[1], rope_cos_sin, position).swapaxes(1, 2)
+    values_after[:, :, new] = v.swapaxes(1, 2)
+    wanted = [keys_after, values_after, turned(op, q, weights[0], rope_cos_sin, position)]
+    stored = keys
+    if form != "gpu":
+        stored, wanted[0] = in_blocks(keys), in_blocks(keys_after)
+    norms = weights if op.norm else []
+    given = [qkv, np.array([position], np.int32), rope_cos_sin, *norms, stored, values, np.full_like(q, np.nan)]
+    for mod in kernels(op, form):
+        for found, exact in zip(run(mod, given)[-3:], wanted, strict=True):
+            np.testing.assert_allclose(found.astype(np.float64), exact, rtol=0, atol=4 * TOLERANCE[op.dtype])
+
+
+SAYING = [
+    *(Attention(b=1, m=4, **HEADS, **extras) for extras in EXTRAS.values()),
+    *(Append(b=1, m=4, **{**HEADS, **extras}) for extras in APPENDS.values()),
+]
+
+
+@pytest.mark.parametrize("form", ["cpu", "gpu"])
+@pytest.mark.parametrize("op", SAYING, ids=lambda op: op.text())
+def test_a_kernel_over_the_cache_says_what_it_computes(op: OverCache, form: str) -> None:
+    (mod,), (shorter,), (longer) = (kernels(each, form) for each in (op, replace(op, context=32), replace(op, m=8)))
+    assert over_cache(mod) == op
+    assert family_key(shorter) == family_key(mod)
+    assert family_key(next(longer)) != family_key(mod)

@@ -12,16 +12,11 @@ from tvm.script import tirx as T
 from tvm.tirx import Expr, PrimFunc
 
 from tunebench.kernels import arithmetic
-from tunebench.kernels.cpu_attention import LANES, append, attention, cache_shapes, over_cache
+from tunebench.kernels.cpu_attention import LANES, append, attention, cache_shapes, over_cache, vector
 from tunebench.kernels.operation import Activate, LastRow, LayerNorm, RmsNorm, SiluMul
 from tunebench.kernels.tvmscript import without
 
 __all__ = ["LANES", "append", "attention", "cache_shapes", "over_cache"]
-
-
-def vector(width: int) -> int:
-    """The most lanes that divide a width."""
-    return max(size for size in range(1, LANES + 1) if width % size == 0)
 
 
 @functools.cache

@@ -22,6 +22,11 @@ MASKED = -1e30
 ATTENTION_TILE = 16  # tokens at most that share a pass over the cache
 
 
+def vector(width: int) -> int:
+    """The most lanes that divide a width."""
+    return max(size for size in range(1, LANES + 1) if width % size == 0)
+
+
 def cache_shapes(b: int, kv_heads: int, context: int, dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """One layer's keys, in blocks of LANES positions side by side, and values."""
     return (b, kv_heads, context // LANES, dim, LANES), (b, kv_heads, context, dim)
@@ -159,18 +164,26 @@ def _said(func: PrimFunc, op: OverCache) -> PrimFunc:
 def append(op: Append) -> PrimFunc:
     """Rotate a chunk's queries and keys and write its keys and values into the cache, in place.
 
-    (qkv [b, m, H + 2G, D], position, rope_cos_sin [2, C, D / 2] = cosines and sines, keys, values) -> q, with the
-    rotation that pairs element d with d + D / 2, as Hugging Face's llama does.
+    (qkv [b, m, H + 2G, D], position, rope_cos_sin [2, C, R / 2] = cosines and sines[, weights [D] of the queries' and
+    of the keys' norm], keys, values) -> q, with the rotation that pairs element d of the first R with d + R / 2, as
+    Hugging Face's llama does.
     """
     b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
-    half = dim // 2
-    blocks = context // LANES
+    rotated, half, epsilon, normed = op.rotated, op.rotated // 2, op.norm, op.norm > 0
+    blocks, lanes, rest = context // LANES, vector(dim), dim - op.rotated
+    partial = rest > 0
+
+    def element(qkv: Buffer, factors: Buffer, weight: Buffer, *at: Expr) -> Expr:
+        x = T.Cast("float32", qkv[at])
+        return x * factors[at[2]] * T.Cast("float32", weight[at[3]]) if normed else x
 
     @T.prim_func(private=True, s_tir=True)
     def append(
         qkv: T.Buffer((b, m, heads + 2 * kv_heads, dim), dtype),
         position: T.Buffer((1,), "int32"),
         rope_cos_sin: T.Buffer((2, context, half), "float32"),
+        query_norm: T.Buffer((dim,), dtype),
+        key_norm: T.Buffer((dim,), dtype),
         keys: T.Buffer((b, kv_heads, blocks, dim, LANES), dtype),
         values: T.Buffer((b, kv_heads, context, dim), dtype),
         q: T.Buffer((b, m, heads, dim), dtype),
@@ -179,38 +192,78 @@ def append(op: Append) -> PrimFunc:
         for ib, im in T.grid(b, m):
             with T.sblock("row"):
                 vb, vm = T.axis.remap("SS", [ib, im])
-                T.reads(qkv[vb, vm, 0 : heads + 2 * kv_heads, 0:dim], position[0], rope_cos_sin[0:2, 0:context, 0:half])
+                if normed:
+                    T.reads(
+                        qkv[vb, vm, 0 : heads + 2 * kv_heads, 0:dim],
+                        position[0],
+                        rope_cos_sin[0:2, 0:context, 0:half],
+                        query_norm[0:dim],
+                        key_norm[0:dim],
+                    )
+                else:
+                    T.reads(
+                        qkv[vb, vm, 0 : heads + 2 * kv_heads, 0:dim],
+                        position[0],
+                        rope_cos_sin[0:2, 0:context, 0:half],
+                    )
                 T.writes(
                     keys[vb, 0:kv_heads, 0:blocks, 0:dim, 0:LANES],
                     values[vb, 0:kv_heads, 0:context, 0:dim],
                     q[vb, vm, 0:heads, 0:dim],
                 )
+                if normed:
+                    squares = T.sblock_alloc_buffer((lanes,), "float32")
+                    factors = T.sblock_alloc_buffer((heads + kv_heads,), "float32")
+                    for h in range(heads + kv_heads):
+                        for lane in range(lanes):
+                            squares[lane] = T.float32(0)
+                        for j, lane in T.grid(dim // lanes, lanes):
+                            squares[lane] = squares[lane] + T.Cast(
+                                "float32", qkv[vb, vm, h, j * lanes + lane]
+                            ) * T.Cast("float32", qkv[vb, vm, h, j * lanes + lane])
+                        factors[h] = T.float32(0)
+                        for lane in range(lanes):
+                            factors[h] = factors[h] + squares[lane]
+                        factors[h] = T.rsqrt(factors[h] / T.float32(dim) + T.float32(epsilon))
+                else:
+                    factors = query_norm  # in whose place it is not read
                 for h, d in T.grid(heads, half):
                     q[vb, vm, h, d] = T.Cast(
                         dtype,
-                        T.Cast("float32", qkv[vb, vm, h, d]) * rope_cos_sin[0, position[0] + vm, d]
-                        - T.Cast("float32", qkv[vb, vm, h, d + half]) * rope_cos_sin[1, position[0] + vm, d],
+                        element(qkv, factors, query_norm, vb, vm, h, d) * rope_cos_sin[0, position[0] + vm, d]
+                        - element(qkv, factors, query_norm, vb, vm, h, d + half) * rope_cos_sin[1, position[0] + vm, d],
                     )
                     q[vb, vm, h, d + half] = T.Cast(
                         dtype,
-                        T.Cast("float32", qkv[vb, vm, h, d + half]) * rope_cos_sin[0, position[0] + vm, d]
-                        + T.Cast("float32", qkv[vb, vm, h, d]) * rope_cos_sin[1, position[0] + vm, d],
+                        element(qkv, factors, query_norm, vb, vm, h, d + half) * rope_cos_sin[0, position[0] + vm, d]
+                        + element(qkv, factors, query_norm, vb, vm, h, d) * rope_cos_sin[1, position[0] + vm, d],
                     )
                 for h, d in T.grid(kv_heads, half):
                     keys[vb, h, (position[0] + vm) // LANES, d, (position[0] + vm) % LANES] = T.Cast(
                         dtype,
-                        T.Cast("float32", qkv[vb, vm, h + heads, d]) * rope_cos_sin[0, position[0] + vm, d]
-                        - T.Cast("float32", qkv[vb, vm, h + heads, d + half]) * rope_cos_sin[1, position[0] + vm, d],
+                        element(qkv, factors, key_norm, vb, vm, h + heads, d) * rope_cos_sin[0, position[0] + vm, d]
+                        - element(qkv, factors, key_norm, vb, vm, h + heads, d + half)
+                        * rope_cos_sin[1, position[0] + vm, d],
                     )
                     keys[vb, h, (position[0] + vm) // LANES, d + half, (position[0] + vm) % LANES] = T.Cast(
                         dtype,
-                        T.Cast("float32", qkv[vb, vm, h + heads, d + half]) * rope_cos_sin[0, position[0] + vm, d]
-                        + T.Cast("float32", qkv[vb, vm, h + heads, d]) * rope_cos_sin[1, position[0] + vm, d],
+                        element(qkv, factors, key_norm, vb, vm, h + heads, d + half)
+                        * rope_cos_sin[0, position[0] + vm, d]
+                        + element(qkv, factors, key_norm, vb, vm, h + heads, d) * rope_cos_sin[1, position[0] + vm, d],
                     )
+                if partial:
+                    for h, d in T.grid(heads, rest):
+                        q[vb, vm, h, d + rotated] = T.Cast(
+                            dtype, element(qkv, factors, query_norm, vb, vm, h, d + rotated)
+                        )
+                    for h, d in T.grid(kv_heads, rest):
+                        keys[vb, h, (position[0] + vm) // LANES, d + rotated, (position[0] + vm) % LANES] = T.Cast(
+                            dtype, element(qkv, factors, key_norm, vb, vm, h + heads, d + rotated)
+                        )
                 for h, d in T.grid(kv_heads, dim):
                     values[vb, h, position[0] + vm, d] = qkv[vb, vm, h + heads + kv_heads, d]
 
-    return append
+    return _said(append if normed else without(append, 3, 4), op)
 
 
 def over_cache(func: PrimFunc) -> OverCache | None:

@@ -31,7 +31,7 @@ from tunebench.kernels.operation import (
     SiluMul,
     parse,
 )
-from tunebench.kernels.tvmscript import quick_parsing
+from tunebench.kernels.tvmscript import quick_parsing, without
 from tunebench.spec import WeightFormat
 
 OP = "tunebench.op"
@@ -172,12 +172,24 @@ def _log2(sink: tirx.Expr) -> tirx.Expr:
 def append(op: Append) -> PrimFunc:
     """Rotate a chunk's queries and keys and write its keys and values into the cache, in place.
 
-    (qkv [b, m, H + 2G, D], position, rope_cos_sin [2, C, D / 2] = cosines and sines, keys, values) -> q, with the
-    rotation that pairs element d with d + D / 2, as Hugging Face's llama does.
+    (qkv [b, m, H + 2G, D], position, rope_cos_sin [2, C, R / 2] = cosines and sines[, weights [D] of the queries' and
+    of the keys' norm], keys, values) -> q, with the rotation that pairs element d of the first R with d + R / 2, as
+    Hugging Face's llama does.
     """
     b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
-    half = dim // 2
-    every = heads + 2 * kv_heads
+    rotated, half, normed, partial = op.rotated, op.rotated // 2, op.norm > 0, op.rotated < dim
+    every, epsilon = heads + 2 * kv_heads, op.norm
+
+    def element(qkv: tirx.Buffer, squares: tirx.Buffer, weight: tirx.Buffer, *at: tirx.Expr) -> tirx.Expr:
+        x = T.Cast("float32", qkv[at])
+        if not normed:
+            return x
+        factor = T.rsqrt(squares[at[:-1]] / T.float32(dim) + T.float32(epsilon))
+        return x * factor * T.Cast("float32", weight[at[-1]])
+
+    def turned(x: tirx.Expr, other: tirx.Expr, cosine: tirx.Expr, sine: tirx.Expr, d: tirx.Expr) -> tirx.Expr:
+        found = x * cosine + other * sine * T.Select(d < half, T.float32(-1), T.float32(1))
+        return T.Select(d < rotated, found, x) if partial else found
 
     with quick_parsing():
 
@@ -186,37 +198,57 @@ def append(op: Append) -> PrimFunc:
             qkv: T.Buffer((b, m, every, dim), dtype),
             position: T.Buffer((1,), "int32"),
             rope_cos_sin: T.Buffer((2, context, half), "float32"),
+            query_norm: T.Buffer((dim,), dtype),
+            key_norm: T.Buffer((dim,), dtype),
             keys: T.Buffer((b, kv_heads, context, dim), dtype),
             values: T.Buffer((b, kv_heads, context, dim), dtype),
             q: T.Buffer((b, m, heads, dim), dtype),
         ):
             T.func_attr({"tirx.noalias": True})
+            if normed:
+                squares = T.sblock_alloc_buffer((b, m, heads + kv_heads), "float32")
+                for ib, im, ih, id in T.grid(b, m, heads + kv_heads, dim):
+                    with T.sblock("squares"):
+                        vb, vm, vh, vd = T.axis.remap("SSSR", [ib, im, ih, id])
+                        with T.init():
+                            squares[vb, vm, vh] = T.float32(0)
+                        squares[vb, vm, vh] = squares[vb, vm, vh] + T.Cast("float32", qkv[vb, vm, vh, vd]) * T.Cast(
+                            "float32", qkv[vb, vm, vh, vd]
+                        )
+            else:
+                squares = qkv  # in whose place it is not read
             for ib, im, ih, id in T.grid(b, m, heads, dim):
                 with T.sblock("query"):
                     vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
                     q[vb, vm, vh, vd] = T.Cast(
                         dtype,
-                        T.Cast("float32", qkv[vb, vm, vh, vd]) * rope_cos_sin[0, position[0] + vm, vd % half]
-                        + T.Cast("float32", qkv[vb, vm, vh, (vd + half) % dim])
-                        * rope_cos_sin[1, position[0] + vm, vd % half]
-                        * T.Select(vd < half, T.float32(-1), T.float32(1)),
+                        turned(
+                            element(qkv, squares, query_norm, vb, vm, vh, vd),
+                            element(qkv, squares, query_norm, vb, vm, vh, (vd + half) % rotated),
+                            rope_cos_sin[0, position[0] + vm, vd % half],
+                            rope_cos_sin[1, position[0] + vm, vd % half],
+                            vd,
+                        ),
                     )
             for ib, im, ih, id in T.grid(b, m, kv_heads, dim):
                 with T.sblock("key"):
                     vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
                     keys[vb, vh, position[0] + vm, vd] = T.Cast(
                         dtype,
-                        T.Cast("float32", qkv[vb, vm, heads + vh, vd]) * rope_cos_sin[0, position[0] + vm, vd % half]
-                        + T.Cast("float32", qkv[vb, vm, heads + vh, (vd + half) % dim])
-                        * rope_cos_sin[1, position[0] + vm, vd % half]
-                        * T.Select(vd < half, T.float32(-1), T.float32(1)),
+                        turned(
+                            element(qkv, squares, key_norm, vb, vm, heads + vh, vd),
+                            element(qkv, squares, key_norm, vb, vm, heads + vh, (vd + half) % rotated),
+                            rope_cos_sin[0, position[0] + vm, vd % half],
+                            rope_cos_sin[1, position[0] + vm, vd % half],
+                            vd,
+                        ),
                     )
             for ib, im, ih, id in T.grid(b, m, kv_heads, dim):
                 with T.sblock("value"):
                     vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
                     values[vb, vh, position[0] + vm, vd] = qkv[vb, vm, heads + kv_heads + vh, vd]
 
-    return marked(append, op)
+    return marked(append if normed else without(append, 3, 4), op)
 
 
 @functools.cache
