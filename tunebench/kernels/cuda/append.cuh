@@ -28,29 +28,29 @@ __device__ __forceinline__ int append(
     *reinterpret_cast<u32*>(&low.v[i]) = fresh_word(from + i);
     *reinterpret_cast<u32*>(&high.v[i]) = fresh_word(from + apart + i);
   }
-  float a[VEC], b[VEC], sum = 0;
-#pragma unroll
-  for (int i = 0; i < VEC; ++i) {
-    a[i] = __half2float(low.v[i]), b[i] = __half2float(high.v[i]);
-    sum += a[i] * a[i] + b[i] * b[i];
-  }
+  float factor = 1;
   if constexpr (NORM) {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) {
+      const float a = __half2float(low.v[i]), b = __half2float(high.v[i]);
+      sum += a * a + b * b;
+    }
     const u32 mates = PARTS == 32 ? 0xffffffffu : ((1u << PARTS) - 1u) << (threadIdx.x % 32 / PARTS * PARTS);
 #pragma unroll
     for (int step = PARTS / 2; step > 0; step /= 2) sum += __shfl_xor_sync(mates, sum, step);
-    const float factor = rsqrtf(sum / D + epsilon);
-    const __half* weight = (h < H ? query_norm : key_norm) + d;
-#pragma unroll
-    for (int i = 0; i < VEC; ++i)
-      a[i] *= factor * __half2float(weight[i]), b[i] *= factor * __half2float(weight[apart + i]);
+    factor = rsqrtf(sum / D + epsilon);
   }
   if (h < H + G) {
     const float* turn = rope_cos_sin + static_cast<size_t>(t) * TURNED + d;
 #pragma unroll
     for (int i = 0; i < VEC; ++i) {
+      const __half* weight = (h < H ? query_norm : key_norm) + d + i;
+      const float a = __half2float(low.v[i]) * (NORM ? factor * __half2float(weight[0]) : 1.f);
+      const float b = __half2float(high.v[i]) * (NORM ? factor * __half2float(weight[apart]) : 1.f);
       const float cosine = turns ? turn[i] : 1.f, sine = turns ? turn[static_cast<size_t>(C) * TURNED + i] : 0.f;
-      low.v[i] = __float2half_rn(a[i] * cosine - b[i] * sine);
-      high.v[i] = __float2half_rn(b[i] * cosine + a[i] * sine);
+      low.v[i] = __float2half_rn(a * cosine - b * sine);
+      high.v[i] = __float2half_rn(b * cosine + a * sine);
     }
   }
   *reinterpret_cast<Halves<VEC>*>(to) = low;

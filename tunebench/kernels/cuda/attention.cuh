@@ -30,7 +30,7 @@ template <int D, bool CAPPED> struct Score {
   __device__ __forceinline__ float capped(float s) const { return CAPPED ? cap - 2 * cap / (1 + exp2f(s)) : s; }
 };
 
-constexpr int lanes_of(int vectors) { return vectors <= 1 ? 1 : 2 * lanes_of((vectors + 1) / 2); }
+__device__ constexpr int lanes_of(int vectors) { return vectors <= 1 ? 1 : 2 * lanes_of((vectors + 1) / 2); }
 
 // One token a sequence: out[b, H, D] = softmax(q k^T scale) v over positions 0 to `position`, or the last WINDOW of them;
 // scale 0 is 1 / sqrt(D). With SINKS each head's takes part in the softmax, and has no value.

@@ -87,7 +87,7 @@ __device__ __forceinline__ u32 mask_or(u32 v) {
 
 // What the integers of a group mean: (q - ZERO) s for a ZERO from 0 on, (q - z) s with a whole z of the group, q s + minimum.
 constexpr int OWN_ZERO = -1, MINIMUM = -2;
-constexpr int middle(int bits) { return (1 << (bits - 1)) - 1; }
+__device__ constexpr int middle(int bits) { return (1 << (bits - 1)) - 1; }
 
 // -(ONE + zero), where ONE is what an integer's place in a half adds to it. `offset`: a group's zero, or its minimum.
 template <int ONE, int ZERO> __device__ __forceinline__ __half2 lowered(__half2 offset) {

@@ -75,12 +75,12 @@ __device__ __forceinline__ int warpgroups(
   const int n0 = blockIdx.y * ROWS;
 
   const char* words = static_cast<const char*>(w) + static_cast<size_t>(n0 + row) * (K / 2) + c * 16;
-  const size_t groups = static_cast<size_t>(n0 + row) * (K / GROUP);
+  const size_t groups = static_cast<size_t>(n0 + row) * (K / GROUP) + c * 32 / GROUP;
   uint4 now[2], next[2];
   __half2 now_scale, next_scale, now_offset, next_offset;  // of output `row` and of the one 8 further
   auto of_groups = [&](const __half* from, int step) {
-    const size_t group = groups + (step * 128 + c * 32) / GROUP;
-    return __halves2half2(constant(from + group), constant(from + group + 8 * (K / GROUP)));
+    from += groups + step * (128 / GROUP);
+    return __halves2half2(constant(from), constant(from + 8 * (K / GROUP)));
   };
   auto fetch = [&](uint4 (&to)[2], __half2& to_scale, __half2& to_offset, int step) {
     to[0] = stream(words + step * 64);
