@@ -15,7 +15,6 @@ import tvm
 import tvm_ffi
 
 from tunebench.compile import nvrtc
-from tunebench.dtypes import DTYPES
 from tunebench.kernels.templates import CUDA_SOURCES
 
 HEADER = Path(__file__).parent / "cuda_on_cpu.hpp"

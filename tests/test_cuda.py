@@ -405,9 +405,7 @@ def _matmul(op: Matmul) -> tvm.tirx.PrimFunc:
     shapes = kind.shapes(op.weight, op.n, op.k)
 
     class Product(nn.Module):
-        def forward(
-            self, x: nn.Tensor, bias: nn.Tensor, residual: nn.Tensor, parts: list[nn.Tensor]
-        ) -> nn.Tensor:
+        def forward(self, x: nn.Tensor, bias: nn.Tensor, residual: nn.Tensor, parts: list[nn.Tensor]) -> nn.Tensor:
             held = dict(zip(shapes, parts, strict=True))
             weights = lambda *given: kind.weights(op.weight, *given)  # noqa: E731
             added = (residual if op.residual else None, bias if op.bias else None)
