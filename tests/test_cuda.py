@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tvm
 from conftest import cpu_target, load_model, write_config
+from template_cases import EXTRAS, HEADS, MATMUL
 from tvm import s_tir
 
 from tunebench.compile import check as compile_check
@@ -23,7 +24,7 @@ from tunebench.errors import TuneBenchError
 from tunebench.kernels import gpu as gpu_kernels
 from tunebench.kernels import templates
 from tunebench.kernels.operation import Append, Attention, Matmul, Operation, RmsNorm, SiluMul
-from tunebench.kernels.templates import FLOAT16, INT4, INT8, Gpu, Param, Template
+from tunebench.kernels.templates import FLOAT16, INT8, Gpu, Param, Template
 from tunebench.kernels.tvmscript import quick_parsing
 from tunebench.model import workload as workloads
 from tunebench.tuning import spaces
@@ -32,8 +33,6 @@ from tunebench.tuning.files import read_provenance
 
 pytest.importorskip("cuda.bindings.nvrtc")
 
-MATMUL = Matmul(m=1, n=256, k=512, out="float16", residual=True, dtype="float16", weight=INT4)
-HEADS = {"heads": 8, "kv_heads": 2, "dim": 64, "context": 128, "dtype": "float16"}
 OPERATIONS: dict[str, Operation] = {
     "one row": MATMUL,
     "one row in float": replace(MATMUL, weight=FLOAT16, out="float32", residual=False),
@@ -49,7 +48,13 @@ OPERATIONS: dict[str, Operation] = {
     "norm": RmsNorm(rows=3, width=4096, epsilon=1e-5, dtype="float16"),
 }
 
-HOPPER = {"many rows", "many rows in float"}
+COMPILED = ("many rows, 4-bit symmetric 64", "many rows, 4-bit zero_point 128", "many rows, 4-bit minimum 32")
+COMPILED += ("many rows, 4-bit full range", "one row, 4-bit zero_point 32", "few rows, 8-bit minimum 64")
+COMPILED += ("chunk, all of them", "chunk, heads of 256", "one token, all of them", "one token, heads of 256")
+COMPILED += ("append, norms", "layer norm", "rms norm, added")
+OPERATIONS |= {name: EXTRAS[name] for name in COMPILED}
+"""Of the extras, those that CUDA's compiler sees in every run."""
+HOPPER = {name for name in OPERATIONS if name.startswith("many rows")}
 
 
 @pytest.fixture(autouse=True)
@@ -317,17 +322,18 @@ def runner() -> Iterator[Any]:
 class TestOnAGpu:
     pytestmark = gpu
 
-    @pytest.mark.parametrize("name", OPERATIONS)
+    @pytest.mark.parametrize("name", [*OPERATIONS, *({*EXTRAS} - {*OPERATIONS})])
     def test_templates_agree_with_the_default(self, name: str, runner: Any) -> None:
         from tunebench.runners.base import Candidate, MeasureInput, Timed, Trial
         from tunebench.timing import Protocol
 
-        operation = OPERATIONS[name]
+        operation = {**EXTRAS, **OPERATIONS}[name]
         target = passes.tvm_target(targets.find("cuda"), 0)
         mod = passes.task_module(plain_kernel(operation))
         given = MeasureInput(name, tvm.ir.save_json(passes.default_schedule(mod, target)), 40, 1)
         once = Protocol(warmups=0, samples=1, least_samples=1)
         ways = drawn(operation, templates.gpu_of(target).arch, 12)
+        assert ways or name.startswith("many rows, 8-bit")  # which the library alone has
         trial = Trial(given, once, 10**9)
         assert isinstance(runner.prepare(given, once), Timed)
         built = [tvm.IRModule({"main": t.build(operation, d)}) for t, d in ways]
@@ -392,8 +398,7 @@ def plain_kernel(op: Operation) -> tvm.tirx.PrimFunc:
     """An operation's kernel, as a model's export makes it."""
     if isinstance(op, Matmul):
         return _matmul(op)
-    made = {Attention: gpu_kernels.attention, Append: gpu_kernels.append, RmsNorm: gpu_kernels.rms_norm}[type(op)]
-    return made(op)
+    return getattr(gpu_kernels, op.kind)(op)
 
 
 def _matmul(op: Matmul) -> tvm.tirx.PrimFunc:
@@ -406,12 +411,14 @@ def _matmul(op: Matmul) -> tvm.tirx.PrimFunc:
     shapes = kind.shapes(op.weight, op.n, op.k)
 
     class Product(nn.Module):
-        def forward(self, x: nn.Tensor, residual: nn.Tensor, parts: list[nn.Tensor]) -> nn.Tensor:
+        def forward(self, x: nn.Tensor, bias: nn.Tensor, residual: nn.Tensor, parts: list[nn.Tensor]) -> nn.Tensor:
             held = dict(zip(shapes, parts, strict=True))
             weights = lambda *given: kind.weights(op.weight, *given)  # noqa: E731
-            return gpu_kernels.matmul(x, held, weights, op.n, op.weight, op.out, residual if op.residual else None)
+            added = (residual if op.residual else None, bias if op.bias else None)
+            return gpu_kernels.matmul(x, held, weights, op.n, op.weight, op.out, *added)
 
-    given = {"x": spec.Tensor([op.m, op.k], op.dtype), "residual": spec.Tensor([op.m, op.n], op.dtype)}
+    given = {"x": spec.Tensor([op.m, op.k], op.dtype), "bias": spec.Tensor([op.n], op.dtype)}
+    given |= {"residual": spec.Tensor([op.m, op.n], op.dtype)}
     parts = [spec.Tensor(shape, dtype) for shape, dtype in shapes.values()]
     module = Product()
     mod, _ = module.export_tvm(spec={"forward": {**given, "parts": parts}})

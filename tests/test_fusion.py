@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tvm
 from conftest import load_model, write_config
+from template_cases import integers
 from test_gpu_api import MATMUL, NVIDIA, device, emulated, engines, expected, plain, plain_kernel, run, target
 
 from tunebench.compile import passes
@@ -36,6 +37,8 @@ CASES: dict[str, dict[str, Any]] = {
     "gate": {"gate": True, "residual": False},
     "norm and gate": {"norm": EPSILON, "gate": True, "residual": False},
     "norm of bytes": {"norm": EPSILON, "weight": INT8, "out": "float32", "residual": False},
+    "norm and bias": {"norm": EPSILON, "bias": True},
+    "norm of minima": {"norm": EPSILON, "weight": integers(4, "minimum", 64)},
     "norm and gate of floats": {"norm": EPSILON, "gate": True, "residual": False, "weight": FLOAT16},
 }
 NORM_ALONE = RmsNorm(rows=1, width=512, epsilon=EPSILON, dtype="float16")

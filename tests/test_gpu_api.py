@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tvm
 from conftest import ASYMMETRIC, cpu_target, load_model, lower, need, write_config
+from template_cases import EXTRAS, HEADS, OTHERS, integers
 from test_cuda import plain_kernel
 
 from tunebench.compile import passes, source, tasks
@@ -38,8 +39,10 @@ from tunebench.runtime.plan import Program
 from tunebench.spec import Scheme
 from tunebench.timing import Protocol
 
+SERVED = ("one row, 4-bit zero_point 64", "one row, 4-bit minimum 32", "one row, 8-bit minimum 128", *OTHERS)
+SERVED += ("one token, all of them", "one token, heads of 80", "chunk, all of them")
+"""Of the extras, those that devices see in every run."""
 MATMUL = Matmul(m=1, n=512, k=512, out="float16", residual=True, dtype="float16", weight=INT4)
-HEADS = {"heads": 8, "kv_heads": 2, "dim": 64, "context": 128, "dtype": "float16"}
 OPERATIONS: dict[str, Operation] = {
     "one row": MATMUL,
     "one row in float": replace(MATMUL, weight=FLOAT16, out="float32", residual=False),
@@ -56,6 +59,11 @@ PRODUCTS = {
     "many rows": replace(MATMUL, m=64, k=256, out="float32", residual=False),
     "many rows in float": replace(MATMUL, m=32, k=256, weight=FLOAT16),
 }
+PRODUCTS |= {
+    f"with {zero} and bias": replace(PRODUCTS["sixteen rows"], weight=integers(4, zero, group), bias=True)
+    for zero, group in (("zero_point", 64), ("minimum", 32), ("minimum", 128))
+}
+OPERATIONS |= {name: EXTRAS[name] for name in SERVED}
 MATRIX_GPU = Gpu("webgpu", 0, 256, 16 << 10, frozenset({"lanes32", "half", "pairs", "matrix16"}))
 NVIDIA = Gpu("opencl", 0, 256, 32 << 10, frozenset({"ptx"}))
 ONCE = Protocol(warmups=0, samples=1, least_samples=1)
@@ -249,7 +257,7 @@ def without_matrices(source: str) -> str:
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_subgroup_matrices_get_their_operands_in_order(name: str, k: int) -> None:
     device = need(apis.open_device, "webgpu")
-    op = replace(PRODUCTS[name], n=64, k=k)
+    op = replace(PRODUCTS[name], n=64, k=max(k, 2 * PRODUCTS[name].weight.group))
     ((template, _),) = ((t, c) for t, c in templates.serving(op, MATRIX_GPU).items() if t.name == "text-matrix")
     assert template.text
     made = []

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tvm
 from conftest import ASYMMETRIC
+from template_cases import FORMATS
 from test_cuda import plain_kernel
 from tvm import s_tir
 
@@ -43,9 +44,11 @@ KNOWN = {
     '{"op": "last_row", "b": 1, "m": 16, "width": 64, "dtype": "float16"}': LastRow(1, 16, 64, "float16"),
 }
 UNREAD = {
-    **{zero: scheme.weight for zero, scheme in ASYMMETRIC.items()},
     "scales in float32": replace(INT4, dtype="float32"),
-    "groups of 64": replace(INT4, group=64),
+    "groups of 16": replace(INT4, group=16),
+    "groups of 256": replace(INT4, group=256),
+    "groups of groups": replace(INT4, group=32, super_group=256),
+    "inputs in an order of their own": replace(INT4, ordered=True),
     "columns": replace(INT4, layout="KN"),
     "tiles": replace(INT4, layout="N16", packing="by_byte"),
     "another order": replace(INT4, packing="by_byte"),
@@ -64,9 +67,9 @@ def test_the_text_that_databases_hold(text: str) -> None:
     assert KNOWN[text].text() == text
 
 
-@pytest.mark.parametrize("name", UNREAD)
-def test_the_text_tells_other_formats_apart(name: str) -> None:
-    operation = replace(MATMUL, weight=UNREAD[name])
+@pytest.mark.parametrize("weight", [*UNREAD.values(), *(each for each in FORMATS.values() if each not in (INT4, INT8))])
+def test_the_text_tells_other_formats_apart(weight: WeightFormat) -> None:
+    operation = replace(MATMUL, weight=weight)
     assert parse(operation.text()) == operation
     assert operation.text() != MATMUL.text()
 
@@ -80,20 +83,18 @@ def test_no_template_gets_a_format_that_it_does_not_read(name: str, gpu: Gpu) ->
         assert not templates.serving(replace(MATMUL, m=m, weight=UNREAD[name]), gpu)
 
 
-def test_each_template_reads_symmetric_weights_alone() -> None:
+def test_each_template_reads_all_weights_of_its_bits() -> None:
     found = {name: t for name, t in templates.templates().items() if t.operation is Matmul}
     assert len(found) >= 8
     for name, template in found.items():
         assert template.weights, name
-        for weight in template.weights:
-            assert template.covers(replace(MATMUL, weight=weight)), name
-            for zero in ASYMMETRIC:
-                assert not template.covers(replace(MATMUL, weight=replace(weight, zero=zero))), name
+        for weight in (FLOAT16, INT4, INT8, *FORMATS.values()):
+            assert template.covers(replace(MATMUL, weight=weight)) == (weight.bits in template.weights), name
 
 
-@pytest.mark.parametrize("zero", ASYMMETRIC)
+@pytest.mark.parametrize("name", ["groups of 16", "groups of 256"])
 @pytest.mark.parametrize("m", [1, 16])
-def test_no_space_is_for_what_no_template_reads(zero: str, m: int) -> None:
+def test_no_space_is_for_what_no_template_reads(name: str, m: int) -> None:
     def matching(weight: WeightFormat) -> list[str]:
         operation = replace(MATMUL, m=m, weight=weight)
         sch = s_tir.Schedule(passes.task_module(plain_kernel(operation)))
@@ -101,7 +102,7 @@ def test_no_space_is_for_what_no_template_reads(zero: str, m: int) -> None:
         return [name for name, each in spaces.spaces().items() if each.device == "gpu" and each.matches(sch, kernel)]
 
     assert matching(INT4) == ["gpu-template"]
-    assert matching(ASYMMETRIC[zero].weight) == []
+    assert matching(UNREAD[name]) == []
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -89,11 +89,13 @@ class Fuser:
         if out in first.buffers[:-1]:  # it would overwrite what other blocks still read
             return None
         if isinstance(one.operation, RmsNorm) and isinstance(two.operation, Matmul) and two.takes("norm"):
+            if one.operation.residual:
+                return None
             operation: Operation = replace(two.operation, norm=one.operation.epsilon)
             known = replace(two, operation=operation, params=one.params[:2] + two.params[1:])
             buffers = first.buffers[:2] + second.buffers[1:]
         elif isinstance(two.operation, SiluMul) and isinstance(one.operation, Matmul) and one.takes("gate"):
-            if one.operation.residual:
+            if one.operation.residual or one.operation.bias or two.operation.extras():
                 return None
             operation = replace(one.operation, gate=True)
             known = replace(one, operation=operation, params=one.params[:-1] + two.params[1:])

@@ -15,7 +15,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from tunebench.dtypes import DTYPES
+from tunebench.kernels.operation import Matmul
 from tunebench.runtime.plan import Shader
 
 ENTRY = "kernel_main"
@@ -209,6 +212,11 @@ def nibble(word: str, place: int, bits: int) -> str:
     return f"as_f32(({moved} & {(2**bits - 1) << top:#x}u) | 0x3f800000u)"
 
 
+def both_halves(value: float) -> str:
+    """A float16 twice, as a word."""
+    return f"{int(np.float16(value).view(np.uint16)) * 0x10001:#010x}u"
+
+
 def lane_sums(names: Sequence[str], lanes: int, threads: int, adds_lanes: bool) -> tuple[list[str], list[Shared]]:
     """Add variables up over groups of `lanes` threads, of which `lane == 0u` has the sums; with its shared memory."""
     if lanes % 32 == 0 and adds_lanes:
@@ -233,20 +241,24 @@ def lane_sums(names: Sequence[str], lanes: int, threads: int, adds_lanes: bool) 
     return lines, [Shared("sums", "f32", len(names) * threads)]
 
 
-def product_params(x: str, w: str, scale: str, residual: bool, half: bool) -> list[Param]:
-    """A matrix product's buffers, in the order of its arguments: elements of x, w and, unless empty, of scales."""
-    params = [Param("x", x), Param("w", w), *([Param("scale", scale)] if scale else [])]
-    params += [Param("residual", "u32")] if residual else []
-    return [*params, Param("y", "u32" if half else "f32", True)]
+def product_params(x: str, w: str, group: str, op: Matmul) -> list[Param]:
+    """A product's buffers, in the order of its arguments: elements of x, w and of what groups have, scales first."""
+    of_groups = ["scale"] * bool(op.weight.group) + ["offset"] * (op.weight.zero != "symmetric")
+    params = [Param("x", x), Param("w", w), *(Param(name, group) for name in of_groups)]
+    params += [Param(name, "u32") for name, there in (("bias", op.bias), ("residual", op.residual)) if there]
+    return [*params, Param("y", "u32" if op.out == "float16" else "f32", True)]
 
 
-def store_pair(name: str, word: str, pair: tuple[str, str], residual: bool, half: bool) -> list[str]:
+def store_pair(name: str, word: str, pair: tuple[str, str], op: Matmul) -> list[str]:
     """Two outputs of a matrix product that are neighbours, the word-th pair of y, with what is added to them."""
     a, b = pair
     lines = [f"  let {name} : u32 = {word};"]
-    if residual:
+    if op.bias:
+        lines.append(f"  let b{name} : vec2f = unpack(bias[{name} % {op.n // 2}u]);")
+        a, b = f"{a} + b{name}.x", f"{b} + b{name}.y"
+    if op.residual:
         lines.append(f"  let r{name} : vec2f = unpack(residual[{name}]);")
         a, b = f"{a} + r{name}.x", f"{b} + r{name}.y"
-    if half:
+    if op.out == "float16":
         return [*lines, f"  y[{name}] = pack({a}, {b});"]
     return [*lines, f"  y[2u * {name}] = {a};", f"  y[2u * {name} + 1u] = {b};"]

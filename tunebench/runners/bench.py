@@ -266,8 +266,10 @@ def _input(param: tvm.tirx.Buffer, depth: int, rng: np.random.Generator) -> np.n
         words = rng.integers(0, np.iinfo(dtype).max, min(POOL, math.prod(shape)), dtype, endpoint=True)
         return np.resize(words, shape)
     # large ones repeat: billions of draws take longer than the kernel's trials, and a prime shifts every row
-    values = rng.uniform(-1, 1, min(POOL, math.prod(shape))).astype(np.float32).astype(numpy_dtype(dtype))
-    return np.resize(values, shape)
+    values = rng.uniform(-1, 1, min(POOL, math.prod(shape))).astype(np.float32)
+    if param.name == "q_zero":  # of a group of integers: whole
+        values = np.rint(7 * values + 8)
+    return np.resize(values.astype(numpy_dtype(dtype)), shape)
 
 
 def written(mod: tvm.IRModule) -> list[int]:

@@ -11,6 +11,7 @@ import tvm_ffi
 NAME = "tunebench.cublas"
 CUDA_R_32F, CUDA_R_16F, COMPUTE_32F, GEMM_DEFAULT = 0, 2, 68, -1
 OP_N, OP_T = 0, 1
+TO_Y = 2  # `add`: to what y holds
 WORKSPACE_BYTES = 32 << 20  # what NVIDIA advises on Hopper; given up front, as a graph that records must not allocate
 
 
@@ -81,13 +82,13 @@ def product(
     """y[m, column : column + n] = x[m, k] w[n, k]^T (+ residual there), of float16, summed in float32.
 
     Pointers to device memory; rows of y and residual are `width` long; `half`: y is float16, else float32.
-    Only a float16 y takes a residual.
+    Only a float16 y takes a residual. `add`: 0 nothing, 1 the residual, TO_Y what y holds.
     """
     state = _handle()
     handle = state.on_current_stream()
     size = 2 if half else 4
     out = _pointer(y, column * size)
-    if add:
+    if add == 1:
         _copy_rows(out, _pointer(residual, column * size), n * size, width * size, m)
     one, beta = ctypes.c_float(1), ctypes.c_float(1 if add else 0)
     state.check(

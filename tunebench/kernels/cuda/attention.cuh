@@ -21,31 +21,49 @@ __device__ __forceinline__ float remote(const float* p, int rank) {
   return v;
 }
 
-// One token a sequence: out[b, H, D] = softmax(q k^T / sqrt(D)) v over positions 0 to `position`.
-// Block (split, b G): a cluster of SPLITS blocks shares a head's positions and combines through its shared memory.
-// D / 8 lanes work on one position; each such group of lanes runs its own sum over U positions at a time.
-template <int D, int H, int G, int C, int SPLITS, int WARPS, int U>
+// Scores as powers of two: q k^T times `factor`, and then capped, cap tanh(s / cap), if CAPPED.
+template <int D, bool CAPPED> struct Score {
+  float factor, cap;
+  __device__ __forceinline__ Score(float scale, float softcap)
+      : factor((scale != 0 ? scale : rsqrtf(static_cast<float>(D))) * (CAPPED ? 2 * LOG2E / softcap : LOG2E)),
+        cap(LOG2E * softcap) {}
+  __device__ __forceinline__ float capped(float s) const { return CAPPED ? cap - 2 * cap / (1 + exp2f(s)) : s; }
+};
+
+__device__ constexpr int lanes_of(int vectors) { return vectors <= 1 ? 1 : 2 * lanes_of((vectors + 1) / 2); }
+
+// One token a sequence: out[b, H, D] = softmax(q k^T scale) v over positions 0 to `position`, or the last WINDOW of them;
+// scale 0 is 1 / sqrt(D). With SINKS each head's takes part in the softmax, and has no value.
+// Block (split, b H / REP): a cluster of SPLITS blocks shares a head's positions and combines through its shared memory.
+// D / 8 lanes work on one position, rounded up; each such group of lanes runs its own sum over U positions at a time.
+template <int D, int H, int G, int C, int SPLITS, int WARPS, int U, int REP = H / G, int WINDOW = 0, bool CAPPED = false,
+          bool SINKS = false>
 __device__ __forceinline__ int attend_one(
     const __half* __restrict__ q, const __half* __restrict__ keys, const __half* __restrict__ values,
-    const int* __restrict__ position, __half* __restrict__ out) {
-  constexpr int REP = H / G, LANES = D / 8, PER_WARP = 32 / LANES, STREAMS = WARPS * PER_WARP;
+    const int* __restrict__ position, __half* __restrict__ out, float scale = 0, float softcap = 0,
+    const float* __restrict__ sinks = nullptr) {
+  constexpr int LANES = lanes_of(D / 8), PER_WARP = 32 / LANES, STREAMS = WARPS * PER_WARP;
   __shared__ float tops[STREAMS][REP], sums[STREAMS][REP];
   __shared__ float mixed[WARPS][REP][D];
   __shared__ float whole[REP][D + 2];  // this block's mix, its largest score and its sum
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int part = lane % LANES, set = warp * PER_WARP + lane / LANES;
+  const int set = warp * PER_WARP + lane / LANES;
+  const bool idle = lane % LANES * 8 >= D;  // a lane without elements, which does as if it had the first ones
+  const int part = idle ? 0 : lane % LANES;
+  const Score<D, CAPPED> of_products(scale, softcap);
   begin();
-  const int length = static_cast<int>(fresh_word(position)) + 1, share = (length + SPLITS - 1) / SPLITS;
-  const int low = blockIdx.x * share, high = min(length, low + share);
-  const size_t head = static_cast<size_t>(blockIdx.y) * C * D;
+  const int length = static_cast<int>(fresh_word(position)) + 1, first = WINDOW ? max(0, length - WINDOW) : 0;
+  const int share = (length - first + SPLITS - 1) / SPLITS;
+  const int low = first + blockIdx.x * share, high = min(length, low + share);
+  const size_t head = static_cast<size_t>(blockIdx.y * REP / (H / G)) * C * D;
 
   float query[REP][8], acc[REP][8] = {}, top[REP], sum[REP] = {};
 #pragma unroll
   for (int r = 0; r < REP; ++r) {
     floats(fresh(q + (static_cast<size_t>(blockIdx.y) * REP + r) * D + part * 8), query[r]);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) query[r][i] *= LOG2E * rsqrtf(static_cast<float>(D));
+    for (int i = 0; i < 8; ++i) query[r][i] *= idle ? 0.f : of_products.factor;
     top[r] = -1e30f;
   }
   for (int start = low + set; start < high; start += STREAMS * U) {
@@ -77,7 +95,7 @@ __device__ __forceinline__ int attend_one(
         const u32 mates = LANES == 32 ? 0xffffffffu : ((1u << LANES) - 1u) << (lane / LANES * LANES);
 #pragma unroll
         for (int step = LANES / 2; step > 0; step /= 2) score[u][r] += __shfl_xor_sync(mates, score[u][r], step);
-        if (start + u * STREAMS >= high) score[u][r] = -1e30f;
+        score[u][r] = start + u * STREAMS >= high ? -1e30f : of_products.capped(score[u][r]);
       }
     float weight[U][REP];
 #pragma unroll
@@ -106,7 +124,7 @@ __device__ __forceinline__ int attend_one(
         for (int i = 0; i < 8; ++i) acc[r][i] += weight[u][r] * f[i];
     }
   }
-  if (part == 0)
+  if (lane % LANES == 0)
 #pragma unroll
     for (int r = 0; r < REP; ++r) tops[set][r] = top[r], sums[set][r] = sum[r];
   __syncthreads();
@@ -120,7 +138,7 @@ __device__ __forceinline__ int attend_one(
       acc[r][i] *= shrink;
 #pragma unroll
       for (int step = LANES; step < 32; step *= 2) acc[r][i] += __shfl_xor_sync(0xffffffffu, acc[r][i], step);
-      if (lane < LANES) mixed[warp][r][part * 8 + i] = acc[r][i];
+      if (lane < LANES && !idle) mixed[warp][r][part * 8 + i] = acc[r][i];
     }
     if (threadIdx.x == 0) {
       float total = 0;
@@ -140,8 +158,9 @@ __device__ __forceinline__ int attend_one(
   for (int i = blockIdx.x * 32 * WARPS + threadIdx.x; i < REP * D; i += SPLITS * 32 * WARPS) {
     const int r = i / D, d = i % D;
     __half* to = out + (static_cast<size_t>(blockIdx.y) * REP + r) * D + d;
+    const float sink = SINKS ? sinks[(blockIdx.y * REP + r) % H] * LOG2E : 0.f;
     if constexpr (SPLITS == 1) {
-      store(to, whole[r][d] / whole[r][D + 1]);
+      store(to, whole[r][d] / (whole[r][D + 1] + (SINKS ? exp2f(sink - whole[r][D]) : 0.f)));
     } else {
       float best[SPLITS], top_of_all = -1e30f, total = 0, mix = 0;
 #pragma unroll
@@ -152,7 +171,7 @@ __device__ __forceinline__ int attend_one(
         total += shrink * remote(&whole[r][D + 1], j);
         mix += shrink * remote(&whole[r][d], j);
       }
-      store(to, mix / total);
+      store(to, mix / (total + (SINKS ? exp2f(sink - top_of_all) : 0.f)));
     }
   }
   if constexpr (SPLITS > 1) cluster_sync();  // nobody leaves while others read
@@ -170,12 +189,13 @@ __device__ __forceinline__ void load_matrices(u32* r, const void* from) {
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
 }
 
-// A chunk of M tokens at `position`: out[b, M, H, D], each token over the positions up to its own.
+// A chunk of M tokens at `position`: out[b, M, H, D], each token over the positions up to its own; see `attend_one`.
 // Block (tile of 16 WARPS tokens, b H). KEYS positions a step lie in shared memory; a warp has 16 tokens.
-template <int D, int H, int G, int C, int M, int WARPS, int KEYS>
+template <int D, int H, int G, int C, int M, int WARPS, int KEYS, int WINDOW = 0, bool CAPPED = false, bool SINKS = false>
 __device__ __forceinline__ int attend_piece(
     const __half* __restrict__ q, const __half* __restrict__ keys, const __half* __restrict__ values,
-    const int* __restrict__ position, __half* __restrict__ out) {
+    const int* __restrict__ position, __half* __restrict__ out, float scale = 0, float softcap = 0,
+    const float* __restrict__ sinks = nullptr) {
   constexpr int WIDTH = D + 8;  // of a row in shared memory, so that ldmatrix meets no bank twice
   __shared__ __align__(16) __half k_tile[KEYS * WIDTH], v_tile[KEYS * WIDTH];
 
@@ -186,6 +206,7 @@ __device__ __forceinline__ int attend_piece(
   const int row = tile * 16 * WARPS + warp * 16 + g, at = static_cast<int>(fresh_word(position));
   const size_t head = (static_cast<size_t>(batch) * G + h / (H / G)) * C * D;
   const int end = min(at + (tile + 1) * 16 * WARPS, C), steps = (end + KEYS - 1) / KEYS;
+  const int first = WINDOW ? max(0, at + tile * 16 * WARPS + 1 - WINDOW) / KEYS : 0;
 
   auto fetch = [&](__half* tile_of, const __half* from, int step) {
 #pragma unroll
@@ -195,7 +216,7 @@ __device__ __forceinline__ int attend_piece(
     }
     commit();
   };
-  fetch(k_tile, keys, 0);
+  fetch(k_tile, keys, first);
 
   u32 a[D / 16][4];
 #pragma unroll
@@ -205,9 +226,9 @@ __device__ __forceinline__ int attend_piece(
       const size_t from = ((static_cast<size_t>(batch) * M + row + j % 2 * 8) * H + h) * D + i * 16 + j / 2 * 8 + c * 2;
       a[i][j] = fresh_word(q + from);
     }
-  const float factor = LOG2E * rsqrtf(static_cast<float>(D));
+  const Score<D, CAPPED> of_products(scale, softcap);
   float acc[D / 8][4] = {}, top[2] = {-1e30f, -1e30f}, sum[2] = {};
-  for (int step = 0; step < steps; ++step) {
+  for (int step = first; step < steps; ++step) {
     await<0>();
     __syncthreads();
     fetch(v_tile, values, step);
@@ -221,14 +242,16 @@ __device__ __forceinline__ int attend_piece(
         mma(score[2 * j], a[i][0], a[i][1], a[i][2], a[i][3], b[0], b[1]);
         mma(score[2 * j + 1], a[i][0], a[i][1], a[i][2], a[i][3], b[2], b[3]);
       }
-    const bool full = (step + 1) * KEYS <= at + tile * 16 * WARPS + warp * 16 + 1;
+    const int lowest = at + tile * 16 * WARPS + warp * 16;  // of the warp's tokens
+    const bool full = (step + 1) * KEYS <= lowest + 1 && (!WINDOW || step * KEYS > lowest + 15 - WINDOW);
     float best[2] = {top[0], top[1]};
 #pragma unroll
     for (int j = 0; j < KEYS / 8; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const bool seen = full || step * KEYS + j * 8 + 2 * c + i % 2 <= at + row + i / 2 * 8;
-        score[j][i] = seen ? score[j][i] * factor : -1e30f;
+        const int key = step * KEYS + j * 8 + 2 * c + i % 2, token = at + row + i / 2 * 8;
+        const bool seen = full || (key <= token && (!WINDOW || key > token - WINDOW));
+        score[j][i] = seen ? of_products.capped(score[j][i] * of_products.factor) : -1e30f;
         best[i / 2] = fmaxf(best[i / 2], score[j][i]);
       }
 #pragma unroll
@@ -270,6 +293,7 @@ __device__ __forceinline__ int attend_piece(
   for (int i = 0; i < 2; ++i) {
     sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 1);
     sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 2);
+    if constexpr (SINKS) sum[i] += exp2f(sinks[h] * LOG2E - top[i]);
     const size_t to = ((static_cast<size_t>(batch) * M + row + i * 8) * H + h) * D + 2 * c;
 #pragma unroll
     for (int j = 0; j < D / 8; ++j)

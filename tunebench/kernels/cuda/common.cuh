@@ -85,15 +85,25 @@ __device__ __forceinline__ u32 mask_or(u32 v) {
   return r;
 }
 
-// One word of BITS-bit weights -> halves, in the pairs that the word offers without moving bits around:
+// What the integers of a group mean: (q - ZERO) s for a ZERO from 0 on, (q - z) s with a whole z of the group, q s + minimum.
+constexpr int OWN_ZERO = -1, MINIMUM = -2;
+__device__ constexpr int middle(int bits) { return (1 << (bits - 1)) - 1; }
+
+// -(ONE + zero), where ONE is what an integer's place in a half adds to it. `offset`: a group's zero, or its minimum.
+template <int ONE, int ZERO> __device__ __forceinline__ __half2 lowered(__half2 offset) {
+  if constexpr (ZERO == OWN_ZERO) return __hsub2(__float2half2_rn(-static_cast<float>(ONE)), offset);
+  return __float2half2_rn(-static_cast<float>(ONE + (ZERO == MINIMUM ? 0 : ZERO)));
+}
+
+// One word of BITS-bit weights less their zero -> halves, in the pairs that the word offers without moving bits around:
 // 4 bits: (0, 4), (1, 5), (2, 6), (3, 7); 8 bits: (0, 1), (2, 3); 16 bits: the word itself. Exact.
 template <int BITS> struct Word;
 
 template <> struct Word<4> {
   static constexpr int PAIRS = 4;
-  static __device__ __forceinline__ void unpack(u32 w, u32* h) {
+  template <int ZERO> static __device__ __forceinline__ void unpack(u32 w, u32* h, __half2 offset) {
     const __half2 sixteenth = __float2half2_rn(0.0625f);
-    const __half2 low = __float2half2_rn(-1031.f), high = __float2half2_rn(-71.f);
+    const __half2 low = lowered<1024, ZERO>(offset), high = lowered<64, ZERO>(offset);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {  // as halves, 0x6400 | n is 1024 + n, and 0x6400 | 16 n is 1024 + 16 n
       h[2 * i] = bits(__hadd2(halves(mask_or<0x000f000fu, 0x64006400u>(w)), low));
@@ -112,17 +122,22 @@ template <> struct Word<4> {
 
 template <> struct Word<8> {
   static constexpr int PAIRS = 2;
-  static __device__ __forceinline__ void unpack(u32 w, u32* h) {
-    const __half2 bias = __float2half2_rn(-1151.f);
-    h[0] = bits(__hadd2(halves(__byte_perm(w, 0x64646464u, 0x4140)), bias));
-    h[1] = bits(__hadd2(halves(__byte_perm(w, 0x64646464u, 0x4342)), bias));
+  template <int ZERO> static __device__ __forceinline__ void unpack(u32 w, u32* h, __half2 offset) {
+    const __half2 low = lowered<1024, ZERO>(offset);
+    h[0] = bits(__hadd2(halves(__byte_perm(w, 0x64646464u, 0x4140)), low));
+    h[1] = bits(__hadd2(halves(__byte_perm(w, 0x64646464u, 0x4342)), low));
   }
 };
 
 template <> struct Word<16> {
   static constexpr int PAIRS = 1;
-  static __device__ __forceinline__ void unpack(u32 w, u32* h) { h[0] = w; }
+  template <int ZERO> static __device__ __forceinline__ void unpack(u32 w, u32* h, __half2 offset) { h[0] = w; }
 };
+
+// An integer less its zero, times its group's scale; or times that, plus the group's minimum.
+template <int ZERO> __device__ __forceinline__ u32 scaled(u32 h, __half2 scale, __half2 offset) {
+  return bits(ZERO == MINIMUM ? __hfma2(halves(h), scale, offset) : __hmul2(halves(h), scale));
+}
 
 // Eight halves as floats.
 __device__ __forceinline__ void floats(uint4 v, float* f) {

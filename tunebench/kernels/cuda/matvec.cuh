@@ -9,20 +9,22 @@ namespace tb {
 template <int BITS, int R, int U, int X>
 struct Ahead {
   uint4 w[U][R][2];
-  __half scale[U][R][2];
+  __half scale[U][R][2], offset[U][R][2];
   uint4 x[U][X];
 };
 
 // Where a warp finds x when it needs it: in memory, in shared memory (4 bits only: already in pairs), or read ahead.
 enum Place { IN_MEMORY, STAGED, AHEAD };
 
-// y[M, N] = x[M, K] w[N, K]^T (+ residual). BITS of a weight; its scale is one half for each GROUP along k.
+// y[M, N] = x[M, K] w[N, K]^T (+ bias) (+ residual). BITS of a weight; its scale is one half for each GROUP along k, and
+// so is `offset`, its zero or minimum, where ZERO says so.
 // A thread block has ACROSS x ALONG warps: ACROSS of them side by side, each with 16 R outputs, ALONG sharing k.
 template <int BITS, int GROUP, int M, int N, int K, int R, int ACROSS, int ALONG, int U, int PLACE, bool RESIDUAL,
-          typename Out>
+          typename Out, int ZERO = middle(BITS), bool BIAS = false>
 __device__ __forceinline__ int matvec(
     const __half* __restrict__ x, const void* __restrict__ w, const __half* __restrict__ scale,
-    const __half* __restrict__ residual, Out* __restrict__ y) {
+    const __half* __restrict__ residual, Out* __restrict__ y, const __half* __restrict__ offset = nullptr,
+    const __half* __restrict__ bias = nullptr) {
   constexpr int PER_LANE = 4 * 32 / BITS, STEP = 4 * PER_LANE;  // weights
   constexpr int STEPS = K / STEP, ROW_BYTES = K / 8 * BITS, PAIRS = Word<BITS>::PAIRS;
   constexpr int SHARE = (STEPS + ALONG - 1) / ALONG, TILES = (M + 7) / 8, WIDE = 16 * R * ACROSS;
@@ -45,9 +47,10 @@ __device__ __forceinline__ int matvec(
       for (int r = 0; r < 2 * R; ++r)
         if (start + u < last) {
           to.w[u][r / 2][r % 2] = stream(rows + static_cast<size_t>(r * 8) * ROW_BYTES + (start + u) * 64);
-          if constexpr (BITS < 16)
-            to.scale[u][r / 2][r % 2] = constant(
-                scale + static_cast<size_t>(n0 + 8 * r) * (K / GROUP) + ((start + u) * STEP + c * PER_LANE) / GROUP);
+          const size_t group =
+              static_cast<size_t>(n0 + 8 * r) * (K / GROUP) + ((start + u) * STEP + c * PER_LANE) / GROUP;
+          if constexpr (BITS < 16) to.scale[u][r / 2][r % 2] = constant(scale + group);
+          if constexpr (BITS < 16 && ZERO < 0) to.offset[u][r / 2][r % 2] = constant(offset + group);
         }
   };
 
@@ -109,17 +112,18 @@ __device__ __forceinline__ int matvec(
         const u32* w0 = &now.w[u][r][0].x;
         const u32* w1 = &now.w[u][r][1].x;
         u32 a0[4 * PAIRS], a1[4 * PAIRS];
+        const __half2 o0 = __half2half2(now.offset[u][r][0]), o1 = __half2half2(now.offset[u][r][1]);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          Word<BITS>::unpack(w0[j], a0 + PAIRS * j);
-          Word<BITS>::unpack(w1[j], a1 + PAIRS * j);
+          Word<BITS>::template unpack<ZERO>(w0[j], a0 + PAIRS * j, o0);
+          Word<BITS>::template unpack<ZERO>(w1[j], a1 + PAIRS * j, o1);
         }
         if constexpr (BITS < 16) {
           const __half2 s0 = __half2half2(now.scale[u][r][0]), s1 = __half2half2(now.scale[u][r][1]);
 #pragma unroll
           for (int i = 0; i < 4 * PAIRS; ++i) {
-            a0[i] = bits(__hmul2(halves(a0[i]), s0));
-            a1[i] = bits(__hmul2(halves(a1[i]), s1));
+            a0[i] = scaled<ZERO>(a0[i], s0, o0);
+            a1[i] = scaled<ZERO>(a1[i], s1, o1);
           }
         }
 #pragma unroll
@@ -148,6 +152,7 @@ __device__ __forceinline__ int matvec(
 #pragma unroll
     for (int j = 0; j < ALONG; ++j) total += sums[j][row][m];
     const size_t at = static_cast<size_t>(m) * N + blockIdx.x * WIDE + row;
+    if constexpr (BIAS) total += __half2float(fresh_half(bias + blockIdx.x * WIDE + row));
     if constexpr (RESIDUAL) total += __half2float(fresh_half(residual + at));
     store(y + at, total);
   }

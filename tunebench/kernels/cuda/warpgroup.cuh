@@ -58,13 +58,15 @@ __device__ __forceinline__ int arrange(const __half* __restrict__ x, __half* __r
   return 0;
 }
 
-// y[M, N] = x[M, K] w[N, K]^T (+ residual), of 4-bit weights with a scale for each 32 along k; x as `arrange` makes it.
+// y[M, N] = x[M, K] w[N, K]^T (+ bias) (+ residual), of 4-bit weights as in `matvec`; x as `arrange` makes it.
 // A block has ACROSS warpgroups, each with 64 outputs of TOKENS rows. STAGES steps of 128 along k of x are on their way or
 // in `shared`; weights go from memory to registers, a step ahead.
-template <int M, int N, int K, int TOKENS, int ACROSS, int STAGES, bool RESIDUAL, typename Out>
+template <int M, int N, int K, int TOKENS, int ACROSS, int STAGES, bool RESIDUAL, typename Out, int ZERO = middle(4),
+          bool BIAS = false, int GROUP = 32>
 __device__ __forceinline__ int warpgroups(
     const __half* __restrict__ x, const void* __restrict__ w, const __half* __restrict__ scale,
-    const __half* __restrict__ residual, Out* __restrict__ y, void* shared) {
+    const __half* __restrict__ residual, Out* __restrict__ y, void* shared, const __half* __restrict__ offset = nullptr,
+    const __half* __restrict__ bias = nullptr) {
   constexpr int THREADS = 128 * ACROSS, ROWS = 64 * ACROSS, STEPS = K / 128, X_BYTES = TOKENS * 256;
   static_assert(K % 128 == 0 && N % ROWS == 0 && M % TOKENS == 0 && STEPS >= STAGES, "shape");
   __shared__ u64 full[STAGES], empty[STAGES];
@@ -73,24 +75,30 @@ __device__ __forceinline__ int warpgroups(
   const int n0 = blockIdx.y * ROWS;
 
   const char* words = static_cast<const char*>(w) + static_cast<size_t>(n0 + row) * (K / 2) + c * 16;
-  const __half* scales = scale + static_cast<size_t>(n0 + row) * (K / 32) + c;
+  const size_t groups = static_cast<size_t>(n0 + row) * (K / GROUP) + c * 32 / GROUP;
   uint4 now[2], next[2];
-  __half2 now_scale, next_scale;  // of output `row` and of the one 8 further
-  auto fetch = [&](uint4 (&to)[2], __half2& to_scale, int step) {
+  __half2 now_scale, next_scale, now_offset, next_offset;  // of output `row` and of the one 8 further
+  auto of_groups = [&](const __half* from, int step) {
+    from += groups + step * (128 / GROUP);
+    return __halves2half2(constant(from), constant(from + 8 * (K / GROUP)));
+  };
+  auto fetch = [&](uint4 (&to)[2], __half2& to_scale, __half2& to_offset, int step) {
     to[0] = stream(words + step * 64);
     to[1] = stream(words + 8 * (K / 2) + step * 64);
-    to_scale = __halves2half2(constant(scales + step * 4), constant(scales + 8 * (K / 32) + step * 4));
+    to_scale = of_groups(scale, step);
+    if constexpr (ZERO < 0) to_offset = of_groups(offset, step);
   };
   auto unpack = [&](u32 (&a)[4][4], int half) {  // 64 along k
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const __half2 s = __half2half2(r ? __high2half(now_scale) : __low2half(now_scale));
+      const __half2 o = __half2half2(r ? __high2half(now_offset) : __low2half(now_offset));
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         u32 h[4];
-        Word<4>::unpack((&now[r].x)[2 * half + j], h);
+        Word<4>::unpack<ZERO>((&now[r].x)[2 * half + j], h, o);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) a[2 * j + i / 2][r + i % 2 * 2] = bits(__hmul2(halves(h[i]), s));
+        for (int i = 0; i < 4; ++i) a[2 * j + i / 2][r + i % 2 * 2] = scaled<ZERO>(h[i], s, o);
       }
     }
   };
@@ -100,8 +108,8 @@ __device__ __forceinline__ int warpgroups(
     copy_bulk(held + stage * X_BYTES, from + static_cast<size_t>(step) * X_BYTES, X_BYTES, &full[stage]);
   };
 
-  fetch(now, now_scale, 0);
-  fetch(next, next_scale, 1);
+  fetch(now, now_scale, now_offset, 0);
+  fetch(next, next_scale, next_offset, 1);
   if (threadIdx.x == 0) {
     for (int i = 0; i < STAGES; ++i) {
       barrier_init(&full[i], 1);
@@ -145,7 +153,8 @@ __device__ __forceinline__ int warpgroups(
     now[0] = next[0];
     now[1] = next[1];
     now_scale = next_scale;
-    if (step + 2 < STEPS) fetch(next, next_scale, step + 2);
+    now_offset = next_offset;
+    if (step + 2 < STEPS) fetch(next, next_scale, next_offset, step + 2);
     warpgroup_wait<1>();
     unpack(first, 0);  // after the last step of nothing that is used
   }
@@ -168,6 +177,12 @@ __device__ __forceinline__ int warpgroups(
       const size_t at = static_cast<size_t>(blockIdx.x * TOKENS + chunk * CHUNK + t) * N + n0 + n;
       float total[8] = {};
       if constexpr (RESIDUAL) floats(fresh(residual + at), total);
+      if constexpr (BIAS) {
+        float added[8];
+        floats(fresh(bias + n0 + n), added);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) total[j] += added[j];
+      }
 #pragma unroll
       for (int j = 0; j < 8; ++j) total[j] += sums[t * PITCH + n + j];
       if constexpr (sizeof(Out) == 2) {

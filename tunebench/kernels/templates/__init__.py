@@ -37,7 +37,12 @@ CUDA_SOURCES = Path(__file__).parent.parent / "cuda"
 FLOAT16 = WeightFormat("float", 16, "float16")
 INT4 = WeightFormat("integer", 4, "float16", 32)
 INT8 = WeightFormat("integer", 8, "float16", 32)
-"""What kernels are written for by hand: weights as they are, and symmetric integers with scales in float16."""
+PLAIN = (FLOAT16, INT4, INT8)
+"""What device functions take a weight for unless told otherwise: as it is, or of symmetric integers."""
+GROUPS = (32, 64, 128)
+"""Weights of a group that products read."""
+ZEROS = {"zero_point": -1, "minimum": -2}
+"""How `cuda/` names what a group has beside its scale."""
 
 Computed = TypeVar("Computed", bound=Operation)
 Decisions = Mapping[str, int]
@@ -82,15 +87,25 @@ class Template(Generic[Computed]):
     choices: Callable[[Computed, Gpu], Choices]  # empty where it cannot serve
     build: Callable[[Computed, Decisions], tvm.tirx.PrimFunc] | None = None  # a kernel for TVM to compile
     text: Callable[[Computed, Decisions, Gpu], Program] | None = None  # or its source, for a GPU API
-    weights: tuple[WeightFormat, ...] = ()  # the formats that a product's kernel reads; it gets no other
+    weights: tuple[int, ...] = ()  # bits of the weights that a product's kernel reads, each as in `arithmetic`
     source: Schedule = "tuned"  # or library: somebody else's kernel
     takes: tuple[str, ...] = ()  # what it can do beyond the plain operation, by its fields' names: norm, gate, bias
 
     def covers(self, operation: Operation) -> bool:
         """Whether its kernels are for such an operation, and for weights as they are stored."""
-        if isinstance(operation, Matmul) and operation.weight not in self.weights:
+        if isinstance(operation, Matmul) and arithmetic(operation.weight) not in self.weights:
             return False
         return isinstance(operation, self.operation) and operation.extras() <= set(self.takes)
+
+
+def arithmetic(weight: WeightFormat) -> int:
+    """The bits of a weight that products read: 16 as it is, 4 or 8 with a scale and a zero or minimum; of others 0.
+
+    Integers lie in words in order, in groups of `GROUPS` whose scales and zeros or minima are of float16.
+    """
+    integers = WeightFormat("integer", weight.bits, "float16", weight.group, weight.zero, full_range=weight.full_range)
+    known = weight == FLOAT16 or (weight == integers and weight.bits in (4, 8) and weight.group in GROUPS)
+    return weight.bits if known else 0
 
 
 @dataclass(frozen=True)
@@ -194,12 +209,13 @@ def launch(
     cluster: int = 1,
     shared_bytes: int = 0,
     blocks: int = 1,
+    more: Sequence[tvm.tirx.Expr] = (),
 ) -> None:
     """Add a launch of a function of `cuda/` to the kernel that is being built.
 
     `cluster` blocks that are neighbours along the grid's first axis share a cluster. The function gets a pointer to
-    `shared_bytes` of shared memory as its last argument. Registers are dealt out so that a multiprocessor has room for
-    `blocks` at once.
+    `shared_bytes` of shared memory behind its arguments, and then `more`. Registers are dealt out so that a
+    multiprocessor has room for `blocks` at once.
     """
     with ExitStack() as frames:
         if cluster > 1:
@@ -208,7 +224,7 @@ def launch(
             frames.enter_context(T.launch_thread(f"blockIdx.{axis}", extent))
         frames.enter_context(T.launch_thread("threadIdx.x", threads))
         shared = [T.alloc_buffer((shared_bytes,), "uint8", scope="shared.dyn").data] if shared_bytes else []
-        T.evaluate(T.call_extern("int32", AT_ONCE.format(blocks) * (blocks > 1) + function, *args, *shared))
+        T.evaluate(T.call_extern("int32", AT_ONCE.format(blocks) * (blocks > 1) + function, *args, *shared, *more))
 
 
 def launched_early(func: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
@@ -233,20 +249,37 @@ def weight_params(op: Matmul) -> list[Param]:
     n, k, weight = op.n, op.k, op.weight
     if not weight.group:
         return [Param("w", (n, k), weight.dtype)]
-    return [Param("w", (n, k // weight.per_word), "uint32"), Param("scale", (n, k // weight.group), weight.dtype)]
+    of_groups = ["scale", "offset"] if weight.zero in ZEROS else ["scale"]
+    groups = [Param(name, (n, k // weight.group), weight.dtype) for name in of_groups]
+    return [Param("w", (n, k // weight.per_word), "uint32"), *groups]
 
 
 def product_params(op: Matmul) -> list[Param]:
     """All arguments of a matrix product."""
+    bias = [Param("bias", (op.n,), op.dtype)] if op.bias else []
     residual = [Param("residual", (op.m, op.n), op.dtype)] if op.residual else []
-    return [Param("x", (op.m, op.k), op.dtype), *weight_params(op), *residual, Param("y", (op.m, op.n), op.out)]
+    added = [*bias, *residual]
+    return [Param("x", (op.m, op.k), op.dtype), *weight_params(op), *added, Param("y", (op.m, op.n), op.out)]
 
 
-def product_call(function: str, numbers: Sequence[int], op: Matmul) -> tuple[str, list[str]]:
-    """The call of a matrix product's device function, and the buffers that it takes."""
-    residual = "residual" if op.residual else "x"
-    call = f"tb::{function}<{', '.join(map(str, numbers))}, {str(op.residual).lower()}, {DTYPES[op.out].cuda}>"
-    return call, ["x", "w", "scale" if op.weight.group else "x", residual, "y"]
+def product_call(function: str, numbers: Sequence[int], op: Matmul, last: Sequence[int] = ()) -> tuple[str, list[str]]:
+    """The call of a matrix product's device function, and the buffers that it takes; "x" where it takes none.
+
+    The plain product of symmetric weights has five, others two more: `offset` and `bias`. `last` are numbers behind
+    what the function must know of such others, left out where it need not know.
+    """
+    weight = op.weight
+    given = [*map(str, numbers), str(op.residual).lower(), str(DTYPES[op.out].cuda)]
+    names = ["x", "w", "scale" if weight.group else "x", "residual" if op.residual else "x", "y"]
+    if op.bias or weight not in PLAIN:
+        given += [str(zero_of(weight)), str(op.bias).lower(), *map(str, last)]
+        names += ["offset" if weight.zero in ZEROS else "x", "bias" if op.bias else "x"]
+    return f"tb::{function}<{', '.join(given)}>", names
+
+
+def zero_of(weight: WeightFormat) -> int:
+    """What stands for 0, as `cuda/` takes it: an integer, or one of ZEROS."""
+    return ZEROS.get(weight.zero, weight.zero_point)
 
 
 def has_tensor_cores(op: Matmul, gpu: Gpu) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
-from tvm.tirx import PrimFunc
+from tvm.tirx import Buffer, Expr, PrimFunc
 
+from tunebench.dtypes import DTYPES
 from tunebench.kernels.operation import Matmul
 from tunebench.kernels.templates import (
-    FLOAT16,
-    INT4,
-    INT8,
+    PLAIN,
+    ZEROS,
     Choices,
     Decisions,
     Gpu,
@@ -19,6 +19,7 @@ from tunebench.kernels.templates import (
     has_tensor_cores,
     launch,
     product_params,
+    zero_of,
 )
 from tunebench.runtime import cublas
 
@@ -28,12 +29,17 @@ THREADS = 256
 
 
 def _choices(op: Matmul, gpu: Gpu) -> Choices:
-    if not has_tensor_cores(op, gpu) or not cublas.available() or (op.residual and op.out != "float16"):
+    if not has_tensor_cores(op, gpu) or not cublas.available() or _unadded(op):
         return {}
-    if op.weight == FLOAT16:
+    if not op.weight.group:
         return {"blocks": [1]}
     fitting = [b for b in (1, 2, 4, 8, 16) if op.n % (8 * b) == 0 and op.n // b * op.k * 2 <= BLOCK_BYTES]
     return {"blocks": fitting[:3]} if op.m >= FEWEST_ROWS and fitting else {}
+
+
+def _unadded(op: Matmul) -> bool:
+    """Whether there is a residual that the library cannot add."""
+    return op.residual and not op.bias and op.out != "float16"
 
 
 def _build(op: Matmul, decisions: Decisions) -> PrimFunc:
@@ -44,17 +50,32 @@ def _build(op: Matmul, decisions: Decisions) -> PrimFunc:
         with T.sblock("root"):
             T.reads([])
             T.writes([])
-            weights = buffers["w"] if weight == FLOAT16 else T.sblock_alloc_buffer((rows, k), "float16")
+            weights = T.sblock_alloc_buffer((rows, k), "float16") if weight.group else buffers["w"]
+            residual = buffers["residual" if op.residual else "x"]
+            if op.bias:
+                function = f"tb::spread<{m}, {n}, {THREADS}, {str(op.residual).lower()}, {DTYPES[op.out].cuda}>"
+                given = [buffers["bias"].data, residual.data, buffers["y"].data]
+                launch([-(-m * n // THREADS)], THREADS, function, given)
             for first in range(0, n, rows):
-                if weight != FLOAT16:
-                    function = f"tb::dequantize<{weight.bits}, {weight.group}, {k}, {first}, {rows}, {THREADS}>"
-                    given = (buffers["w"].data, buffers["scale"].data, weights.data)
-                    launch([-(-rows * k // weight.per_word // THREADS)], THREADS, function, given)
-                residual = buffers["residual" if op.residual else "x"]
+                if weight.group:
+                    call = _dequantize(op, first, rows, buffers, weights)
+                    launch([-(-rows * k // weight.per_word // THREADS)], THREADS, *call)
                 pointers = (buffers["x"].data, weights.data, residual.data, buffers["y"].data)
-                sizes = (m, rows, k, n, first, int(op.out == "float16"), int(op.residual))
+                add = cublas.TO_Y if op.bias else int(op.residual)
+                sizes = (m, rows, k, n, first, int(op.out == "float16"), add)
                 T.evaluate(T.call_packed(cublas.NAME, *pointers, *sizes))
     return builder.get()
+
+
+def _dequantize(op: Matmul, first: int, rows: int, buffers: dict[str, Buffer], to: Buffer) -> tuple[str, list[Expr]]:
+    """The call that makes halves of some outputs' weights, and its arguments."""
+    weight = op.weight
+    numbers, names = [weight.bits, weight.group, op.k, first, rows, THREADS], ["w", "scale"]
+    call, more = f"tb::dequantize<{', '.join(map(str, numbers))}>", []
+    if weight not in PLAIN:
+        call = f"{call[:-1]}, {zero_of(weight)}>"
+        more = ["offset" if weight.zero in ZEROS else "scale"]
+    return call, [*(buffers[name].data for name in names), to.data, *(buffers[name].data for name in more)]
 
 
 TEMPLATES = (
@@ -64,7 +85,8 @@ TEMPLATES = (
         "cuBLAS, on weights dequantized in blocks",
         _choices,
         _build,
-        weights=(FLOAT16, INT4, INT8),
+        weights=(16, 4, 8),
+        takes=("bias",),
         source="library",
     ),
 )

@@ -6,9 +6,6 @@ from tvm.tirx import PrimFunc
 
 from tunebench.kernels.operation import Matmul
 from tunebench.kernels.templates import (
-    FLOAT16,
-    INT4,
-    INT8,
     Choices,
     Decisions,
     Gpu,
@@ -25,7 +22,7 @@ STEP_BYTES = 64  # of one output's weights that a warp reads at once
 SHARED_BYTES = 48 << 10
 STAGED_BYTES = 1 << 10  # spare: the last step of one row's activations may be a part
 IN_MEMORY, STAGED, AHEAD = range(3)  # "x": where a warp finds x when it needs it
-WEIGHTS = (FLOAT16, INT4, INT8)
+WEIGHTS = (16, 4, 8)  # bits
 ACROSS = 100  # "warps": this many times the warps side by side, and those that share k
 
 
@@ -43,7 +40,7 @@ def _choices(op: Matmul, gpu: Gpu) -> Choices:
         "tiles": tiles,
         "warps": warps,
         "steps": [1, 2] if m > 1 else [2],
-        "x": [IN_MEMORY, STAGED, AHEAD] if op.weight == INT4 and fits_whole else [IN_MEMORY, AHEAD],
+        "x": [IN_MEMORY, STAGED, AHEAD] if op.weight.bits == 4 and fits_whole else [IN_MEMORY, AHEAD],
         **overlap(gpu),
     }
 
@@ -57,11 +54,17 @@ def _build(op: Matmul, decisions: Decisions) -> PrimFunc:
 
 def _row_choices(op: Matmul, gpu: Gpu) -> Choices:
     n, k = op.n, op.k
-    if not has_tensor_cores(op, gpu) or op.m != 1 or k % 32 or k * 2 > SHARED_BYTES - STAGED_BYTES:
+    if not has_tensor_cores(op, gpu) or op.m != 1 or k % 32 or _held_bytes(op) > SHARED_BYTES - STAGED_BYTES:
         return {}
     rows = [r for r in (1, 2, 4) if n % r == 0]
     warps = [w for w in (4, 8, 16) if n % (rows[-1] * w) == 0]
     return {"rows": rows, "warps": warps, "steps": [2, 4], **overlap(gpu)} if warps else {}
+
+
+def _held_bytes(op: Matmul) -> int:
+    """Of activations in shared memory, and of the sums that minima are multiplied with."""
+    sums = 4 * op.k // (128 // op.weight.bits) if op.weight.zero == "minimum" else 0
+    return 2 * op.k + sums
 
 
 def _row_build(op: Matmul, decisions: Decisions) -> PrimFunc:
@@ -89,6 +92,7 @@ TEMPLATES = (
         _choices,
         _build,
         weights=WEIGHTS,
+        takes=("bias",),
     ),
     Template(
         "cuda-row",
@@ -97,5 +101,6 @@ TEMPLATES = (
         _row_choices,
         _row_build,
         weights=WEIGHTS,
+        takes=("bias",),
     ),
 )

@@ -11,7 +11,6 @@ from tvm.tirx import PrimFunc
 from tunebench.kernels.operation import Matmul
 from tunebench.kernels.templates import (
     HOPPER,
-    INT4,
     Choices,
     Decisions,
     Gpu,
@@ -46,7 +45,7 @@ def _build(op: Matmul, decisions: Decisions) -> PrimFunc:
     m, n, k, stages = op.m, op.n, op.k, decisions["stages"]
     rows, (warpgroups, blocks) = decisions["tile"] // TILE, divmod(decisions["tile"] % TILE, 10)
     shared_bytes = 1024 + max(stages * rows * STEP * 2, 32 * (warpgroups * 64 + 4) * 4)
-    call, names = product_call("warpgroups", [m, n, k, rows, warpgroups, stages], op)
+    call, names = product_call("warpgroups", [m, n, k, rows, warpgroups, stages], op, [op.weight.group])
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         buffers = arguments(product_params(op))
         with T.sblock("root"):
@@ -56,8 +55,8 @@ def _build(op: Matmul, decisions: Decisions) -> PrimFunc:
             arrange = f"tb::arrange<{m}, {k}, {rows}, {THREADS}>"
             launch([-(-m * k // 8 // THREADS)], THREADS, arrange, [buffers["x"].data, arranged.data])
             args = [arranged.data if name == "x" else buffers[name].data for name in names]
-            grid = (m // rows, n // (64 * warpgroups))
-            launch(grid, 128 * warpgroups, call, args, shared_bytes=shared_bytes, blocks=blocks)
+            grid, more = (m // rows, n // (64 * warpgroups)), args[5:]
+            launch(grid, 128 * warpgroups, call, args[:5], shared_bytes=shared_bytes, blocks=blocks, more=more)
     return launched_early(builder.get()) if decisions["overlap"] else builder.get()
 
 
@@ -68,6 +67,7 @@ TEMPLATES = (
         "Hopper: 64 outputs a warpgroup, weights in registers",
         _choices,
         _build,
-        weights=(INT4,),
+        weights=(4,),
+        takes=("bias",),
     ),
 )

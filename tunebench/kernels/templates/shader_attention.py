@@ -16,7 +16,8 @@ from tunebench.kernels.templates import Choices, Decisions, Gpu, Template, shade
 from tunebench.runtime.plan import Launch, Program
 
 LOWEST = "-1.0e30f"
-MOST_SHARED_ROWS = 8  # heads of one block: more would leave too few blocks
+SHARED_ROWS = (1, 2, 4, 8)  # heads of one block: more would leave too few blocks
+MOST = "126.0f"  # of an exponent of 2: compilers may take it that nothing is infinite
 UNROLL = 4  # positions whose values are loaded before they are mixed
 PARTIAL = 8  # maxima of a row from which every thread makes the last one
 
@@ -27,7 +28,7 @@ def _choices(op: Attention, gpu: Gpu) -> Choices:
         return {}
     if m == 1:
         share = op.heads // op.kv_heads
-        rows = [share] if share <= MOST_SHARED_ROWS and (share <= 2 or share % 4 == 0) else [1]
+        rows = [max(r for r in SHARED_ROWS if share % r == 0)]
         splits = [1, 2, 4, 8, 16]
     else:
         rows, splits = [r for r in (2, 4, 8, 16) if m % r == 0][-3:], [1]
@@ -36,9 +37,9 @@ def _choices(op: Attention, gpu: Gpu) -> Choices:
 
 
 def _fits(op: Attention, rows: int, threads: int, gpu: Gpu) -> bool:
-    """Whether so many threads come out even, and have room."""
+    """Whether there is work, and room, for so many threads."""
     kernel = _Kernel(op, rows, 1, threads, gpu.shared_bytes)
-    return threads % kernel.quads == 0 and kernel.tile >= max(PARTIAL, kernel.parts) and kernel.width > 0
+    return threads >= kernel.quads and kernel.tile >= max(PARTIAL, kernel.parts) and kernel.width > 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class _Kernel:
     def width(self) -> int:
         """Eights of a key that are in shared memory at once; 0 where there is no room."""
         eights = self.op.dim // 8
-        room = self.shared_bytes - 4 * self.rows * (8 * eights + self.tile + PARTIAL)
+        room = self.shared_bytes - 4 * self.rows * (8 * eights + self.tile + self.spare + PARTIAL)
         fitting = (w for w in range(1, eights + 1) if eights % w == 0 and 16 * self._keys(w) <= room)
         return max(fitting, default=0)
 
@@ -85,8 +86,19 @@ class _Kernel:
 
     @property
     def parts(self) -> int:
-        """Threads that mix the same elements, of other positions."""
+        """Threads that mix the same elements, of other positions. What is left of all threads does as the first do."""
         return self.threads // self.quads
+
+    @property
+    def unroll(self) -> int:
+        """Positions that a thread mixes at a time."""
+        return min(UNROLL, self.tile // self.parts)
+
+    @property
+    def spare(self) -> int:
+        """Positions behind a tile that threads come to when it is not a multiple of what they mix at a time."""
+        step = self.parts * self.unroll
+        return 0 if self.threads % self.quads == 0 and self.tile % step == 0 else step + self.parts
 
     @property
     def kind(self) -> str:
@@ -102,24 +114,30 @@ class _Kernel:
         """Scores, their softmax as it goes, and the mix of values."""
         rows, dim, threads, tile, own = range(self.rows), self.op.dim, self.threads, self.tile, self.own
         quads, bundles, eights, stride = self.quads, self.rows // own, dim // 8, self.width | 1
+        behind, begin, length = self._seen()
         lines = [
             *self._places(),
             f"  let end : u32 = u32(position[0]) + token + {self.tokens}u;",
-            f"  let slice : u32 = (end + {self.splits - 1}u) / {self.splits}u;",
-            "  let start : u32 = bid_y * slice;",
+            *behind,
+            f"  let slice : u32 = ({length} + {self.splits - 1}u) / {self.splits}u;",
+            f"  let start : u32 = {begin}bid_y * slice;",
             "  let stop : u32 = min(start + slice, end);",
             f"  for (var i : u32 = tid; i < {self.rows * quads}u; i += {threads}u) {{",
             f"    let at : u32 = query + (i / {quads}u) * {self._row_stride() // 4}u + i % {quads}u;",
             "    let two : vec2u = q[at];",
             "    let low : vec2f = unpack(two.x);",
             "    let high : vec2f = unpack(two.y);",
-            f"    queries[i] = vec4f(low.x, low.y, high.x, high.y) * {LOG2_E * dim**-0.5:.9e}f;",
+            f"    queries[i] = vec4f(low.x, low.y, high.x, high.y) * {self._factor():.9e}f;",
             "  }",
             f"  let mine : u32 = tid % {tile}u;",
             f"  let bundle : u32 = tid / {tile}u;",
             f"  let part : u32 = tid / {quads}u;",
             f"  let quad : u32 = tid % {quads}u;",
         ]
+        if self.spare:
+            total = f"{self.spare * bundles}u; i += {threads}u"
+            zeros = self._bundle(["0.0f"] * own)
+            lines.append(f"  for (var i : u32 = tid; i < {total}) {{ weights[i + {tile * bundles}u] = {zeros}; }}")
         for r in rows:
             lines += [f"  var mix{r} : vec4f = vec4f(0.0f, 0.0f, 0.0f, 0.0f);", f"  var top{r} : f32 = {LOWEST};"]
         lines += [f"  var sum{r} : f32 = 0.0f;" for r in range(own)]
@@ -141,7 +159,8 @@ class _Kernel:
         lines.append("    let t : u32 = first + mine;")
         for r in range(own):
             limit = f"end - ({self.tokens - 1 - r}u - bundle * {own}u)" if self.tokens > 1 else "end"
-            lines.append(f"    s{r} = select({LOWEST}, s{r}, t < min(stop, {limit}));")
+            late = f" && t + {self.op.window}u >= {limit}" if self.op.window else ""
+            lines += [*self._capped(f"s{r}"), f"    s{r} = select({LOWEST}, s{r}, t < min(stop, {limit}){late});"]
         lines += [f"    weights[mine * {bundles}u + bundle] = {self._bundle([f's{r}' for r in range(own)])};"]
         lines += ["    workgroupBarrier();", *self._maxima()]
         for r in rows:
@@ -162,10 +181,30 @@ class _Kernel:
         shared = [
             Shared("queries", "vec4f", self.rows * quads),
             Shared("tile", "vec4u", self._keys(self.width)),
-            Shared("weights", self.kind, tile * bundles),
+            Shared("weights", self.kind, (tile + self.spare) * bundles),
             Shared("maxima", self.kind, PARTIAL * bundles),
         ]
         return "\n".join(lines), shared
+
+    def _seen(self) -> tuple[list[str], str, str]:
+        """The first position that a row sees: what declares it, what it is added as, and the positions from it on."""
+        if not self.op.window:
+            return [], "", "end"
+        before = f"{self.op.window + self.tokens - 1}u"
+        return [f"  let begin : u32 = max(end, {before}) - {before};"], "begin + ", "end - begin"
+
+    def _factor(self) -> float:
+        """Of products of queries and keys: to powers of two, or to what `_capped` takes."""
+        return LOG2_E * self.op.scaled * (2 / self.op.softcap if self.op.softcap else 1)
+
+    def _capped(self, score: str) -> list[str]:
+        cap = LOG2_E * self.op.softcap
+        return [f"    {score} = {cap:.9e}f - {2 * cap:.9e}f / (1.0f + exp2(min({score}, {MOST})));"] if cap else []
+
+    def _sink(self, r: int) -> str:
+        """What a row's head adds to the sum of its weights."""
+        head = "head" if self.tokens > 1 else f"head * {self.rows}u + {r}u"
+        return _sink(f"sinks[{head}]", f"top{r}") if self.op.sinks else ""
 
     def _bundle(self, values: list[str]) -> str:
         """A thread's rows as one value."""
@@ -253,7 +292,7 @@ class _Kernel:
     def _mix(self) -> list[str]:
         """Add a tile's values, by weight. Those behind its end have none."""
         bundles = self.rows // self.own
-        unroll = min(UNROLL, self.tile // self.parts)
+        unroll = self.unroll
         lines = [f"    for (var i : u32 = part; i < min({self.tile}u, stop - first); i += {self.parts * unroll}u) {{"]
         for u in range(unroll):
             row = f"min(first + i + {u * self.parts}u, stop - 1u)"
@@ -289,7 +328,8 @@ class _Kernel:
                 lines.append(f"    let o{r}_{i} : f32 = {' + '.join(parts)};")
             if self.splits == 1:
                 at = f"query * 2u + {r * self._row_stride() // 2}u + 2u * tid"
-                total = f"(1.0f / {self.of('total', r)})"
+                total = self.of("total", r)
+                total = f"(1.0f / ({total}{self._sink(r)}))" if self.op.sinks else f"(1.0f / {total})"
                 for word, (i, j) in enumerate(((0, 1), (2, 3))):
                     lines.append(f"    out[{at} + {word}u] = pack(o{r}_{i} * {total}, o{r}_{j} * {total});")
             else:
@@ -318,8 +358,13 @@ class _Kernel:
         ]
 
 
-def _together(dim: int, splits: int) -> tuple[str, list[Param]]:
+def _sink(sink: str, top: str) -> str:
+    return f" + exp2(min({sink} * {LOG2_E:.9e}f - {top}, {MOST}))"
+
+
+def _together(op: Attention, splits: int) -> tuple[str, list[Param]]:
     """The kernel that puts slices together, a block a row."""
+    dim = op.dim
     lines = [f"  let base : u32 = bid * {splits * (dim + 2)}u;", f"  var top : f32 = {LOWEST};"]
     lines += [f"  top = max(top, slices[base + {s * (dim + 2) + dim}u]);" for s in range(splits)]
     lines += ["  var total : f32 = 0.0f;", "  var x : f32 = 0.0f;", "  var y : f32 = 0.0f;"]
@@ -331,8 +376,14 @@ def _together(dim: int, splits: int) -> tuple[str, list[Param]]:
             f"  x = fma(w{s}, slices[{at} + 2u * tid], x);",
             f"  y = fma(w{s}, slices[{at} + 2u * tid + 1u], y);",
         ]
+    if op.sinks:
+        lines.append(f"  total = total{_sink(f'sinks[bid % {op.heads}u]', 'top')};")
     lines.append(f"  out[bid * {dim // 2}u + tid] = pack(x / total, y / total);")
-    return "\n".join(lines), [Param("slices", "f32"), Param("out", "u32", True)]
+    return "\n".join(lines), [Param("slices", "f32"), *_sinks(op), Param("out", "u32", True)]
+
+
+def _sinks(op: Attention) -> list[Param]:
+    return [Param("sinks", "f32")] if op.sinks else []
 
 
 def _text(op: Attention, decisions: Decisions, gpu: Gpu) -> Program:
@@ -341,22 +392,30 @@ def _text(op: Attention, decisions: Decisions, gpu: Gpu) -> Program:
     body, shared = kernel.body()
     every = op.b * op.m * op.heads
     blocks = (every // kernel.rows, kernel.splits, 1)
+    sinks = _sinks(op)
+    out, scratch = 4 + len(sinks), 5 + len(sinks)  # places of buffers, of which sinks are the one before out
     if kernel.splits == 1:
-        params = [*inputs, Param("out", "u32", True)]
+        params = [*inputs, *sinks, Param("out", "u32", True)]
         shaders = {"attention": shader_for(gpu, params, kernel.threads, body, shared)}
-        return Program(shaders, (Launch("attention", (0, 1, 2, 3, 4), blocks),))
+        return Program(shaders, (Launch("attention", tuple(range(out + 1)), blocks),))
     slices = Param("slices", "f32", True)
-    last, params = _together(op.dim, kernel.splits)
+    last, params = _together(op, kernel.splits)
     shaders = {
         "slices": shader_for(gpu, [*inputs, slices], kernel.threads, body, shared),
         "together": shader_for(gpu, params, op.dim // 2, last),
     }
-    launches = (Launch("slices", (0, 1, 2, 3, 5), blocks), Launch("together", (5, 4), (every, 1, 1)))
+    together = (scratch, *range(4, out + 1))
+    launches = (Launch("slices", (0, 1, 2, 3, scratch), blocks), Launch("together", together, (every, 1, 1)))
     return Program(shaders, launches, (4 * every * kernel.splits * (op.dim + 2),))
 
 
 TEMPLATES = (
     Template(
-        "text-attention", Attention, "for GPU APIs: rows that share keys, the cache in slices", _choices, text=_text
+        "text-attention",
+        Attention,
+        "for GPU APIs: rows that share keys, the cache in slices",
+        _choices,
+        text=_text,
+        takes=("scale", "softcap", "window", "sinks"),
     ),
 )

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 
 from tunebench.kernels.operation import Matmul
 from tunebench.kernels.shader_dialect import Param, Shared, product_params, store_pair
-from tunebench.kernels.templates import FLOAT16, INT4, Choices, Decisions, Gpu, Template, in_one_launch, shader_for
+from tunebench.kernels.templates import Choices, Decisions, Gpu, Template, in_one_launch, shader_for
 from tunebench.runtime.plan import Program
 
-GROUP = INT4.group
+GROUP = 32  # places of k that are in use at once, or half of them
 VECTORS = {2: "u32", 4: "vec2u", 8: "vec4u"}  # of so many halves
 MOST_SCALES = 8
 TILE = 16
 ACROSS = TILE // 4  # vectors of four words across a tile of float32
 BIAS = "0x64006400u"  # 1024 twice, whose mantissa's low bits take an integer
-MINUS = "1031.0h"  # 1024 and the zero point 7
 
 
 def _choices(op: Matmul, gpu: Gpu) -> Choices:
@@ -30,7 +29,7 @@ def _choices(op: Matmul, gpu: Gpu) -> Choices:
         return {}
     rows = [r for r in (16, 32, 64, 128) if m % r == 0][-2:]
     widths = [w for w in (64, 128, 256) if n % w == 0 and _bytes(rows[-1], w, 1) <= gpu.shared_bytes]
-    if op.k % (2 * GROUP) or not widths:
+    if op.k % (2 * (op.weight.group or GROUP)) or not widths:
         return {}
     warps = [w for w in (4, 8) if w <= widths[0] // TILE * (1 if rows[0] == TILE else 2)]
     deep = _bytes(rows[-1], widths[-1], 2) <= gpu.shared_bytes
@@ -80,12 +79,11 @@ class _Kernel:
     @property
     def scales(self) -> int:
         """Of consecutive groups, that are loaded at once."""
-        return math.gcd(self.op.k // GROUP, MOST_SCALES)
+        return math.gcd(self.op.k // self.op.weight.group, MOST_SCALES)
 
     def params(self) -> list[Param]:
         """The buffers."""
-        scale = VECTORS[self.scales] if self.op.weight == INT4 else ""
-        return product_params("vec4u", "vec4u", scale, self.op.residual, self.op.out == "float16")
+        return product_params("vec4u", "vec4u", VECTORS[self.scales] if self.op.weight.group else "", self.op)
 
     def shared(self) -> list[Shared]:
         """Rows of x, then of weights, which sums take the place of."""
@@ -132,7 +130,7 @@ class _Kernel:
 
     def _staged(self, name: str, rows: int, before: int) -> tuple[list[str], list[str], list[str]]:
         """Sixteen bytes at a time: declare and fetch the first, fetch those of g + 1, put them into shared memory."""
-        threads, packed = 32 * self.warps, self.op.weight == INT4
+        threads, packed = 32 * self.warps, bool(self.op.weight.group)
         words = packed and name == "w"  # that unpack to eight halves each
         across = self.groups * (1 if words else 4)  # of a row
         stride, total = self.op.k // (GROUP if words else 8), rows * across
@@ -142,8 +140,7 @@ class _Kernel:
             whole = (u + 1) * threads <= total
             eights = [f"paired(p{mine})" if packed else f"p{mine}"]
             if words:
-                scale = self._scale(f"s{mine}", f"(g * {across}u + c{mine})")
-                eights = [_unpacked(f"p{mine}.{c}", f"one{mine}") for c in "xyzw"]
+                eights = [self._unpacked(f"p{mine}.{c}", f"one{mine}", f"zero{mine}") for c in "xyzw"]
             begin += [
                 f"  let i{mine} : u32 = {index if whole else f'min({index}, {total - 1}u)'};",
                 f"  let r{mine} : u32 = {'m0' if name == 'x' else 'n0'} + i{mine} / {across}u;",
@@ -154,16 +151,37 @@ class _Kernel:
             begin.append(f"  var p{mine} = {name}[{at.format(g='0u')}];")
             fetch.append(f"      p{mine} = {name}[{at.format(g='(g + 1u)')}];")
             if words:
-                some = f"scale[({at}) / {self.scales}u]"
-                begin.append(f"  var s{mine} = {some.format(g='0u')};")
-                new = f"(g + 1u) * {across}u % {self.scales}u == 0u"
-                fetch.append(f"      if ({new}) {{ s{mine} = {some.format(g='(g + 1u)')}; }}")
+                held, each = self.scales * (self.op.weight.group // GROUP), self.op.weight.group // GROUP
+                group = f"(g * {across}u + c{mine})" if each == 1 else f"((g * {across}u + c{mine}) / {each}u)"
+                for short, buffer, _ in self._of_groups:
+                    some = f"{buffer}[({at}) / {held}u]"
+                    begin.append(f"  var {short}{mine} = {some.format(g='0u')};")
+                    new = f"(g + 1u) * {across}u % {held}u == 0u"
+                    fetch.append(f"      if ({new}) {{ {short}{mine} = {some.format(g='(g + 1u)')}; }}")
             stores = [f"tile[t{mine} + {i}u] = {eight};" for i, eight in enumerate(eights)]
             if words:
-                stores.insert(0, f"let one{mine} : f16 = {scale};")
+                given = [(name, self._scale(f"{short}{mine}", group)) for short, _, name in self._of_groups]
+                stores = [*(f"let {name}{mine} : f16 = {value};" for name, value in given), *stores]
             guard = "" if whole else f"if ({index} < {total}u) "
             put += [f"    {guard}{{", *(f"      {each}" for each in stores), "    }"]
         return begin, fetch, put
+
+    @property
+    def _of_groups(self) -> list[tuple[str, str, str]]:
+        """What a group has: a vector of it, the buffer, and one of the vector."""
+        return [("s", "scale", "one"), ("z", "offset", "zero")][: 1 + (self.op.weight.zero != "symmetric")]
+
+    def _unpacked(self, word: str, scale: str, offset: str) -> str:
+        """Eight weights as four pairs of halves, of places 4 apart."""
+        weight = self.op.weight
+        minus = f"{1024 + (weight.zero_point if weight.zero == 'symmetric' else 0)}.0h"
+        minus, last = {
+            "symmetric": (minus, ""),
+            "zero_point": (f"{minus} + {offset}", ""),
+            "minimum": (minus, f" + {offset}"),
+        }[weight.zero]
+        pairs = (f"bitcast<vec2<f16>>((({word} >> {4 * i}u) & 0x000f000fu) | {BIAS})" for i in range(4))
+        return f"vec4u({', '.join(f'bitcast<u32>(({pair} - vec2<f16>({minus})) * {scale}{last})' for pair in pairs)})"
 
     def _scale(self, held: str, group: str) -> str:
         """One of the scales that a thread has."""
@@ -178,7 +196,6 @@ class _Kernel:
     def _store(self) -> list[str]:
         """Sums of 16 rows at a time through shared memory, where their places are known."""
         n, (high, wide) = self.op.n, self.tiles
-        residual, half = self.op.residual, self.op.out == "float16"
         across = ACROSS * wide
         lines = [f"  let mine : u32 = warp * {TILE * self.out_row}u;"]
         for i in range(high):
@@ -193,15 +210,9 @@ class _Kernel:
                 word = f"((m0 + wm + {i * TILE}u + {row}) * {n}u + n0 + wn) / 2u + {column} * 2u"
                 for p, pair in enumerate(("xy", "zw")):
                     values = (f"{name}.{pair[0]}", f"{name}.{pair[1]}")
-                    lines += store_pair(f"{name}_{p}", f"{word} + {p}u", values, residual, half)
+                    lines += store_pair(f"{name}_{p}", f"{word} + {p}u", values, self.op)
             lines.append("  workgroupBarrier();")
         return lines
-
-
-def _unpacked(word: str, scale: str) -> str:
-    """Eight weights as four pairs of halves, of places 4 apart."""
-    pairs = (f"bitcast<vec2<f16>>((({word} >> {4 * i}u) & 0x000f000fu) | {BIAS})" for i in range(4))
-    return f"vec4u({', '.join(f'bitcast<u32>(({pair} - vec2<f16>({MINUS})) * {scale})' for pair in pairs)})"
 
 
 def _text(op: Matmul, decisions: Decisions, gpu: Gpu) -> Program:
@@ -217,6 +228,7 @@ TEMPLATES = (
         "many rows, for Dawn: subgroup matrices on matrix units",
         _choices,
         text=_text,
-        weights=(FLOAT16, INT4),
+        weights=(16, 4),
+        takes=("bias",),
     ),
 )

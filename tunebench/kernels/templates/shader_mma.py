@@ -12,21 +12,20 @@ import math
 from dataclasses import dataclass
 
 from tunebench.kernels.operation import Matmul
-from tunebench.kernels.shader_dialect import Param, Shared, product_params, store_pair
-from tunebench.kernels.templates import FLOAT16, INT4, Choices, Decisions, Gpu, Template, in_one_launch, shader_for
+from tunebench.kernels.shader_dialect import Param, Shared, both_halves, product_params, store_pair
+from tunebench.kernels.templates import Choices, Decisions, Gpu, Template, in_one_launch, shader_for
 from tunebench.runtime.plan import Program
 
-GROUP = INT4.group
+GROUP = 32  # places of k of a stage
 MOST_SCALES = 8
 MOST_STAGES = 4
 SPARE_BYTES = 64  # of shared memory, for the compiler
 BIAS = "0x64006400u"  # 1024 twice, whose mantissa's low bits take an integer
-MINUS_BIAS = "0xe407e407u"  # -(1024 + 7) twice
 
 
 def _choices(op: Matmul, gpu: Gpu) -> Choices:
     m, n, k = op.m, op.n, op.k
-    if "ptx" not in gpu.features or m % 16 or op.dtype != "float16" or k % (2 * GROUP):
+    if "ptx" not in gpu.features or m % 16 or op.dtype != "float16" or k % (2 * (op.weight.group or GROUP)):
         return {}
     rows = [r for r in (16, 32, 64) if m % r == 0]  # 64 x 64 outputs of a warp are 128 registers of a thread
     down = [d for d in (1, 2) if m % (rows[-1] * d) == 0]
@@ -64,12 +63,22 @@ class _Kernel:
     @property
     def packed(self) -> bool:
         """Whether weights are integers in words."""
-        return self.op.weight == INT4
+        return bool(self.op.weight.group)
 
     @property
     def scales(self) -> int:
         """Of consecutive groups, that are copied at once."""
-        return math.gcd(self.op.k // GROUP, MOST_SCALES)
+        return math.gcd(self.op.k // self.op.weight.group, MOST_SCALES)
+
+    @property
+    def turn(self) -> int:
+        """Stages that they serve."""
+        return self.scales * self.op.weight.group // GROUP
+
+    @property
+    def of_groups(self) -> tuple[str, ...]:
+        """The buffers of what a group has."""
+        return ("scale",) if self.op.weight.zero == "symmetric" else ("scale", "offset")
 
     @property
     def places(self) -> tuple[int, int]:
@@ -79,13 +88,17 @@ class _Kernel:
 
     @property
     def scale_size(self) -> int:
-        """Of the scales that are copied at once."""
+        """Of what is copied at once of one of `of_groups`."""
         return -(-self.columns * self.scales // 8) if self.packed else 0
+
+    @property
+    def group_size(self) -> int:
+        """Of all of them, for this turn and the next."""
+        return 2 * len(self.of_groups) * self.scale_size
 
     def params(self) -> list[Param]:
         """The buffers."""
-        scale = "u32" if self.packed else ""
-        return product_params("vec4u", "vec4u", scale, self.op.residual, self.op.out == "float16")
+        return product_params("vec4u", "vec4u", "u32", self.op)
 
     def body(self, stages: int) -> tuple[str, list[Shared]]:
         """The whole kernel, and its shared memory."""
@@ -121,7 +134,7 @@ class _Kernel:
         lines += self._products(stages * size)
         lines += [f"    {name} = select({name} + {size}u, 0u, {name} == {last}u);" for name in ("here", "there")]
         lines.append("  }")
-        return "\n".join([*lines, *self._store()]), [Shared("tile", "vec4u", stages * size + 2 * self.scale_size)]
+        return "\n".join([*lines, *self._store()]), [Shared("tile", "vec4u", stages * size + self.group_size)]
 
     def _copy(self, to: str, step: str) -> list[str]:
         """A thread's part of a stage."""
@@ -141,20 +154,23 @@ class _Kernel:
         """Every column's scales of the groups of a turn."""
         if not self.packed:
             return []
-        lines, count, turns = [], self.scales, self.op.k // GROUP // self.scales
-        for index, guard in self._shares(self.columns):
-            at = f"(n0 + {index}) * {turns * count // 2}u + {turn} * {count // 2}u"
-            place = f"({index}) * {count // 2}u"
-            start = f"&tile[{to}u + ({turn} & 1u) * {self.scale_size}u]"
-            lines.append(f"    {guard}copy{2 * count}({start}, {place}, &scale[{at}]);")
+        lines, count, turns = [], self.scales, self.op.k // GROUP // self.turn
+        for i, name in enumerate(self.of_groups):
+            for index, guard in self._shares(self.columns):
+                at = f"(n0 + {index}) * {turns * count // 2}u + {turn} * {count // 2}u"
+                place = f"({index}) * {count // 2}u"
+                start = f"&tile[{to + 2 * i * self.scale_size}u + ({turn} & 1u) * {self.scale_size}u]"
+                lines.append(f"    {guard}copy{2 * count}({start}, {place}, &{name}[{at}]);")
         return lines
 
     def _next_scales(self, to: int) -> list[str]:
         """Those of the next turn, when one begins."""
-        turns = self.op.k // GROUP // self.scales
-        lines = self._copy_scales(to, f"(g / {self.scales}u + 1u)")
-        begins = f"g % {self.scales}u == 0u && g / {self.scales}u + 1u < {turns}u"
-        return [f"    if ({begins}) {{", *lines, "    }"] if lines else []
+        if not self.packed:
+            return []
+        turns = self.op.k // GROUP // self.turn
+        lines = self._copy_scales(to, f"(g / {self.turn}u + 1u)")
+        begins = f"g % {self.turn}u == 0u && g / {self.turn}u + 1u < {turns}u"
+        return [f"    if ({begins}) {{", *lines, "    }"]
 
     def _shares(self, total: int) -> list[tuple[str, str]]:
         """What a thread does of something: indices, and what to ask before."""
@@ -181,38 +197,45 @@ class _Kernel:
 
     def _operands(self, j: int, scales: int) -> list[str]:
         """Four pairs of halves, of a thread's eight weights of 8 columns."""
-        weights, count = self.places[0], self.scales
+        weights, weight = self.places[0], self.op.weight
         at = f"(wn + {8 * j}u)"
         if not self.packed:
             lines = [f"    let w{j} : vec4u = tile[here + {weights}u + {at} * 4u + quad];"]
             return [*lines, *(f"    let b{j}_{i} : u32 = w{j}.{c};" for i, c in enumerate("xyzw"))]
-        turn = f"&tile[{scales}u + (g / {count}u & 1u) * {self.scale_size}u]"
-        pair = f"word_of({turn}, {at} * {count // 2}u + g % {count}u / 2u)"
-        lines = [
-            f"    let w{j} : u32 = word_of(&tile[here + {weights}u], {at} * 4u + quad);",
-            f"    let s{j} : u32 = half_of({pair}, g & 1u);",
-        ]
+        lines = [f"    let w{j} : u32 = word_of(&tile[here + {weights}u], {at} * 4u + quad);"]
+        lines += [f"    let {'sz'[i]}{j} : u32 = {self._of_group(scales, i, at)};" for i in range(len(self.of_groups))]
+        minus = both_halves(-1024 - (weight.zero_point if weight.zero == "symmetric" else 0))
+        if weight.zero == "zero_point":
+            lines.append(f"    let m{j} : u32 = fma2(z{j}, {both_halves(-1)}, {minus});")
+            minus = f"m{j}"
+        last = f"z{j}" if weight.zero == "minimum" else "0x80008000u"
         for i in range(4):
             word = f"(w{j} >> {4 * i}u)" if i else f"w{j}"
-            integer = f"fma2(({word} & 0x000f000fu) | {BIAS}, 0x3c003c00u, {MINUS_BIAS})"
-            lines.append(f"    let b{j}_{i} : u32 = fma2({integer}, s{j}, 0x80008000u);")
+            integer = f"fma2(({word} & 0x000f000fu) | {BIAS}, 0x3c003c00u, {minus})"
+            lines.append(f"    let b{j}_{i} : u32 = fma2({integer}, s{j}, {last});")
         return lines
 
+    def _of_group(self, start: int, i: int, column: str) -> str:
+        """The i-th of what a column's group has, twice."""
+        count, each = self.scales, self.op.weight.group // GROUP
+        group = "g" if each == 1 else f"(g / {each}u)"
+        turn = f"&tile[{start + 2 * i * self.scale_size}u + (g / {self.turn}u & 1u) * {self.scale_size}u]"
+        return f"half_of(word_of({turn}, {column} * {count // 2}u + {group} % {count}u / 2u), {group} & 1u)"
+
     def _store(self) -> list[str]:
-        residual, half = self.op.residual, self.op.out == "float16"
         lines = []
         for i, j in itertools.product(range(self.rows // 16), range(self.width // 8)):
             for low, pair in enumerate(("xy", "zw")):
                 row, column = f"(m0 + wm + {16 * i + 8 * low}u)", f"n0 + wn - place + {8 * j}u"
                 word = f"({row} * {self.op.n}u + {column}) / 2u + quad"
                 values = (f"acc{i}_{j}.{pair[0]}", f"acc{i}_{j}.{pair[1]}")
-                lines += store_pair(f"o{i}_{j}_{low}", word, values, residual, half)
+                lines += store_pair(f"o{i}_{j}_{low}", word, values, self.op)
         return lines
 
 
 def _stages(kernel: _Kernel, gpu: Gpu) -> int:
     """That there is room for, and use: all but one are copied before the first is used."""
-    room = gpu.shared_bytes - SPARE_BYTES - 2 * 16 * kernel.scale_size
+    room = gpu.shared_bytes - SPARE_BYTES - 16 * kernel.group_size
     return min(MOST_STAGES, kernel.op.k // GROUP + 1, room // (16 * kernel.places[1]))
 
 
@@ -230,6 +253,7 @@ TEMPLATES = (
         "many rows, for OpenCL on NVIDIA: tensor cores by its assembly",
         _choices,
         text=_text,
-        weights=(FLOAT16, INT4),
+        weights=(16, 4),
+        takes=("bias",),
     ),
 )

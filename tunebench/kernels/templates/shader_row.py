@@ -15,11 +15,8 @@ from dataclasses import dataclass
 
 from tunebench.kernels.arithmetic import LOG2_E
 from tunebench.kernels.operation import Matmul
-from tunebench.kernels.shader_dialect import Param, Shared, lane_sums, nibble, product_params, store_pair
+from tunebench.kernels.shader_dialect import Param, Shared, both_halves, lane_sums, nibble, product_params, store_pair
 from tunebench.kernels.templates import (
-    FLOAT16,
-    INT4,
-    INT8,
     Choices,
     Decisions,
     Gpu,
@@ -29,12 +26,12 @@ from tunebench.kernels.templates import (
 )
 from tunebench.runtime.plan import Program
 
-GROUP = INT4.group
+GROUP = 32  # places of k that a thread takes at a time
 BIAS = "0x64006400u"  # 1024 twice, whose mantissa's low bits take an integer
-LOW = ("0x000f000fu", "0x3c003c00u", "0xe407e407u")  # the lowest 4-bit integers of both halves: times 1, minus 1031
+LOW = ("0x000f000fu", "0x3c003c00u")  # the lowest 4-bit integers of both halves: times 1
 MOST = "126.0f"  # of an exponent of 2: compilers may take it that nothing is infinite
 SHRINK = ("0x24002400u", 64.0)  # 1 / 64 twice: what is not normalised yet may be large
-HIGH = ("0x00f000f0u", "0x2c002c00u", "0xd470d470u")  # the next ones, 16 times as large: times 1 / 16, minus 71
+HIGH = ("0x00f000f0u", "0x2c002c00u")  # the next ones, 16 times as large: times 1 / 16
 
 
 def _choices(op: Matmul, gpu: Gpu) -> Choices:
@@ -46,7 +43,7 @@ def _choices(op: Matmul, gpu: Gpu) -> Choices:
     rows = [r for r in (2, 4, 8) if n % (r * threads[-1] // lanes[0]) == 0] if threads and lanes else []
     if not rows or k % GROUP:
         return {}
-    pairs = {"pairs": [0, 1]} if gpu.multiplies_pairs and op.weight == INT4 else {}
+    pairs = {"pairs": [0, 1]} if gpu.multiplies_pairs and op.weight.bits == 4 else {}
     return {"rows": rows, "lanes": lanes, "threads": threads, "unroll": [1, 2, 4], **pairs}
 
 
@@ -73,8 +70,7 @@ class _Kernel:
 
     def params(self) -> list[Param]:
         """The buffers."""
-        scale = "u32" if self.op.weight.group else ""
-        x, *rest = product_params("vec4u", "vec4u", scale, self.op.residual, self.op.out == "float16")
+        x, *rest = product_params("vec4u", "vec4u", "u32", self.op)
         return [x, *([Param("gain", "vec4u")] if self.op.norm is not None else []), *rest]
 
     def _row(self, r: int) -> str:
@@ -134,8 +130,11 @@ class _Kernel:
             at = f"(({self._row(r)}) * {self.groups}u + g{u})"
             lines += [f"    let w{u}_{r}_{j} : vec4u = w[{at} * {bits // 4}u + {j}u];" for j in range(bits // 4)]
             if self.op.weight.group:
-                lines.append(f"    let i{u}_{r} : u32 = {at};")
+                each = self.op.weight.group // GROUP
+                lines.append(f"    let i{u}_{r} : u32 = {at}{f' / {each}u' if each > 1 else ''};")
                 lines.append(f"    let p{u}_{r} : vec2f = unpack(scale[i{u}_{r} >> 1u]);")
+            if self.op.weight.zero != "symmetric":
+                lines.append(f"    let z{u}_{r} : vec2f = unpack(offset[i{u}_{r} >> 1u]);")
         return lines
 
     def _multiply(self, u: int) -> list[str]:
@@ -166,10 +165,12 @@ class _Kernel:
                 at, place = divmod(i, weight.per_word)
                 integer = nibble(f"w{u}_{r}_{at // 4}.{'xyzw'[at % 4]}", place, weight.bits)
                 lines.append(f"    {name} = fma({integer}, {value}, {name});")
-            scale = self._scale(u, r)
             one = float(1 << weight.bits)
-            zero = one + weight.zero_point
-            lines.append(f"    acc{r} = fma({scale}, {one}f * {name} - {zero}f * sum{u}, acc{r});")
+            zero = f"{one + (weight.zero_point if weight.zero == 'symmetric' else 0)}f"
+            if weight.zero == "zero_point":
+                zero = f"({zero} + {self._of_group('z', u, r)})"
+            lines.append(f"    acc{r} = fma({self._of_group('p', u, r)}, {one}f * {name} - {zero} * sum{u}, acc{r});")
+            lines += self._minimum(u, r)
         return lines
 
     def _words(self, name: str, u: int) -> list[str]:
@@ -184,8 +185,13 @@ class _Kernel:
             lines.append(f"    square = fma(s{u}_{i}.x, s{u}_{i}.x, fma(s{u}_{i}.y, s{u}_{i}.y, square));")
         return lines
 
-    def _scale(self, u: int, r: int) -> str:
-        return f"select(p{u}_{r}.x, p{u}_{r}.y, (i{u}_{r} & 1u) == 1u)"
+    def _of_group(self, name: str, u: int, r: int) -> str:
+        return f"select({name}{u}_{r}.x, {name}{u}_{r}.y, (i{u}_{r} & 1u) == 1u)"
+
+    def _minimum(self, u: int, r: int) -> list[str]:
+        if self.op.weight.zero != "minimum":
+            return []
+        return [f"    acc{r} = fma({self._of_group('z', u, r)}, sum{u}, acc{r});"]
 
     def _multiply_pairs(self, u: int) -> list[str]:
         lines = [f"    let x{u}_{j} : vec4u = paired(x[g{u} * 4u + {j}u]);" for j in range(4)]
@@ -196,30 +202,43 @@ class _Kernel:
             for i, (x, n) in enumerate(zip(given, self._words("n", u), strict=True)):
                 lines.append(f"    let m{u}_{i} : u32 = fma2(fma2({x}, {SHRINK[0]}, 0u), {n}, 0u);")
             given = [f"m{u}_{i}" for i in range(16)]
+        if self.op.weight.zero == "minimum":
+            lines += [f"    let t{u}_{i} : vec2f = unpack({word});" for i, word in enumerate(given)]
+            lines.append(f"    let sum{u} : f32 = {' + '.join(f't{u}_{i}.{c}' for i in range(16) for c in 'xy')};")
         for r in range(self.rows):
             lines.append(f"    var q{u}_{r} : f32 = 0.0f;")
+            zeros = [self._minus(one, u, r) for one in (1024, 64)]
+            if self.op.weight.zero == "zero_point":
+                lines += [
+                    f"    let {name}{u}_{r} : u32 = {zero};" for name, zero in zip(("lo", "hi"), zeros, strict=True)
+                ]
+                zeros = [f"{name}{u}_{r}" for name in ("lo", "hi")]
             for j in range(4):
                 name = f"w{u}_{r}_0.{'xyzw'[j]}"
                 part = f"h{u}_{r}_{j}"
                 for i in range(4):
                     word = f"({name} >> 8u)" if i > 1 else name
-                    mask, factor, bias = HIGH if i % 2 else LOW
-                    weights = f"fma2(({word} & {mask}) | {BIAS}, {factor}, {bias})"
+                    mask, factor = HIGH if i % 2 else LOW
+                    weights = f"fma2(({word} & {mask}) | {BIAS}, {factor}, {zeros[i % 2]})"
                     sums = f"{part}_{i - 1}" if i else "0u"
                     lines.append(f"    let {part}_{i} : u32 = fma2({weights}, {given[4 * j + i]}, {sums});")
                 lines.append(f"    let {part} : vec2f = unpack({part}_3);")
                 lines.append(f"    q{u}_{r} += {part}.x + {part}.y;")
-            lines.append(f"    acc{r} = fma({self._scale(u, r)}, q{u}_{r}, acc{r});")
+            lines.append(f"    acc{r} = fma({self._of_group('p', u, r)}, q{u}_{r}, acc{r});")
+            lines += self._minimum(u, r)
         return lines
 
+    def _minus(self, one: int, u: int, r: int) -> str:
+        """What takes `one` and the zero from two halves."""
+        weight = self.op.weight
+        if weight.zero == "zero_point":
+            zero = f"{-one}.0f - {self._of_group('z', u, r)}"
+            return f"pack({zero}, {zero})"
+        return both_halves(-one - (weight.zero_point if weight.zero == "symmetric" else 0))
+
     def _store(self) -> list[str]:
-        residual, half = self.op.residual, self.op.out == "float16"
         pairs = [(r, f"acc{r}", f"acc{r + 1}") for r in range(0, self.columns, 2)]
-        return [
-            line
-            for r, a, b in pairs
-            for line in store_pair(f"o{r}", f"(row >> 1u) + {r // 2}u", (a, b), residual, half)
-        ]
+        return [line for r, a, b in pairs for line in store_pair(f"o{r}", f"(row >> 1u) + {r // 2}u", (a, b), self.op)]
 
 
 def _text(op: Matmul, decisions: Decisions, gpu: Gpu) -> Program:
@@ -241,7 +260,7 @@ TEMPLATES = (
         "one row, for GPU APIs: k shared by lanes",
         _choices,
         text=_text,
-        weights=(FLOAT16, INT4, INT8),
-        takes=("norm", "gate"),
+        weights=(16, 4, 8),
+        takes=("norm", "gate", "bias"),
     ),
 )

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from tunebench.kernels.operation import Matmul
 from tunebench.kernels.shader_dialect import Shared, nibble, product_params, store_pair
-from tunebench.kernels.templates import FLOAT16, INT4, Choices, Decisions, Gpu, Template, in_one_launch, shader_for
+from tunebench.kernels.templates import Choices, Decisions, Gpu, Template, in_one_launch, shader_for
 from tunebench.runtime.plan import Program
 
-GROUP = INT4.group
+GROUP = 32  # places of k that are in shared memory at once
 ROW = 9  # vectors of 4 halves from one row to the next: 8, and one to spare
 FLUSH = 2  # groups that are added up in half precision
 ACROSS = 100  # "tile": this many times the rows of a thread, and its columns
@@ -93,7 +93,7 @@ class _Kernel:
             f"      xs[i / 8u * {ROW}u + i % 8u] = x[(m0 + i / 8u) * {k // 4}u + g * 8u + i % 8u];",
             "    }",
         ]
-        if weight == FLOAT16:
+        if not weight.group:
             return [
                 *lines,
                 f"    for (var i : u32 = tid; i < {self.width * 8}u; i += {threads}u) {{",
@@ -104,29 +104,34 @@ class _Kernel:
             f"    for (var i : u32 = tid; i < {self.width * 4}u; i += {threads}u) {{",
             f"      let at : u32 = (n0 + i / 4u) * {k // GROUP}u + g;",
             "      let word : u32 = w[at * 4u + i % 4u];",
-            "      let s : f32 = f32(scale[at]);",
+            f"      let s : f32 = f32(scale[{self._group()}]);",
         ]
         one = float(1 << weight.bits)
-        zero = one + weight.zero_point
+        zero = f"{one + (weight.zero_point if weight.zero == 'symmetric' else 0)}f * s"
+        if weight.zero != "symmetric":
+            lines.append(f"      let z : f32 = f32(offset[{self._group()}]);")
+            zero = f"({one}f + z) * s" if weight.zero == "zero_point" else f"{one}f * s - z"
         for j in range(2):
             four = ", ".join(nibble("word", 4 * j + c, weight.bits) for c in range(4))
-            lines.append(f"      let v{j} : vec4f = vec4f({four}) * ({one}f * s) - vec4f({zero}f * s);")
+            lines.append(f"      let v{j} : vec4f = vec4f({four}) * ({one}f * s) - vec4f({zero});")
             lines.append(f"      ws[i / 4u * {ROW}u + 2u * (i % 4u) + {j}u] = vec4<f16>(v{j});")
         return [*lines, "    }"]
 
+    def _group(self) -> str:
+        each = self.op.weight.group // GROUP
+        return f"at / {each}u" if each > 1 else "at"
+
     def _store(self) -> list[str]:
-        residual, half = self.op.residual, self.op.out == "float16"
         lines = []
         for i, j in itertools.product(range(self.high), range(0, self.wide, 2)):
             word = f"((m0 + {self._row(i)}) * {self.op.n}u + n0 + {self._column(j)}) / 2u"
-            lines += store_pair(f"o{i}_{j}", word, (f"f{i}_{j}", f"f{i}_{j + 1}"), residual, half)
+            lines += store_pair(f"o{i}_{j}", word, (f"f{i}_{j}", f"f{i}_{j + 1}"), self.op)
         return lines
 
 
 def _text(op: Matmul, decisions: Decisions, gpu: Gpu) -> Program:
     kernel = _Kernel(op, decisions["rows"], decisions["width"], *divmod(decisions["tile"], ACROSS))
-    form = ("vec4<f16>", "u32", "f16") if op.weight == INT4 else ("vec4<f16>", "vec4<f16>", "")
-    params = product_params(*form, op.residual, op.out == "float16")
+    params = product_params("vec4<f16>", "u32" if op.weight.group else "vec4<f16>", "f16", op)
     shared = [Shared("xs", "vec4<f16>", ROW * kernel.rows), Shared("ws", "vec4<f16>", ROW * kernel.width)]
     made = shader_for(gpu, params, kernel.threads, kernel.body(), shared)
     blocks = (op.n // kernel.width, op.m // kernel.rows, 1)
@@ -140,6 +145,7 @@ TEMPLATES = (
         "many rows, for WebGPU: tiles of pairs of halves",
         _choices,
         text=_text,
-        weights=(FLOAT16, INT4),
+        weights=(16, 4),
+        takes=("bias",),
     ),
 )
