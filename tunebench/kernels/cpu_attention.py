@@ -42,8 +42,7 @@ def cache_dtype(kv: str, dtype: str) -> str:
 
 @functools.cache
 def attention(op: Attention) -> PrimFunc:
-    """Causal attention of m new tokens at `position` over the cache: (q, keys, values, position[, sinks][, scales]) ->
-    out.
+    """(q [b, m, H, D], keys, values, position[, sinks [H]][, scales]) -> each token's mix of the values that it sees.
 
     A row takes the tokens of a tile of one head: their scores with every key from the first in its window up to the
     last one's, the softmax, and the sum of values. The products are blocks of their own, which a schedule arranges.
