@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tvm
@@ -17,6 +18,7 @@ from tunebench.compile import passes
 from tunebench.compile.tasks import Task, family_key, over_cache, task_key
 from tunebench.kernels import cpu as cpu_kernels
 from tunebench.kernels import gpu as gpu_kernels
+from tunebench.kernels.arithmetic import KV_MOST
 from tunebench.kernels.operation import (
     Activate,
     Activation,
@@ -35,6 +37,7 @@ FORMS = ("cpu", "cpu, drawn", "gpu")
 TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}
 Array = np.ndarray
 Arrays = Sequence[Array]
+ROUNDED = {"int8": 0.51 / 127, "fp8": 1.01 / 16}  # of a head's largest, by half a step
 
 
 def kernels(operation: Operation, form: str) -> Iterator[tvm.IRModule]:
@@ -136,6 +139,28 @@ def in_blocks(keys: Array) -> Array:
     return np.ascontiguousarray(blocks.swapaxes(3, 4))
 
 
+def quantized(x: Array, kv: str) -> tuple[Array, Array]:
+    """Bytes of a quantized cache, and float32 scales, one for the last axis."""
+    scales = (np.abs(x.astype(np.float32)).max(-1) / KV_MOST[kv]).astype(np.float32)
+    steps = x.astype(np.float32) / scales[..., None]
+    codes = np.rint(steps).astype(np.int8) if kv == "int8" else steps.astype(ml_dtypes.float8_e4m3fn)
+    return codes.view(np.uint8), scales
+
+
+def dequantized(codes: Array, scales: Array, kv: str) -> Array:
+    """In float64."""
+    return np.asarray(
+        codes.view(np.int8 if kv == "int8" else ml_dtypes.float8_e4m3fn).astype(np.float64) * scales[..., None]
+    )
+
+
+def stored(keys: Array, values: Array, kv: str, form: str) -> list[Array]:
+    """A cache [b, G, C, D], of bytes where it is quantized, as a form of the kernels has it."""
+    if form == "gpu":
+        return [each.view(np.uint32) if kv else each for each in (keys, values)]
+    return [each.view(np.int8) if kv == "int8" else each for each in (in_blocks(keys), values)]
+
+
 def attended(op: Attention, q: Array, keys: Array, values: Array, position: int, sinks: Array) -> Array:
     """Attention in float64."""
     share = op.heads // op.kv_heads
@@ -159,6 +184,8 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "a window of blocks": {"window": 33},
     "sinks": {"sinks": True},
     "all": {"scale": 0.3, "softcap": 5.0, "window": 40, "sinks": True},
+    "int8": {"kv": "int8"},
+    "fp8 with all": {"scale": 0.3, "softcap": 5.0, "window": 40, "sinks": True, "kv": "fp8"},
 }
 HEADS: dict[str, Any] = {"heads": 6, "kv_heads": 2, "dim": 16, "context": 96, "dtype": "float32"}
 
@@ -189,9 +216,14 @@ def attend(op: Attention, position: int, form: str) -> None:
     q = normal(op.b, op.m, op.heads, op.dim, dtype=op.dtype)
     keys, values = (normal(op.b, op.kv_heads, op.context, op.dim, dtype=op.dtype, seed=seed) for seed in (1, 2))
     sinks = normal(op.heads, seed=3)
-    wanted = attended(op, q, keys, values, position, sinks)
-    given = [q, keys if form == "gpu" else in_blocks(keys), values, np.array([position], np.int32)]
-    check(op, form, [*given, sinks] if op.sinks else given, wanted)
+    scales = []
+    if op.kv:
+        (keys, of_keys), (values, of_values) = (quantized(each, op.kv) for each in (keys, values))
+        scales = [np.stack([of_keys, of_values])]
+    given = [q, *stored(keys, values, op.kv, form), np.array([position], np.int32), *[sinks] * op.sinks, *scales]
+    if op.kv:
+        keys, values = dequantized(keys, of_keys, op.kv), dequantized(values, of_values, op.kv)
+    check(op, form, given, attended(op, q, keys, values, position, sinks))
 
 
 def test_tokens_before_a_window_are_not_read_on_a_cpu() -> None:
@@ -208,6 +240,8 @@ APPENDS: dict[str, dict[str, Any]] = {
     "normed": {"norm": EPSILON},
     "both": {"rotary": 6, "norm": EPSILON, "dim": 18},
     "both in halves": {"rotary": 8, "norm": EPSILON, "dtype": "float16"},
+    "int8": {"kv": "int8"},
+    "fp8 with both": {"rotary": 6, "norm": EPSILON, "dim": 20, "kv": "fp8"},
 }
 
 
@@ -238,14 +272,31 @@ def test_append(extra: str, m: int, position: int, form: str) -> None:
     keys_after[:, :, new] = turned(op, k, weights[1], rope_cos_sin, position).swapaxes(1, 2)
     values_after[:, :, new] = v.swapaxes(1, 2)
     wanted = [keys_after, values_after, turned(op, q, weights[0], rope_cos_sin, position)]
-    stored = keys
-    if form != "gpu":
-        stored, wanted[0] = in_blocks(keys), in_blocks(keys_after)
+    scales = np.zeros((2, *keys.shape[:-1]), np.float32)
+    if op.kv:
+        (keys, scales[0]), (values, scales[1]) = (quantized(each, op.kv) for each in (keys, values))
+        keys_after, values_after = dequantized(keys, scales[0], op.kv), dequantized(values, scales[1], op.kv)
+        keys_after[:, :, new], values_after[:, :, new] = wanted[0][:, :, new], wanted[1][:, :, new]
+        wanted[:2] = keys_after, values_after
     norms = weights if op.norm else []
-    given = [qkv, np.array([position], np.int32), rope_cos_sin, *norms, stored, values, np.full_like(q, np.nan)]
+    held = [*stored(keys, values, op.kv, form), *[scales] * bool(op.kv)]
+    given = [qkv, np.array([position], np.int32), rope_cos_sin, *norms, *held, np.full_like(q, np.nan)]
+    bound = ROUNDED.get(op.kv, 4 * TOLERANCE[op.dtype])
     for mod in kernels(op, form):
-        for found, exact in zip(run(mod, given)[-3:], wanted, strict=True):
-            np.testing.assert_allclose(found.astype(np.float64), exact, rtol=0, atol=4 * TOLERANCE[op.dtype])
+        *_, found_q = found = run(mod, given)
+        np.testing.assert_allclose(found_q.astype(np.float64), wanted[2], rtol=0, atol=4 * TOLERANCE[op.dtype])
+        for which, exact in enumerate(wanted[:2]):
+            after = read_back(found[len(given) - len(held) - 1 + which], which, op, form)
+            if op.kv:
+                after = dequantized(after, found[-2][which], op.kv)
+            np.testing.assert_allclose(after.astype(np.float64), exact, rtol=0, atol=bound * np.abs(exact).max())
+
+
+def read_back(held: Array, which: int, op: Append, form: str) -> Array:
+    """Keys or values as [b, G, C, D], of bytes where the cache is quantized."""
+    if form != "gpu" and which == 0:
+        held = np.ascontiguousarray(held.swapaxes(3, 4)).reshape(op.b, op.kv_heads, op.context, op.dim)
+    return held.view(np.uint8) if op.kv else held
 
 
 SAYING = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tvm
@@ -30,7 +31,7 @@ def outputs(mod: tvm.IRModule, arrays: Sequence[np.ndarray]) -> list[np.ndarray]
 def widened(mod: tvm.IRModule) -> tvm.IRModule:
     """The kernel with every float type replaced, so that nothing is rounded before the end.
 
-    What puts together a float from its bits still makes the float that it made.
+    What puts together a float from its bits still makes the float that it made, and what takes one apart gets its bits.
     """
     graph = json.loads(tvm.ir.save_json(mod))
     nodes = graph["nodes"]
@@ -42,10 +43,27 @@ def widened(mod: tvm.IRModule) -> tvm.IRModule:
             node["data"]["kind"] = SERIAL
         elif node["type"] == "ir.Call" and nodes[node["data"]["op"]].get("data") == "tirx.reinterpret":
             call, wide = dict(node["data"]), node["data"]["ty"]
-            nodes.append(narrow[wide])
-            nodes.append({"type": "ir.Call", "data": {**call, "ty": len(nodes) - 1}})
-            node |= {"type": "prim.Cast", "data": {"span": 0, "ty": wide, "value": len(nodes) - 1}}
+            given = [_narrowed(nodes, narrow, place) for place in nodes[call["args"]]["data"]]
+            call["args"] = _added(nodes, {"type": "ffi.Array", "data": given})
+            call["ty"] = _added(nodes, narrow[wide])
+            node |= _cast(wide, _added(nodes, {"type": "ir.Call", "data": call}))
     return tvm.ir.load_json(json.dumps(graph))
+
+
+def _narrowed(nodes: list[dict[str, Any]], narrow: list[dict[str, Any]], place: int) -> int:
+    """The place of an expression as it was typed before: a float is rounded to that."""
+    kind = narrow[nodes[place]["data"]["ty"]]
+    return _added(nodes, _cast(_added(nodes, kind), place)) if kind["data"]["dtype"] in FLOATS else place
+
+
+def _added(nodes: list[dict[str, Any]], node: dict[str, Any]) -> int:
+    """The place of a new node."""
+    nodes.append(node)
+    return len(nodes) - 1
+
+
+def _cast(kind: int, value: int) -> dict[str, Any]:
+    return {"type": "prim.Cast", "data": {"span": 0, "ty": kind, "value": value}}
 
 
 def in_parallel(mod: tvm.IRModule) -> tvm.IRModule:

@@ -57,15 +57,14 @@ def plan_model(
 
 def _model_buffers(model: Model, pool: _Pool) -> list[_Value]:
     """What every step takes after its tokens: position, last token, rope_cos_sin, keys, values, weights."""
-    layers, dtype = range(model.config.num_hidden_layers), model.workload.scheme.dtype
-    keys, values = model.cache_shapes
+    keys, values = model.caches
     turns = rope_cos_sin(model)
     return [
         pool.add("position", "input", (1,), "int32"),
         pool.add("last_token", "input", (1,), "int32"),
         tuple(pool.add(rope_name(i), "constant", each.shape, "float32") for i, each in enumerate(turns)),
-        tuple(pool.add(f"keys.{i}", "cache", keys, dtype) for i in layers),
-        tuple(pool.add(f"values.{i}", "cache", values, dtype) for i in layers),
+        tuple(pool.add(f"keys.{i}", "cache", *each) for i, each in enumerate(keys)),
+        tuple(pool.add(f"values.{i}", "cache", *each) for i, each in enumerate(values)),
         tuple(pool.add(name, "weight", *known) for name, known in model.param_shapes.items()),
     ]
 

@@ -93,6 +93,12 @@ class ChunkedEngine:
 
 
 def random_cache(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """Plausible contents for the positions that a test at depth does not compute first."""
-    noise = np.random.default_rng(0).uniform(-1, 1, shape[-2:]).astype(dtype)
-    return np.broadcast_to(noise, shape).copy()
+    """Plausible contents for the positions that a test at depth does not compute first.
+
+    The bytes of a quantized cache are ordinary numbers as int8 and as e4m3.
+    """
+    rng = np.random.default_rng(0)
+    if dtype.kind in "iu":
+        last = (*shape[-2:-1], shape[-1] * dtype.itemsize)
+        return np.broadcast_to(rng.integers(16, 56, last, np.uint8).view(dtype), shape).copy()
+    return np.broadcast_to(rng.uniform(-1, 1, shape[-2:]).astype(dtype), shape).copy()

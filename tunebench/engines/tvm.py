@@ -30,10 +30,9 @@ class Loaded:
 
 def load(model: Model, weights: Iterable[tuple[str, np.ndarray]], device: tvm.runtime.Device) -> Loaded:
     """Copy weights to the device as they come, so that no more than one is held twice, and make the cache."""
-    shapes, (keys, values) = model.param_shapes, model.cache_shapes
+    shapes, (keys, values) = model.param_shapes, model.caches
     turns = rope_cos_sin(model)
-    dtype, layers = model.workload.scheme.dtype, model.config.num_hidden_layers
-    every = [*shapes.values(), *((each.shape, "float32") for each in turns), *[(keys, dtype), (values, dtype)] * layers]
+    every = [*shapes.values(), *((each.shape, "float32") for each in turns), *keys, *values]
     arena = Arena(Arena.size_of(every), device) if model.workload.device_kind == "gpu" else None
     new = arena.take if arena else functools.partial(tvm.runtime.empty, device=device)
     held = {name: new(*shapes[name]).copyfrom(array) for name, array in weights if name in shapes}
@@ -43,18 +42,19 @@ def load(model: Model, weights: Iterable[tuple[str, np.ndarray]], device: tvm.ru
     return Loaded(
         params=[held[name] for name in shapes],
         rope_cos_sin=[new(each.shape, "float32").copyfrom(each) for each in turns],
-        keys=_random_caches([new(keys, dtype) for _ in range(layers)]),
-        values=_random_caches([new(values, dtype) for _ in range(layers)]),
+        keys=_random_caches([new(*each) for each in keys]),
+        values=_random_caches([new(*each) for each in values]),
         arena=arena,
     )
 
 
 def _random_caches(caches: list[tvm.runtime.Tensor]) -> list[tvm.runtime.Tensor]:
     """The same contents in each layer."""
-    shape = tuple(int(extent) for extent in caches[0].shape)
-    caches[0].copyfrom(random_cache(shape, numpy_dtype(str(caches[0].dtype))))
-    for cache in caches[1:]:
-        cache.copyfrom(caches[0])
+    first: dict[str, tvm.runtime.Tensor] = {}
+    for cache in caches:
+        known = first.setdefault(str(cache.dtype), cache)
+        shape = tuple(int(extent) for extent in cache.shape)
+        cache.copyfrom(random_cache(shape, numpy_dtype(str(cache.dtype))) if known is cache else known)
     return caches
 
 

@@ -4,7 +4,7 @@ Arithmetic vectorizes, where LLVM would call the C library for each element, and
 function. Arguments appear several times in what is made of them.
 """
 
-from tvm.tirx import Expr, FloatImm, const, max, min, reinterpret
+from tvm.tirx import Expr, FloatImm, const, floor, max, min, reinterpret
 
 from tunebench.kernels.operation import Activation
 
@@ -30,6 +30,8 @@ TANH = (
 )
 """The same of tanh."""
 ERF_MOST, TANH_MOST = 4.0, 7.9  # beyond, the functions are 1 or -1 in float32, and the ratios are not
+KV_MOST = {"int8": 127.0, "fp8": 448.0}
+"""What the largest magnitude of a head's keys or values at a position becomes in a quantized cache."""
 GELU_TANH = 0.7978845608028654, 0.044715
 CLAMPED, CLAMPED_SLOPE = 7.0, 1.702  # gpt-oss's swiglu_limit and alpha
 
@@ -95,3 +97,23 @@ def by_erf(gate: Expr, argument: Expr) -> Expr:
 def other(activation: Activation, up: Expr) -> Expr:
     """What an activation's result is multiplied with, of an element of the second half."""
     return clamp(up, CLAMPED) + const(1, "float32") if activation == "clamped_swiglu" else up
+
+
+def from_code(kv: str, code: Expr) -> Expr:
+    """What an integer, or the bits of an e4m3, of a quantized cache stands for, less its scale."""
+    if kv == "int8":
+        return code.astype("float32")
+    bits = code.astype("uint32")
+    places = ((bits & const(0x80, "uint32")) << 24) | ((bits & const(0x7F, "uint32")) << 20)
+    return reinterpret("float32", places) * const(2.0**120, "float32")  # the exponent's bias is 7, and not 127
+
+
+def to_code(kv: str, x: Expr) -> Expr:
+    """The nearest that a quantized cache can hold of a float32 within its KV_MOST: int32, or an e4m3's bits, uint32."""
+    if kv == "int8":
+        return floor(x + const(0.5, "float32")).astype("int32")
+    bits = reinterpret("uint32", x * const(2.0**-120, "float32"))
+    magnitude = bits & const(0x7FFFFFFF, "uint32")
+    even = (magnitude >> 20) & const(1, "uint32")
+    nearest = (magnitude + const(0x7FFFF, "uint32") + even) >> 20
+    return ((bits >> 24) & const(0x80, "uint32")) | nearest

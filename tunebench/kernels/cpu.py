@@ -12,11 +12,11 @@ from tvm.script import tirx as T
 from tvm.tirx import Expr, PrimFunc
 
 from tunebench.kernels import arithmetic
-from tunebench.kernels.cpu_attention import LANES, append, attention, cache_shapes, over_cache, vector
+from tunebench.kernels.cpu_attention import LANES, append, attention, cache_dtype, cache_shapes, over_cache, vector
 from tunebench.kernels.operation import Activate, LastRow, LayerNorm, RmsNorm, SiluMul
 from tunebench.kernels.tvmscript import without
 
-__all__ = ["LANES", "append", "attention", "cache_shapes", "over_cache"]
+__all__ = ["LANES", "append", "attention", "cache_dtype", "cache_shapes", "over_cache"]
 
 
 @functools.cache

@@ -2,7 +2,8 @@
 
 Shapes: b sequences, m tokens of a chunk, H query heads over G key/value heads of D elements, a cache of C positions.
 Keys lie in blocks of LANES positions, [b, G, C / LANES, D, LANES], so that a vector of scores reads one contiguous
-vector of keys for each d; values lie as [b, G, C, D].
+vector of keys for each d; values lie as [b, G, C, D]. A quantized cache has scales beside it, float32 [2, b, G, C], of
+keys and of values.
 """
 
 import functools
@@ -10,9 +11,9 @@ from collections.abc import Callable
 
 import tvm_ffi
 from tvm.script import tirx as T
-from tvm.tirx import Buffer, Expr, PrimFunc
+from tvm.tirx import Buffer, BufferRegion, Expr, PrimFunc
 
-from tunebench.kernels.arithmetic import LOG2_E, TANH_MOST, clamp, exp2, tanh
+from tunebench.kernels.arithmetic import KV_MOST, LOG2_E, TANH_MOST, clamp, exp2, from_code, tanh, to_code
 from tunebench.kernels.gpu import marked
 from tunebench.kernels.operation import Append, Attention, OverCache
 from tunebench.kernels.tvmscript import quick_parsing, without
@@ -27,14 +28,22 @@ def vector(width: int) -> int:
     return max(size for size in range(1, LANES + 1) if width % size == 0)
 
 
-def cache_shapes(b: int, kv_heads: int, context: int, dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def cache_shapes(
+    b: int, kv_heads: int, context: int, dim: int, kv: str = ""
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """One layer's keys, in blocks of LANES positions side by side, and values."""
     return (b, kv_heads, context // LANES, dim, LANES), (b, kv_heads, context, dim)
 
 
+def cache_dtype(kv: str, dtype: str) -> str:
+    """The element type of a cache: `dtype` of one that is not quantized."""
+    return {"int8": "int8", "fp8": "uint8"}.get(kv, dtype)
+
+
 @functools.cache
 def attention(op: Attention) -> PrimFunc:
-    """Causal attention of m new tokens at `position` over the cache: (q, keys, values, position[, sinks]) -> out.
+    """Causal attention of m new tokens at `position` over the cache: (q, keys, values, position[, sinks][, scales]) ->
+    out.
 
     A row takes the tokens of a tile of one head: their scores with every key from the first in its window up to the
     last one's, the softmax, and the sum of values. The products are blocks of their own, which a schedule arranges.
@@ -42,7 +51,7 @@ def attention(op: Attention) -> PrimFunc:
     b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
     share = heads // kv_heads
     scale, softcap, window, sinks = op.scaled, op.softcap, op.window, op.sinks
-    capped = softcap > 0
+    capped, kv, quantized, stored = softcap > 0, op.kv, op.kv != "", cache_dtype(op.kv, dtype)
     blocks = context // LANES
     tile = max(size for size in range(1, ATTENTION_TILE + 1) if m % size == 0)
     held = min(blocks, (window + tile - 3) // LANES + 2) if window else blocks  # that a tile may see
@@ -56,34 +65,35 @@ def attention(op: Attention) -> PrimFunc:
     def sees(at: Expr, other: Expr) -> Expr:
         return T.And(other <= at, other > at - window) if window else other <= at
 
+    unused = [4] * (not sinks) + [5] * (not quantized)
+
+    def more(*given: BufferRegion) -> list[BufferRegion]:
+        return [each for place, each in zip((4, 5), given, strict=True) if place not in unused]
+
+    def held_in(cache: Expr) -> Expr:
+        return from_code(kv, cache) if quantized else T.Cast("float32", cache)
+
     @T.prim_func(private=True, s_tir=True)
     def attention(
         q: T.Buffer((b, m, heads, dim), dtype),
-        keys: T.Buffer((b, kv_heads, blocks, dim, LANES), dtype),
-        values: T.Buffer((b, kv_heads, context, dim), dtype),
+        keys: T.Buffer((b, kv_heads, blocks, dim, LANES), stored),
+        values: T.Buffer((b, kv_heads, context, dim), stored),
         position: T.Buffer((1,), "int32"),
         sink: T.Buffer((heads,), "float32"),
+        scales: T.Buffer((2, b, kv_heads, context), "float32"),
         out: T.Buffer((b, m, heads, dim), dtype),
     ):
         T.func_attr({"op_pattern": 8, "tirx.noalias": True})
         for ib, ih, it in T.grid(b, heads, m // tile):
             with T.sblock("row"):
                 vb, vh, vt = T.axis.remap("SSS", [ib, ih, it])
-                if sinks:
-                    T.reads(
-                        q[vb, vt * tile : vt * tile + tile, vh, 0:dim],
-                        keys[vb, vh // share, 0:blocks, 0:dim, 0:LANES],
-                        values[vb, vh // share, 0:context, 0:dim],
-                        position[0],
-                        sink[vh],
-                    )
-                else:
-                    T.reads(
-                        q[vb, vt * tile : vt * tile + tile, vh, 0:dim],
-                        keys[vb, vh // share, 0:blocks, 0:dim, 0:LANES],
-                        values[vb, vh // share, 0:context, 0:dim],
-                        position[0],
-                    )
+                T.reads(
+                    q[vb, vt * tile : vt * tile + tile, vh, 0:dim],
+                    keys[vb, vh // share, 0:blocks, 0:dim, 0:LANES],
+                    values[vb, vh // share, 0:context, 0:dim],
+                    position[0],
+                    *more(sink[vh], scales[0:2, vb, vh // share, 0:context]),
+                )
                 T.writes(out[vb, vt * tile : vt * tile + tile, vh, 0:dim])
                 query = T.sblock_alloc_buffer((tile, dim), "float32")
                 score = T.sblock_alloc_buffer((held, tile, LANES), "float32")
@@ -98,8 +108,8 @@ def attention(op: Attention) -> PrimFunc:
                         vk, vr, vl, vd = T.axis.remap("SSSR", [k, r, lane, d])
                         with T.init():
                             score[vk, vr, vl] = T.float32(0)
-                        score[vk, vr, vl] = score[vk, vr, vl] + query[vr, vd] * T.Cast(
-                            "float32", keys[vb, vh // share, first(position, vt) + vk, vd, vl]
+                        score[vk, vr, vl] = score[vk, vr, vl] + query[vr, vd] * held_in(
+                            keys[vb, vh // share, first(position, vt) + vk, vd, vl]
                         )
                 wholes = T.sblock_alloc_buffer((LANES,), "float32")
                 parts = T.sblock_alloc_buffer((LANES,), "float32")
@@ -108,6 +118,12 @@ def attention(op: Attention) -> PrimFunc:
                         tops[lane] = T.float32(MASKED)
                         sums[lane] = T.float32(0)
                     for k in T.serial(count(position, vt)):
+                        if quantized:
+                            for lane in T.vectorized(LANES):
+                                score[k, r, lane] = (
+                                    score[k, r, lane]
+                                    * scales[0, vb, vh // share, (first(position, vt) + k) * LANES + lane]
+                                )
                         if capped:
                             for lane in T.vectorized(LANES):
                                 parts[lane] = clamp(score[k, r, lane] * T.float32(1 / softcap), TANH_MOST)
@@ -135,6 +151,12 @@ def attention(op: Attention) -> PrimFunc:
                             score[k, r, lane] = exp2(wholes[lane], parts[lane] - wholes[lane])
                         for lane in T.vectorized(LANES):
                             sums[lane] = sums[lane] + score[k, r, lane]
+                        if quantized:
+                            for lane in T.vectorized(LANES):
+                                score[k, r, lane] = (
+                                    score[k, r, lane]
+                                    * scales[1, vb, vh // share, (first(position, vt) + k) * LANES + lane]
+                                )
                     if sinks:
                         norms[r] = T.exp2((sink[vh] - norms[r]) * T.float32(LOG2_E))
                     else:
@@ -146,13 +168,13 @@ def attention(op: Attention) -> PrimFunc:
                         vk, vl, vr, vd = T.axis.remap("RRSS", [k, lane, r, d])
                         with T.init():
                             total[vr, vd] = T.float32(0)
-                        total[vr, vd] = total[vr, vd] + score[vk, vr, vl] * T.Cast(
-                            "float32", values[vb, vh // share, (first(position, vt) + vk) * LANES + vl, vd]
+                        total[vr, vd] = total[vr, vd] + score[vk, vr, vl] * held_in(
+                            values[vb, vh // share, (first(position, vt) + vk) * LANES + vl, vd]
                         )
                 for r, d in T.grid(tile, dim):
                     out[vb, vt * tile + r, vh, d] = T.Cast(dtype, total[r, d] / norms[r])
 
-    return _said(attention if sinks else without(attention, 4), op)
+    return _said(without(attention, *unused), op)
 
 
 def _said(func: PrimFunc, op: OverCache) -> PrimFunc:
@@ -165,13 +187,25 @@ def append(op: Append) -> PrimFunc:
     """Rotate a chunk's queries and keys and write its keys and values into the cache, in place.
 
     (qkv [b, m, H + 2G, D], position, rope_cos_sin [2, C, R / 2] = cosines and sines[, weights [D] of the queries' and
-    of the keys' norm], keys, values) -> q, with the rotation that pairs element d of the first R with d + R / 2, as
-    Hugging Face's llama does.
+    of the keys' norm], keys, values[, scales]) -> q, with the rotation that pairs element d of the first R with
+    d + R / 2, as Hugging Face's llama does.
     """
     b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
-    rotated, half, epsilon, normed = op.rotated, op.rotated // 2, op.norm, op.norm > 0
-    blocks, lanes, rest = context // LANES, vector(dim), dim - op.rotated
-    partial = rest > 0
+    rotated, half, rest, epsilon = op.rotated, op.rotated // 2, op.dim - op.rotated, op.norm
+    normed, partial, kv, quantized = op.norm > 0, rest > 0, op.kv, op.kv != ""
+    blocks, lanes, stored = context // LANES, vector(dim), cache_dtype(op.kv, dtype)
+    unused = [3, 4] * (not normed) + [7] * (not quantized)
+
+    made, most = ("float32", KV_MOST[kv]) if quantized else (dtype, 0.0)
+
+    def place(sequence: Expr, h: Expr, at: Expr, d: Expr) -> tuple[Expr, ...]:
+        return (h, d) if quantized else (sequence, h, at // LANES, d, at % LANES)
+
+    def norms(*given: BufferRegion) -> tuple[BufferRegion, ...]:
+        return given if normed else ()
+
+    def scaled(*given: BufferRegion) -> tuple[BufferRegion, ...]:
+        return given if quantized else ()
 
     def element(qkv: Buffer, factors: Buffer, weight: Buffer, *at: Expr) -> Expr:
         x = T.Cast("float32", qkv[at])
@@ -184,31 +218,25 @@ def append(op: Append) -> PrimFunc:
         rope_cos_sin: T.Buffer((2, context, half), "float32"),
         query_norm: T.Buffer((dim,), dtype),
         key_norm: T.Buffer((dim,), dtype),
-        keys: T.Buffer((b, kv_heads, blocks, dim, LANES), dtype),
-        values: T.Buffer((b, kv_heads, context, dim), dtype),
+        keys: T.Buffer((b, kv_heads, blocks, dim, LANES), stored),
+        values: T.Buffer((b, kv_heads, context, dim), stored),
+        scales: T.Buffer((2, b, kv_heads, context), "float32"),
         q: T.Buffer((b, m, heads, dim), dtype),
     ):
         T.func_attr({"op_pattern": 8, "tirx.noalias": True})
         for ib, im in T.grid(b, m):
             with T.sblock("row"):
                 vb, vm = T.axis.remap("SS", [ib, im])
-                if normed:
-                    T.reads(
-                        qkv[vb, vm, 0 : heads + 2 * kv_heads, 0:dim],
-                        position[0],
-                        rope_cos_sin[0:2, 0:context, 0:half],
-                        query_norm[0:dim],
-                        key_norm[0:dim],
-                    )
-                else:
-                    T.reads(
-                        qkv[vb, vm, 0 : heads + 2 * kv_heads, 0:dim],
-                        position[0],
-                        rope_cos_sin[0:2, 0:context, 0:half],
-                    )
+                T.reads(
+                    qkv[vb, vm, 0 : heads + 2 * kv_heads, 0:dim],
+                    position[0],
+                    rope_cos_sin[0:2, 0:context, 0:half],
+                    *norms(query_norm[0:dim], key_norm[0:dim]),
+                )
                 T.writes(
                     keys[vb, 0:kv_heads, 0:blocks, 0:dim, 0:LANES],
                     values[vb, 0:kv_heads, 0:context, 0:dim],
+                    *scaled(scales[0:2, vb, 0:kv_heads, 0:context]),
                     q[vb, vm, 0:heads, 0:dim],
                 )
                 if normed:
@@ -238,15 +266,16 @@ def append(op: Append) -> PrimFunc:
                         element(qkv, factors, query_norm, vb, vm, h, d + half) * rope_cos_sin[0, position[0] + vm, d]
                         + element(qkv, factors, query_norm, vb, vm, h, d) * rope_cos_sin[1, position[0] + vm, d],
                     )
+                turned = T.sblock_alloc_buffer((kv_heads, dim), "float32") if quantized else keys
                 for h, d in T.grid(kv_heads, half):
-                    keys[vb, h, (position[0] + vm) // LANES, d, (position[0] + vm) % LANES] = T.Cast(
-                        dtype,
+                    turned[place(vb, h, position[0] + vm, d)] = T.Cast(
+                        made,
                         element(qkv, factors, key_norm, vb, vm, h + heads, d) * rope_cos_sin[0, position[0] + vm, d]
                         - element(qkv, factors, key_norm, vb, vm, h + heads, d + half)
                         * rope_cos_sin[1, position[0] + vm, d],
                     )
-                    keys[vb, h, (position[0] + vm) // LANES, d + half, (position[0] + vm) % LANES] = T.Cast(
-                        dtype,
+                    turned[place(vb, h, position[0] + vm, d + half)] = T.Cast(
+                        made,
                         element(qkv, factors, key_norm, vb, vm, h + heads, d + half)
                         * rope_cos_sin[0, position[0] + vm, d]
                         + element(qkv, factors, key_norm, vb, vm, h + heads, d) * rope_cos_sin[1, position[0] + vm, d],
@@ -257,13 +286,33 @@ def append(op: Append) -> PrimFunc:
                             dtype, element(qkv, factors, query_norm, vb, vm, h, d + rotated)
                         )
                     for h, d in T.grid(kv_heads, rest):
-                        keys[vb, h, (position[0] + vm) // LANES, d + rotated, (position[0] + vm) % LANES] = T.Cast(
-                            dtype, element(qkv, factors, key_norm, vb, vm, h + heads, d + rotated)
+                        turned[place(vb, h, position[0] + vm, d + rotated)] = T.Cast(
+                            made, element(qkv, factors, key_norm, vb, vm, h + heads, d + rotated)
                         )
-                for h, d in T.grid(kv_heads, dim):
-                    values[vb, h, position[0] + vm, d] = qkv[vb, vm, h + heads + kv_heads, d]
+                if quantized:
+                    top = T.sblock_alloc_buffer((2,), "float32")
+                    for h in range(kv_heads):
+                        top[0] = T.float32(0)
+                        top[1] = T.float32(0)
+                        for d in range(dim):
+                            top[0] = T.max(top[0], T.fabs(turned[h, d]))
+                            top[1] = T.max(top[1], T.fabs(T.Cast("float32", qkv[vb, vm, h + heads + kv_heads, d])))
+                        for i in range(2):
+                            scales[i, vb, h, position[0] + vm] = top[i] / T.float32(most)
+                            top[i] = T.Select(top[i] > T.float32(0), T.float32(most) / top[i], T.float32(0))
+                        for d in range(dim):
+                            keys[vb, h, (position[0] + vm) // LANES, d, (position[0] + vm) % LANES] = T.Cast(
+                                stored, to_code(kv, turned[h, d] * top[0])
+                            )
+                        for d in range(dim):
+                            values[vb, h, position[0] + vm, d] = T.Cast(
+                                stored, to_code(kv, T.Cast("float32", qkv[vb, vm, h + heads + kv_heads, d]) * top[1])
+                            )
+                else:
+                    for h, d in T.grid(kv_heads, dim):
+                        values[vb, h, position[0] + vm, d] = qkv[vb, vm, h + heads + kv_heads, d]
 
-    return _said(append if normed else without(append, 3, 4), op)
+    return _said(without(append, *unused), op)
 
 
 def over_cache(func: PrimFunc) -> OverCache | None:

@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from tunebench.kernels import arithmetic
-from tunebench.kernels.arithmetic import LOG2_E
+from tunebench.kernels.arithmetic import KV_MOST, LOG2_E, from_code, to_code
 from tunebench.kernels.operation import (
     Activate,
     Activation,
@@ -48,9 +48,17 @@ def operation(func: PrimFunc) -> Operation | None:
     return parse(str(func.attrs[OP])) if func.attrs and OP in func.attrs else None
 
 
-def cache_shapes(b: int, kv_heads: int, context: int, dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """One layer's keys and values."""
-    return (b, kv_heads, context, dim), (b, kv_heads, context, dim)
+def cache_shapes(
+    b: int, kv_heads: int, context: int, dim: int, kv: str = ""
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """One layer's keys and values; four of a quantized cache share a word, as not every API has bytes."""
+    shape = b, kv_heads, context, dim // 4 if kv else dim
+    return shape, shape
+
+
+def cache_dtype(kv: str, dtype: str) -> str:
+    """The element type of a cache: `dtype` of one that is not quantized."""
+    return "uint32" if kv else dtype
 
 
 def _kernel(tensors: Sequence[te.Tensor], operation: Operation) -> PrimFunc:
@@ -103,26 +111,32 @@ def matmul(
 
 @functools.cache
 def attention(op: Attention) -> PrimFunc:
-    """(q [b, m, H, D], keys, values, position[, sinks]) -> each token's mix of the values up to its own position."""
+    """(q [b, m, H, D], keys, values, position[, sinks][, scales]) -> each token's mix of values up to its position."""
     b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
     q = te.placeholder((b, m, heads, dim), dtype, name="q")
-    keys = te.placeholder((b, kv_heads, context, dim), dtype, name="keys")
-    values = te.placeholder((b, kv_heads, context, dim), dtype, name="values")
+    stored, held = cache_dtype(op.kv, dtype), cache_shapes(b, kv_heads, context, dim, op.kv)
+    keys = te.placeholder(held[0], stored, name="keys")
+    values = te.placeholder(held[1], stored, name="values")
     position = te.placeholder((1,), "int32", name="position")
     sinks = [te.placeholder((heads,), "float32", name="sinks")] if op.sinks else []
+    scales = [te.placeholder((2, b, kv_heads, context), "float32", name="scales")] if op.kv else []
     rep = heads // kv_heads
+
+    def scaled(x: tirx.Expr, which: int, *at: tirx.Expr) -> tirx.Expr:
+        return x * scales[0][(which, *at)] if scales else x
+
     d = te.reduce_axis((0, dim), name="d")
     scores = te.compute(
         (b, heads, m, context),
-        lambda ib, h, i, t: te.sum(
-            q[ib, i, h, d].astype("float32") * keys[ib, h // rep, t, d].astype("float32"), axis=d
-        ),
+        lambda ib, h, i, t: te.sum(q[ib, i, h, d].astype("float32") * _held(op.kv, keys, ib, h // rep, t, d), axis=d),
         name="scores",
     )
     seen = te.compute(
         (b, heads, m, context),
         lambda ib, h, i, t: tirx.Select(
-            _sees(op, position[0] + i, t), _in_log2(op, scores[ib, h, i, t]), tirx.const(-1e30, "float32")
+            _sees(op, position[0] + i, t),
+            _in_log2(op, scaled(scores[ib, h, i, t], 0, ib, h // rep, t)),
+            tirx.const(-1e30, "float32"),
         ),
         name="seen",
     )
@@ -142,13 +156,25 @@ def attention(op: Attention) -> PrimFunc:
 
     mix = te.compute(
         (b, m, heads, dim),
-        lambda ib, i, h, e: te.sum(weight[ib, h, i, t3] * values[ib, h // rep, t3, e].astype("float32"), axis=t3),
+        lambda ib, i, h, e: te.sum(
+            scaled(weight[ib, h, i, t3], 1, ib, h // rep, t3) * _held(op.kv, values, ib, h // rep, t3, e), axis=t3
+        ),
         name="mix",
     )
     out = te.compute(
         (b, m, heads, dim), lambda ib, i, h, e: (mix[ib, i, h, e] / whole(ib, h, i)).astype(dtype), name="out"
     )
-    return _kernel([q, keys, values, position, *sinks, out], op)
+    return _kernel([q, keys, values, position, *sinks, *scales, out], op)
+
+
+def _held(kv: str, cache: te.Tensor, *at: tirx.Expr) -> tirx.Expr:
+    """An element of the cache, less its scale where it is quantized."""
+    if not kv:
+        return cache[at].astype("float32")
+    word, bit = cache[(*at[:-1], at[-1] // 4)], (at[-1] % 4 * 8).astype("uint32")
+    if kv == "int8":
+        return from_code(kv, tirx.reinterpret("int32", word << (tirx.const(24, "uint32") - bit)) >> 24)
+    return from_code(kv, word >> bit)
 
 
 def _sees(op: Attention, at: tirx.Expr, other: tirx.Expr) -> tirx.Expr:
@@ -173,12 +199,14 @@ def append(op: Append) -> PrimFunc:
     """Rotate a chunk's queries and keys and write its keys and values into the cache, in place.
 
     (qkv [b, m, H + 2G, D], position, rope_cos_sin [2, C, R / 2] = cosines and sines[, weights [D] of the queries' and
-    of the keys' norm], keys, values) -> q, with the rotation that pairs element d of the first R with d + R / 2, as
-    Hugging Face's llama does.
+    of the keys' norm], keys, values[, scales]) -> q, with the rotation that pairs element d of the first R with
+    d + R / 2, as Hugging Face's llama does.
     """
     b, m, heads, kv_heads, dim, context, dtype = op.b, op.m, op.heads, op.kv_heads, op.dim, op.context, op.dtype
     rotated, half, normed, partial = op.rotated, op.rotated // 2, op.norm > 0, op.rotated < dim
-    every, epsilon = heads + 2 * kv_heads, op.norm
+    every, epsilon, kv, quantized = heads + 2 * kv_heads, op.norm, op.kv, op.kv != ""
+    stored, (held, _) = cache_dtype(kv, dtype), cache_shapes(b, kv_heads, context, dim, kv)
+    unused = [3, 4] * (not normed) + [7] * (not quantized)
 
     def element(qkv: tirx.Buffer, squares: tirx.Buffer, weight: tirx.Buffer, *at: tirx.Expr) -> tirx.Expr:
         x = T.Cast("float32", qkv[at])
@@ -191,6 +219,14 @@ def append(op: Append) -> PrimFunc:
         found = x * cosine + other * sine * T.Select(d < half, T.float32(-1), T.float32(1))
         return T.Select(d < rotated, found, x) if partial else found
 
+    def word(stacked: tirx.Buffer, tops: tirx.Buffer, *at: tirx.Expr) -> tirx.Expr:
+        """Four elements of a head, in a word of the cache."""
+        top = tops[at[:-1]]
+        factor = T.Select(top > T.float32(0), T.float32(KV_MOST[kv]) / top, T.float32(0))
+        codes = [to_code(kv, stacked[(*at[:-1], at[-1] * 4 + i)] * factor).astype("uint32") for i in range(4)]
+        low, *others = [code & tirx.const(0xFF, "uint32") for code in codes]
+        return functools.reduce(lambda made, each: made | (each[1] << (8 * each[0])), enumerate(others, 1), low)
+
     with quick_parsing():
 
         @T.prim_func(private=True, s_tir=True)
@@ -200,14 +236,15 @@ def append(op: Append) -> PrimFunc:
             rope_cos_sin: T.Buffer((2, context, half), "float32"),
             query_norm: T.Buffer((dim,), dtype),
             key_norm: T.Buffer((dim,), dtype),
-            keys: T.Buffer((b, kv_heads, context, dim), dtype),
-            values: T.Buffer((b, kv_heads, context, dim), dtype),
+            keys: T.Buffer(held, stored),
+            values: T.Buffer(held, stored),
+            scales: T.Buffer((2, b, kv_heads, context), "float32"),
             q: T.Buffer((b, m, heads, dim), dtype),
         ):
             T.func_attr({"tirx.noalias": True})
             if normed:
-                squares = T.sblock_alloc_buffer((b, m, heads + kv_heads), "float32")
-                for ib, im, ih, id in T.grid(b, m, heads + kv_heads, dim):
+                squares = T.sblock_alloc_buffer((b, m, every if quantized else heads + kv_heads), "float32")
+                for ib, im, ih, id in T.grid(b, m, every if quantized else heads + kv_heads, dim):
                     with T.sblock("squares"):
                         vb, vm, vh, vd = T.axis.remap("SSSR", [ib, im, ih, id])
                         with T.init():
@@ -230,25 +267,61 @@ def append(op: Append) -> PrimFunc:
                             vd,
                         ),
                     )
-            for ib, im, ih, id in T.grid(b, m, kv_heads, dim):
-                with T.sblock("key"):
-                    vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
-                    keys[vb, vh, position[0] + vm, vd] = T.Cast(
-                        dtype,
-                        turned(
-                            element(qkv, squares, key_norm, vb, vm, heads + vh, vd),
-                            element(qkv, squares, key_norm, vb, vm, heads + vh, (vd + half) % rotated),
-                            rope_cos_sin[0, position[0] + vm, vd % half],
-                            rope_cos_sin[1, position[0] + vm, vd % half],
-                            vd,
-                        ),
-                    )
-            for ib, im, ih, id in T.grid(b, m, kv_heads, dim):
-                with T.sblock("value"):
-                    vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
-                    values[vb, vh, position[0] + vm, vd] = qkv[vb, vm, heads + kv_heads + vh, vd]
+            if quantized:
+                stacked = T.sblock_alloc_buffer((b, m, 2 * kv_heads, dim), "float32")  # keys, then values
+                tops = T.sblock_alloc_buffer((b, m, 2 * kv_heads), "float32")
+                for ib, im, ih, id in T.grid(b, m, 2 * kv_heads, dim):
+                    with T.sblock("stacked"):
+                        vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
+                        stacked[vb, vm, vh, vd] = T.Select(
+                            vh < kv_heads,
+                            turned(
+                                element(qkv, squares, key_norm, vb, vm, heads + vh, vd),
+                                element(qkv, squares, key_norm, vb, vm, heads + vh, (vd + half) % rotated),
+                                rope_cos_sin[0, position[0] + vm, vd % half],
+                                rope_cos_sin[1, position[0] + vm, vd % half],
+                                vd,
+                            ),
+                            T.Cast("float32", qkv[vb, vm, heads + vh, vd]),
+                        )
+                for ib, im, ih, id in T.grid(b, m, 2 * kv_heads, dim):
+                    with T.sblock("tops"):
+                        vb, vm, vh, vd = T.axis.remap("SSSR", [ib, im, ih, id])
+                        with T.init():
+                            tops[vb, vm, vh] = T.float32(0)
+                        tops[vb, vm, vh] = T.max(tops[vb, vm, vh], T.fabs(stacked[vb, vm, vh, vd]))
+                for i, ib, im, ih in T.grid(2, b, m, kv_heads):
+                    with T.sblock("scale"):
+                        vi, vb, vm, vh = T.axis.remap("SSSS", [i, ib, im, ih])
+                        scales[vi, vb, vh, position[0] + vm] = tops[vb, vm, vi * kv_heads + vh] / T.float32(KV_MOST[kv])
+                for ib, im, ih, iw in T.grid(b, m, kv_heads, dim // 4):
+                    with T.sblock("key"):
+                        vb, vm, vh, vw = T.axis.remap("SSSS", [ib, im, ih, iw])
+                        keys[vb, vh, position[0] + vm, vw] = word(stacked, tops, vb, vm, vh, vw)
+                for ib, im, ih, iw in T.grid(b, m, kv_heads, dim // 4):
+                    with T.sblock("value"):
+                        vb, vm, vh, vw = T.axis.remap("SSSS", [ib, im, ih, iw])
+                        values[vb, vh, position[0] + vm, vw] = word(stacked, tops, vb, vm, kv_heads + vh, vw)
+            else:
+                for ib, im, ih, id in T.grid(b, m, kv_heads, dim):
+                    with T.sblock("key"):
+                        vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
+                        keys[vb, vh, position[0] + vm, vd] = T.Cast(
+                            dtype,
+                            turned(
+                                element(qkv, squares, key_norm, vb, vm, heads + vh, vd),
+                                element(qkv, squares, key_norm, vb, vm, heads + vh, (vd + half) % rotated),
+                                rope_cos_sin[0, position[0] + vm, vd % half],
+                                rope_cos_sin[1, position[0] + vm, vd % half],
+                                vd,
+                            ),
+                        )
+                for ib, im, ih, id in T.grid(b, m, kv_heads, dim):
+                    with T.sblock("value"):
+                        vb, vm, vh, vd = T.axis.remap("SSSS", [ib, im, ih, id])
+                        values[vb, vh, position[0] + vm, vd] = qkv[vb, vm, heads + kv_heads + vh, vd]
 
-    return marked(append if normed else without(append, 3, 4), op)
+    return marked(without(append, *unused), op)
 
 
 @functools.cache

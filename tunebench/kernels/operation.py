@@ -92,6 +92,7 @@ class OverCache(Operation):
     dim: int
     context: int
     dtype: str
+    kv: str = ""  # int8 or fp8: each head's keys, and its values, at a position have a float32 scale [2, b, G, C]
 
 
 @dataclass(frozen=True)

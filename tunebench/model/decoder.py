@@ -61,10 +61,11 @@ class DecoderModule(nn.Module):
         x = self._stored(decoder.embedding).take(op.reshape(tokens, (b * m,)))
         if decoder.embedding_scale != 1:
             x = op.multiply(x, Tensor.from_scalar(decoder.embedding_scale, self.dtype))
-        keys, values = list(keys), list(values)
+        keys, values, count = list(keys), list(values), len(decoder.layers)
         for i, layer in enumerate(decoder.layers):
-            cache = _Cache(position, rope_cos_sin[layer.attention.rope], keys[i], values[i])
-            x, keys[i], values[i] = self._layer(layer, x, cache)
+            held = [keys[i], *values[i::count]]  # of a quantized cache, every layer's scales are behind the values
+            x, held = self._layer(layer, x, _Cache(position, rope_cos_sin[layer.attention.rope], held))
+            keys[i], values[i::count] = held[0], held[1:]
         hidden = decoder.embedding.k
         if m > 1:
             x = self._call(
@@ -76,11 +77,12 @@ class DecoderModule(nn.Module):
             logits = op.multiply(op.tanh(op.divide(logits, cap)), cap)
         return logits, keys, values
 
-    def _layer(self, layer: Layer, x: Tensor, cache: _Cache) -> tuple[Tensor, Tensor, Tensor]:
-        mixed, keys, values = self._attend(layer.attention, self._norm(layer.attention_norm, x), cache)
+    def _layer(self, layer: Layer, x: Tensor, cache: _Cache) -> tuple[Tensor, list[Tensor]]:
+        """What comes out, and the cache."""
+        mixed, held = self._attend(layer.attention, self._norm(layer.attention_norm, x), cache)
         attended = self._added(layer.attention.out, mixed, layer.attention_post, x)
         before = x if layer.parallel else attended
-        return self._mix(layer, self._norm(layer.mlp_norm, before), attended), keys, values
+        return self._mix(layer, self._norm(layer.mlp_norm, before), attended), held
 
     def _mix(self, layer: Layer, x: Tensor, residual: Tensor) -> Tensor:
         """residual + what the layer's second half makes of the normed x."""
@@ -98,11 +100,11 @@ class DecoderModule(nn.Module):
         kind = operation.SiluMul if mlp.gated else operation.Activate
         return self._call(kind(rows, width, self.dtype, mlp.activation), [x], (rows, width))
 
-    def _attend(self, attention: Attention, x: Tensor, cache: _Cache) -> tuple[Tensor, Tensor, Tensor]:
+    def _attend(self, attention: Attention, x: Tensor, cache: _Cache) -> tuple[Tensor, list[Tensor]]:
         """The mixed values before their projection, and the cache."""
         b, dtype, heads, dim = self.workload.batch, self.dtype, attention.heads, attention.dim
         m = int(x.shape[0]) // b
-        shape = (b, m, heads, attention.kv_heads, dim, self.workload.context, dtype)
+        shape = (b, m, heads, attention.kv_heads, dim, self.workload.context, dtype, self.workload.kv)
         qkv = op.reshape(self._product(attention.qkv, x), (b, m, heads + 2 * attention.kv_heads, dim))
         norms = [norm for norm in (attention.query_norm, attention.key_norm) if norm]
         rotary = 2 * int(cache.rope_cos_sin.shape[2])
@@ -110,18 +112,18 @@ class DecoderModule(nn.Module):
             *shape, rotary=0 if rotary == dim else rotary, norm=norms[0].epsilon if norms else 0.0
         )
         weights = [self._vector(norm.weight) for norm in norms]
-        given = [qkv, cache.position, cache.rope_cos_sin, *weights, cache.keys, cache.values]
-        keys, values, q = op.tensor_ir_inplace_op(
+        given = [qkv, cache.position, cache.rope_cos_sin, *weights, *cache.held]
+        *held, q = op.tensor_ir_inplace_op(
             self._kernel(append),
             "append",
             given,
-            [len(given) - 2, len(given) - 1, -1],
+            [*range(len(given) - len(cache.held), len(given)), -1],
             [
-                Tensor.placeholder(cache.keys.shape, dtype, "keys"),
-                Tensor.placeholder(cache.values.shape, dtype, "values"),
+                *(Tensor.placeholder(each.shape, each.dtype, "held") for each in cache.held),
                 Tensor.placeholder((b, m, heads, dim), dtype, "q"),
             ],
         )
+        keys, values, *scales = held
         computed = operation.Attention(
             *shape,
             scale=attention.scale,
@@ -130,8 +132,8 @@ class DecoderModule(nn.Module):
             sinks=attention.sinks is not None,
         )
         sinks = [self._vector(attention.sinks)] if attention.sinks else []
-        mixed = self._call(computed, [q, keys, values, cache.position, *sinks], (b, m, heads, dim))
-        return op.reshape(mixed, (b * m, heads * dim)), keys, values
+        mixed = self._call(computed, [q, keys, values, cache.position, *sinks, *scales], (b, m, heads, dim))
+        return op.reshape(mixed, (b * m, heads * dim)), held
 
     def _norm(self, norm: Norm, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The normed x, added to `residual` where there is one."""
@@ -171,7 +173,7 @@ class DecoderModule(nn.Module):
 
 
 class _Cache:
-    """Where a layer's keys and values are, and where the chunk stands."""
+    """Where a layer's keys, values and, where they are quantized, scales are, and where the chunk stands."""
 
-    def __init__(self, position: Tensor, rope_cos_sin: Tensor, keys: Tensor, values: Tensor) -> None:
-        self.position, self.rope_cos_sin, self.keys, self.values = position, rope_cos_sin, keys, values
+    def __init__(self, position: Tensor, rope_cos_sin: Tensor, held: list[Tensor]) -> None:
+        self.position, self.rope_cos_sin, self.held = position, rope_cos_sin, held

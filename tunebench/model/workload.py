@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from tunebench.dtypes import numpy_dtype
 from tunebench.errors import TuneBenchError
 from tunebench.kernels import cpu as cpu_kernels
 from tunebench.kernels import gpu as gpu_kernels
+from tunebench.kernels.arithmetic import KV_MOST
 from tunebench.kernels.tvmscript import quick_parsing
 from tunebench.model import architectures, quantization
 from tunebench.model.architectures import ModelConfig
@@ -34,6 +36,8 @@ from tunebench.spec import Scheme, WeightFormat, Workload
 CONFIG_BYTES = 16 << 20
 ALWAYS = {*ModelConfig.__struct_fields__, "rms_norm_eps", "tie_word_embeddings"} - {"rope_scaling"}
 """What a model's id is made of also where it is as its default says: ids in rows stay as they are."""
+Form = tuple[tuple[int, ...], str]
+"""Shape and dtype."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +88,28 @@ class Model:
         """One layer's keys and values."""
         config, workload = self.config, self.workload
         shapes = gpu_kernels.cache_shapes if workload.device_kind == "gpu" else cpu_kernels.cache_shapes
-        return shapes(workload.batch, config.num_key_value_heads, workload.context, config.head_dim)
+        return shapes(workload.batch, config.num_key_value_heads, workload.context, config.head_dim, workload.kv)
+
+    @property
+    def caches(self) -> tuple[list[Form], list[Form]]:
+        """Keys and values of every layer; of a quantized cache the layers' scales are behind the values."""
+        workload, layers = self.workload, len(self.decoder.layers)
+        keys, values = self.cache_shapes
+        stored = gpu_kernels.cache_dtype if workload.device_kind == "gpu" else cpu_kernels.cache_dtype
+        dtype = stored(workload.kv, workload.scheme.dtype)
+        scales: list[Form] = [((2, *keys[:2], workload.context), "float32")] * layers if workload.kv else []
+        return [(keys, dtype)] * layers, [(values, dtype)] * layers + scales
 
     @property
     def cache_bytes(self) -> int:
         """The whole KV cache."""
-        elements = sum(int(np.prod(shape)) for shape in self.cache_shapes)
-        return elements * len(self.decoder.layers) * numpy_dtype(self.workload.scheme.dtype).itemsize
+        return sum(math.prod(shape) * numpy_dtype(dtype).itemsize for part in self.caches for shape, dtype in part)
 
-    @property
-    def cache_bytes_per_token(self) -> int:
-        """What one position of one sequence adds to a decode step's reads."""
-        return self.cache_bytes // (self.workload.context * self.workload.batch)
+    def cache_read_bytes(self, depth: float) -> float:
+        """What a decode step reads of all sequences' caches at `depth` positions, of a layer its window's at most."""
+        layers = self.decoder.layers
+        seen = sum(min(depth, layer.attention.window or depth) for layer in layers)
+        return self.cache_bytes * seen / (self.workload.context * len(layers))
 
     @property
     def weight_bytes(self) -> int:
@@ -212,6 +226,12 @@ def _check_shape(workload: Workload, config: ModelConfig) -> None:
             f"a chunk of {max(workload.chunks)} tokens does not fit a context of {workload.context}.",
             "Lower --prompt, or raise --context.",
         )
+    if workload.kv not in ("", *KV_MOST):
+        raise registry.unknown(workload.kv, sorted(KV_MOST), "kind of KV cache")
+    if workload.kv and workload.device_kind == "gpu" and config.head_dim % 4:
+        raise TuneBenchError(
+            f"head_dim {config.head_dim} has no KV cache in {workload.kv} on a GPU.", "Leave out --kv."
+        )
     if config.head_dim % 2 or not config.head_dim:
         raise TuneBenchError(f"head_dim {config.head_dim} is not supported.", "It must be divisible by 2.")
 
@@ -230,9 +250,7 @@ def build_module(model: Model) -> tvm.IRModule:
     module = _module(model)
     for chunk in model.workload.chunk_sizes:
         setattr(module, function_name(chunk), module.step)
-    workload = model.workload
-    keys, values = model.cache_shapes
-    dtype, layers = workload.scheme.dtype, len(model.decoder.layers)
+    workload, (keys, values) = model.workload, model.caches
     one = spec.Tensor([1], "int32")
     specs = {
         function_name(chunk): {
@@ -240,8 +258,8 @@ def build_module(model: Model) -> tvm.IRModule:
             "position": one,
             "last_token": one,
             "rope_cos_sin": [spec.Tensor(turns.shape, "float32") for turns in rope_cos_sin(model)],
-            "keys": [spec.Tensor(keys, dtype)] * layers,
-            "values": [spec.Tensor(values, dtype)] * layers,
+            "keys": [spec.Tensor(*each) for each in keys],
+            "values": [spec.Tensor(*each) for each in values],
             "$": {"param_mode": "packed", "effect_mode": "none"},
         }
         for chunk in workload.chunk_sizes

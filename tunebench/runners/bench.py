@@ -34,6 +34,7 @@ POOL = 1_048_573  # random values of a large input, a prime
 MOST_CALLS = 256  # of a sample
 LONG_NS = 2_000_000  # a call that fills the caches and more
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2, "int8": 1e-2, "int32": 1e-2}
+TOLERANCE |= {"uint8": 1e-2, "uint32": 1e-2}  # codes of a quantized cache
 """Of the largest reference value; quantized activations may differ by one step."""
 SMALL = np.float32(2.0**-15)
 

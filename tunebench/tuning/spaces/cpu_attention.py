@@ -1,8 +1,8 @@
 """Attention on a CPU, of one token or many.
 
-The kernel is `kernels.cpu.attention`: rows of a tile of tokens of one head, which threads take in turn. Both products
-keep a block of sums in registers: scores of a few tokens with a vector of keys, and some vectors of a few
-tokens' outputs, so that what is read from the cache is converted once for all of them.
+The kernel is `kernels.cpu_attention.attention`: rows of a tile of tokens of one head, which threads take in turn.
+Both products keep a block of sums in registers: scores of a few tokens with a vector of keys, and some vectors of a
+few tokens' outputs, so that what is read from the cache is converted once for all of them.
 """
 
 from __future__ import annotations
