@@ -58,7 +58,7 @@ def test_it_takes_a_byte_an_element_and_a_scale_a_head(device: str, tmp_path: Pa
     half, eighth = (load_model(config, "q0f16", kv=kv, device_kind=device) for kv in ("", "int8"))
     elements, heads = half.cache_bytes // 2, half.cache_bytes // 2 // 16
     assert eighth.cache_bytes == elements + 4 * heads
-    assert eighth.cache_bytes_per_token * eighth.workload.context == eighth.cache_bytes
+    assert eighth.cache_read_bytes(eighth.workload.context) == eighth.cache_bytes
 
 
 def test_a_plan_has_the_scales_beside_the_cache(tmp_path: Path) -> None:

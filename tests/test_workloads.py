@@ -161,6 +161,7 @@ def test_the_first_layers_of_a_model(tmp_path: Path) -> None:
     assert whole.model_id == all_layers.model_id != first.model_id
     assert whole.cache_bytes == 2 * first.cache_bytes
     assert first.n_params < whole.n_params
+    assert whole.cache_read_bytes(100) == first.cache_read_bytes(100) + first.cache_read_bytes(32)  # of the second
     assert len(one_of_each(whole.decoder.layers * 3)) == 2
     with pytest.raises(TuneBenchError, match="has 2 layers, not 3"):
         load_model(path, "q0f32", layers=3)

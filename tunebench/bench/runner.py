@@ -225,9 +225,7 @@ def base_row(arm: Arm, test: Test) -> Result:
         chunks=list(workload.chunks),
         flops_per_token=model.flops_per_token,
         multiplies=_multiplies(workload),
-        bytes_per_token=round(
-            model.read_bytes + model.state_bytes + model.cache_bytes_per_token * mean_depth * workload.batch
-        ),
+        bytes_per_token=round(model.read_bytes + model.cache_read_bytes(mean_depth)),
         environment={**session.described(), **_facts(arm)},
     )
 

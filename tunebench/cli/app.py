@@ -345,7 +345,7 @@ def list_command(
     columns, rows = registry.pick(LISTINGS, what, "list")()
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == columns[0])  # names are to be copied
     for row in rows:
         table.add_row(*row)
     console.print(table)

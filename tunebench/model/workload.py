@@ -143,16 +143,13 @@ class Model:
         """The whole KV cache, states included."""
         return sum(_bytes(held) for part in self.caches for held in part)
 
-    @property
-    def state_bytes(self) -> int:
-        """Of states, which a decode step reads at any depth."""
-        linear = (layer.attention for layer in self.decoder.layers if isinstance(layer.attention, LinearAttention))
-        return sum(sum(map(_bytes, self._kept(attention))) for attention in linear)
-
-    @property
-    def cache_bytes_per_token(self) -> int:
-        """What one position of one sequence adds to a decode step's reads."""
-        return (self.cache_bytes - self.state_bytes) // (self.workload.context * self.workload.batch)
+    def cache_read_bytes(self, depth: float) -> float:
+        """What a decode step reads of all sequences' caches at `depth` positions, of a layer its window's at most."""
+        decoder, context = self.decoder, self.workload.context
+        linear = [layer.attention for layer in decoder.layers if isinstance(layer.attention, LinearAttention)]
+        states = sum(sum(map(_bytes, self._kept(attention))) for attention in linear)
+        seen = sum(min(depth, attention.window or depth) for attention in decoder.attentions)
+        return states + (self.cache_bytes - states) * seen / (context * max(len(decoder.attentions), 1))
 
     @property
     def weight_bytes(self) -> int:
