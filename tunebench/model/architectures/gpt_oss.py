@@ -67,7 +67,12 @@ def _mixture(config: GptOssConfig, name: str) -> Experts:
 
     return Experts(
         router=Matrix(
-            router, count, hidden, (f"{router}.weight",), bias=Vector(f"{router}.bias", count), stays_float=True
+            router,
+            count,
+            hidden,
+            (f"{router}.weight",),
+            bias=Vector(f"{router}.bias", count, dtype="float32"),
+            stays_float=True,
         ),
         up=Matrix(
             up,
