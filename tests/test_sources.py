@@ -10,6 +10,7 @@ from safetensors.numpy import save
 from test_checkpoints import tiny_gguf
 from test_fuzz import tiny_weights
 
+from tunebench.cli import inputs
 from tunebench.errors import TuneBenchError
 from tunebench.model import sources, weights
 from tunebench.model.sources import find
@@ -120,8 +121,10 @@ def test_a_folder_whose_weights_are_in_no_known_form_runs_with_random_ones(tmp_p
     (tmp_path / FILE).write_bytes(save({}))
     model = load_model(tmp_path, "q4f16_1")
     assert dict(weights.load(model, "random", 0)).keys() == model.param_shapes.keys()
-    with pytest.raises(TuneBenchError, match="quantized as 'other'"):
-        weights.load(model, "", 0)
+    assert [each.name for each in inputs.schemes(str(tmp_path), ["q4f16_1"])] == ["q4f16_1"]
+    for read in (lambda: weights.load(model, "", 0), lambda: inputs.schemes(str(tmp_path), [])):
+        with pytest.raises(TuneBenchError, match="quantized as 'other'"):
+            read()
 
 
 def test_models_of_our_own_have_no_weights() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -169,7 +170,10 @@ def schemes(model: str, names: list[str]) -> list[Scheme]:
     from tunebench import registry
     from tunebench.model import native, quantization, sources
 
-    checkpoint = sources.find(model).open()
+    source, checkpoint = sources.find(model), None
+    as_stored = not names or any(map(native.is_native, names))
+    with contextlib.nullcontext() if as_stored else contextlib.suppress(TuneBenchError):  # random weights may be meant
+        checkpoint = source.open()
     quantized = checkpoint is not None and bool(checkpoint.scheme)
     found = []
     for name in dict.fromkeys(names or ["native" if quantized else "q4f16_1"]):
