@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import torch
 import tvm
 from conftest import cpu_target, draw_records, load_model, lower, need, relative_error
+from test_cuda import gpu_target
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from tvm.s_tir import meta_schedule as ms
 
@@ -41,6 +41,7 @@ CASES = [(name, i) for name, each in architectures.architectures().items() for i
 torch.set_num_threads(1)  # TVM has its own threads on the same cores
 
 Records = Mapping[str, ms.database.TuningRecord]
+Saved = Callable[..., tuple[PreTrainedModel, Path]]
 
 
 def config_dict(config: ModelConfig) -> dict[str, Any]:
@@ -57,9 +58,21 @@ def config_dict(config: ModelConfig) -> dict[str, Any]:
     return {**data, "rope_parameters": rope}
 
 
-@functools.cache
-def saved(name: str, i: int = 0, **changes: Any) -> tuple[PreTrainedModel, Path]:
-    """A tiny model with random weights, all of them large enough that every part of it shows, and its folder."""
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """One of an architecture's tiny models, and the folder that it is saved in; made once."""
+
+    @functools.cache
+    def get(name: str, i: int = 0) -> tuple[PreTrainedModel, Path]:
+        model, folder = random_model(name, i), tmp_path_factory.mktemp(f"{name}-{i}")
+        model.save_pretrained(folder)
+        return model, folder
+
+    return get
+
+
+def random_model(name: str, i: int, **changes: Any) -> PreTrainedModel:
+    """A tiny model with random weights, all of them large enough that every part of it shows."""
     torch.manual_seed(0)
     tiny = config_dict(architectures.architectures()[name].tiny[i]) | changes
     config = AutoConfig.for_model(name, **tiny, initializer_range=0.2, pad_token_id=None)
@@ -70,9 +83,7 @@ def saved(name: str, i: int = 0, **changes: Any) -> tuple[PreTrainedModel, Path]
                 weight.normal_(0, 0.2)
             elif "norm" in parameter:
                 weight.uniform_(0.5, 1.5)
-    folder = Path(tempfile.mkdtemp())
-    model.save_pretrained(folder)
-    return model, folder
+    return model
 
 
 def reference_logits(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
@@ -81,7 +92,7 @@ def reference_logits(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
         return model(torch.from_numpy(tokens.astype(np.int64))).logits.float().numpy()
 
 
-def compare(engine: ChunkedEngine, reference: PreTrainedModel, batch: int) -> float:
+def compare(engine: ChunkedEngine, reference: PreTrainedModel, batch: int = 1) -> float:
     """Prompt, greedy decoding, a second chunk of prompt, on the same tokens: the largest relative error."""
     tokens = np.random.default_rng(1).integers(0, 127, (batch, PROMPT), np.int32)
     engine.prefill(tokens, 0)
@@ -118,7 +129,7 @@ def random_schedules(target: tvm.target.Target, seed: int) -> Callable[[list[Tas
 @pytest.mark.parametrize(("batch", "schedule"), [(1, None), (2, 0)], ids=["default", "random"])
 @pytest.mark.parametrize(("name", "i"), CASES)
 def test_float32_logits_are_those_of_transformers(
-    name: str, i: int, batch: int, schedule: int | None, target: tvm.target.Target
+    name: str, i: int, batch: int, schedule: int | None, target: tvm.target.Target, saved: Saved
 ) -> None:
     reference, folder = saved(name, i)
     records = None if schedule is None else random_schedules(target, schedule)
@@ -127,7 +138,7 @@ def test_float32_logits_are_those_of_transformers(
 
 
 @pytest.mark.parametrize(("name", "i"), CASES)
-def test_a_gpu_says_what_transformers_says(name: str, i: int) -> None:
+def test_a_gpu_says_what_transformers_says(name: str, i: int, saved: Saved) -> None:
     """All kernels of an architecture as plain source, run as a plan."""
     device = need(apis.open_device, "opencl")
     reference, folder = saved(name, i)
@@ -136,21 +147,23 @@ def test_a_gpu_says_what_transformers_says(name: str, i: int) -> None:
     made = compile_plan(passes.prefix(workloads.build_module(model), target), model, target, {}).plan
     assert made
     engine = PlanEngine(made, Memory(device, made, with_rope(model, weights.read(model, sources.open_weights(folder)))))
-    assert compare(engine, reference, 1) < FLOAT32
+    assert compare(engine, reference) < FLOAT32
 
 
 @pytest.mark.parametrize(("kind", "scheme"), [("cuda", "q4f16_1"), ("webgpu", "q0f32")])
 @pytest.mark.parametrize(("name", "i"), CASES)
-def test_every_kernel_builds_for_gpus_that_are_not_here(name: str, i: int, kind: str, scheme: str) -> None:
+def test_every_kernel_builds_for_gpus_that_are_not_here(
+    name: str, i: int, kind: str, scheme: str, saved: Saved
+) -> None:
     _, folder = saved(name, i)
     model = load_model(folder / "config.json", scheme, chunks=(16,), device_kind="gpu")
-    target = cpu_target(kind)
+    target = gpu_target() if kind == "cuda" else cpu_target(kind)
     mod = passes.prefix(workloads.build_module(model), target)
     assert [each for each in compile_check.build_all(tasks.extract(mod, model), target) if each.error] == []
 
 
 @pytest.mark.parametrize(("name", "i"), CASES)
-def test_a_config_is_read_as_transformers_writes_it(name: str, i: int) -> None:
+def test_a_config_is_read_as_transformers_writes_it(name: str, i: int, saved: Saved) -> None:
     """Also in its earlier form, with one rope's keys at the top."""
     architecture = architectures.architectures()[name]
     tiny = architecture.tiny[i]
@@ -160,17 +173,17 @@ def test_a_config_is_read_as_transformers_writes_it(name: str, i: int) -> None:
     assert architecture.read({**msgspec.to_builtins(tiny), **top}, "config.json") == tiny
 
 
-def test_a_difference_in_one_norm_shows(target: tvm.target.Target) -> None:
+def test_a_difference_in_one_norm_shows(target: tvm.target.Target, saved: Saved) -> None:
     reference, folder = saved("llama")
     with torch.no_grad():
         norm = reference.model.layers[1].post_attention_layernorm.weight
         norm[3] *= 1.1
-        error = compare(build_engine(load_model(folder / "config.json", "q0f32"), folder, target), reference, 1)
+        error = compare(build_engine(load_model(folder / "config.json", "q0f32"), folder, target), reference)
         norm[3] /= 1.1
     assert error > 10 * FLOAT32
 
 
-def test_a_prompt_beyond_the_context_is_refused(target: tvm.target.Target) -> None:
+def test_a_prompt_beyond_the_context_is_refused(target: tvm.target.Target, saved: Saved) -> None:
     _, folder = saved("llama")
     engine = build_engine(load_model(folder / "config.json", "q0f32"), folder, target)
     tokens = np.zeros((1, 20), np.int32)

@@ -30,6 +30,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import LLAMA, load_model, write_config
+from gguf import GGMLQuantizationType, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -249,6 +250,36 @@ def read_weights(path: Path) -> None:
         assert array.dtype.kind in "iu" or np.isfinite(array).all()
 
 
+def read_gguf(path: Path) -> None:
+    """Every parameter of whatever model it says, and its tokenizer."""
+    checkpoint = sources.find(str(path)).open()
+    assert checkpoint
+    for name, tensor in checkpoint.tensors.items():
+        checkpoint.floats(name, 0, tensor.shape[0])
+    checkpoint.tokenizer()
+
+
+def small_gguf() -> bytes:
+    """A llama with a layer of one matrix, and a tokenizer of five tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        writer = GGUFWriter(Path(folder) / "it.gguf", "llama")
+        writer.add_block_count(1)
+        writer.add_embedding_length(32)
+        writer.add_head_count(2)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("smollm")
+        writer.add_token_list(["a", "b", "c", "ab", "<s>"])
+        writer.add_token_types([1, 1, 1, 1, 3])
+        writer.add_token_merges(["a b"])
+        writer.add_tensor("token_embd.weight", np.ones((4, 32), np.float32))
+        writer.add_tensor("blk.0.attn_q.weight", np.zeros((4, 18), np.uint8), raw_dtype=GGMLQuantizationType.Q4_0)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return (Path(folder) / "it.gguf").read_bytes()
+
+
 def read_index(path: Path) -> None:
     """Beside good weights, with a file outside."""
     (path.parent / "model.safetensors").write_bytes(tiny_weights())
@@ -464,6 +495,17 @@ HOLDER = b'{"pid": 1, "host": "here", "since": "2026-01-01T00:00:00+00:00", "com
 NOTE = json.dumps({name: [4, "0" * 64] for name in FILES}).encode()
 REQUEST = b"GET /plan/file?x=1 HTTP/1.1\r\nHost: HOST\r\nRange: bytes=2-5\r\nAccept: */*\r\n\r\n"
 INDEX = json.dumps({"metadata": {}, "weight_map": {"a": "model.safetensors", "b": "model.safetensors"}}).encode()
+YARN = {"type": "yarn", "factor": 4.0, "beta_fast": 32, "mscale": 1.0, "original_max_position_embeddings": 64}
+LONG = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+TWO_KINDS = {
+    "model_type": "gemma3",
+    "text_config": {
+        **LLAMA,
+        "model_type": "gemma3_text",
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"full_attention": LONG, "sliding_attention": {"rope_theta": 1e4}},
+    },
+}
 OPTIONS = b"128,512\n90s\nboth\n0\nllvm\n1.5h\n192.168.1.2:9190"
 READERS = (
     Reader("results", rows_text(), read_results),
@@ -474,8 +516,13 @@ READERS = (
     Reader("llama-bench md", MARKDOWN.encode(), read_llama_bench),
     Reader("llama-bench utf-16", (json.dumps(BENCHED) + "\n").encode("utf-16"), read_llama_bench),
     Reader("config", json.dumps(LLAMA).encode(), read_config, "config.json"),
+    Reader("config of layers of two kinds", json.dumps(TWO_KINDS).encode(), read_config, "config.json"),
+    Reader(
+        "config of a long context", json.dumps({**LLAMA, "rope_scaling": YARN}).encode(), read_config, "config.json"
+    ),
     Reader("options", OPTIONS, read_options),
     Reader("safetensors", tiny_weights(), read_weights, "model.safetensors"),
+    Reader("gguf", small_gguf(), read_gguf, "it.gguf"),
     Reader("safetensors index", INDEX, read_index, "model.safetensors.index.json"),
     Reader("plan", plan_text(), read_plan, "plan.json"),
     Reader("page", json.dumps({"value": {**ADAPTER, "limits": {"maxBufferSize": 1 << 30}}}).encode(), read_facts),

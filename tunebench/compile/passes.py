@@ -98,7 +98,7 @@ def default_schedule(mod: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModu
         with target:
             return dlight.ApplyDefaultSchedule(*(rule() for rule in rules))(tvm.IRModule(dict(mod.functions_items())))
     sch = s_tir.Schedule(mod)
-    for name in ("dequantize", "unpack", "slot_scale", "slot_zero", "slot_min"):
+    for name in ("dequantize", "unpack", "group_scale", "group_zero", "group_min"):
         if has_block(sch, name):
             sch.compute_inline(sch.get_sblock(name))
     if has_block(sch, "dot"):  # nor a sum for each of its groups

@@ -76,7 +76,7 @@ def _in_words(op: ExpertMatmul, parts: Sequence[Part]) -> PrimFunc:
                 return own
             return own * held[SHARED[name]][row_of(a, b), g * group // form.super_group].astype("float32")
 
-        return te.compute((op.slots, op.n, op.k // group), value, name=name.replace("q_", "slot_"))
+        return te.compute((op.slots, op.n, op.k // group), value, name=name.replace("q_", "group_"))
 
     stages = {name: of_group(name) for name in ("q_scale", "q_zero", "q_min") if name in held}
 

@@ -1,4 +1,4 @@
-"""One weight of a stored matrix, as an expression of its parts: what every product that is written for no format uses."""
+"""One weight of a stored matrix, as an expression of its parts: for products that are written for no one format."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _plane(form: WeightFormat, words: te.Tensor, bits: int, n: tirx.Expr, k: tir
 
 
 def decoded(bits: tirx.Expr, name: str) -> tirx.Expr:
-    """A small float, uint32, of a type that ml_dtypes names -> float32. NaN has no meaning in weights, and none here."""
+    """A small float, uint32, of a type that ml_dtypes names -> float32. Weights are no NaN, and none comes out."""
     info = ml_dtypes.finfo(getattr(ml_dtypes, name))
     mantissa_bits, exponent_bits = int(info.nmant), int(info.nexp)
 

@@ -35,10 +35,22 @@ def scheme(name: str, checkpoint: Checkpoint | None) -> Scheme:
     if not checkpoint.scheme:
         return quantization.schemes()[f"q0{short or _short(form.dtype)}"]
     activations: Activations = "int8" if bytes_ or (name == "native" and form.kind == "integer") else "float"
-    short = short or "f16"
     dtype = "float32" if short == "f32" else "float16"
-    label = f"{checkpoint.scheme}{'i8' if activations == 'int8' else ''}{short}"
-    return Scheme(label, form, dtype, activations, native=True)
+    return _named(Scheme(checkpoint.scheme, form, dtype, activations, native=True))
+
+
+def _named(scheme: Scheme) -> Scheme:
+    """With what products multiply in its name."""
+    activations = "" if scheme.activations == "float" else "i8"
+    return replace(scheme, name=f"{scheme.name}{activations}{DTYPES[scheme.dtype].short}")
+
+
+def on_device(scheme: Scheme, device_kind: str) -> Scheme:
+    """What a native scheme is on a device: GPUs multiply floats."""
+    if not scheme.native or device_kind == "cpu" or scheme.activations == "float":
+        return scheme
+    short = DTYPES[scheme.dtype].short
+    return _named(replace(scheme, name=scheme.name.removesuffix(f"i8{short}"), activations="float"))
 
 
 def _short(dtype: str) -> str:

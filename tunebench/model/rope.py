@@ -20,7 +20,7 @@ from tunebench.model.description import Rope, Ropes
 Floats: TypeAlias = NDArray[np.float32]
 Factor = Annotated[float, msgspec.Meta(ge=1, le=1e6)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
-Positions = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+Positions = Annotated[int, msgspec.Meta(ge=2, le=2**40)]
 ORIGINAL = ("dynamic", "llama3", "yarn", "longrope")
 """Kinds that ask for how many positions the model was first trained."""
 ALIASES = {"su": "longrope"}
@@ -67,9 +67,7 @@ def read_rope(nested: Any, data: Mapping[str, Any], default_theta: float, source
     `rope_scaling` is None for the default rotation, else what a `RopeScaling` is made of; `partial_rotary_factor` is
     among them where the rope names one. A TuneBenchError says what is not supported.
     """
-    if not isinstance(nested, Mapping):
-        raise TuneBenchError(f"{source}: rope_parameters are no object.", "Name a config.json.")
-    given = {key: value for key, value in nested.items() if value is not None}
+    given = {key: value for key, value in as_object(nested, source).items() if value is not None}
     kind = str(given.get("rope_type", given.get("type", "default")))
     kind = ALIASES.get(kind, kind)
     theta = given.get("rope_theta", data.get("rope_theta"))
@@ -89,6 +87,15 @@ def read_rope(nested: Any, data: Mapping[str, Any], default_theta: float, source
     return {**found, "rope_scaling": scaling}
 
 
+def as_object(value: Any, source: str) -> Mapping[str, Any]:
+    """What a config says of ropes; a TuneBenchError where it is no object. null is an empty one."""
+    if isinstance(value, Mapping):
+        return value
+    if value is None:
+        return {}
+    raise TuneBenchError(f"{source}: rope_parameters are no object.", "Name a config.json.")
+
+
 def _implied(kind: str, scaling: dict[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """What a config says of a rope outside of it: the positions before its context was extended, and the ratio."""
     if kind not in ORIGINAL:
@@ -97,8 +104,9 @@ def _implied(kind: str, scaling: dict[str, Any], data: Mapping[str, Any]) -> dic
     inside = scaling.pop("original_max_position_embeddings", longest)
     original = longest if kind == "dynamic" else data.get("original_max_position_embeddings") or inside
     found = {"original_max_position_embeddings": original} if original is not None else {}
-    if kind in ("yarn", "longrope") and isinstance(original, int) and isinstance(longest, int) and original > 0:
-        found["factor"] = max(1.0, longest / original)
+    numbers = [each for each in (longest, original) if isinstance(each, int) and 0 < each < 2**40]
+    if kind in ("yarn", "longrope") and len(numbers) == 2:
+        found["factor"] = max(1.0, numbers[0] / numbers[1])
     return found
 
 
@@ -131,7 +139,7 @@ def _dynamic(theta: float, dim: int, scaling: RopeScaling) -> Ropes:
     limit, factor = scaling.original_max_position_embeddings, scaling.factor
 
     def grown(context: int) -> Rope:
-        return _rope(_default(theta * ((factor * context / limit) - (factor - 1)) ** (dim / (dim - 2)), dim))
+        return _rope(_default(theta * ((factor * context / limit) - (factor - 1)) ** (dim / max(dim - 2, 1)), dim))
 
     return Ropes(_rope(_default(theta, dim)), limit, grown)
 

@@ -51,8 +51,9 @@ def read(model: Model, checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
     for matrix in model.matrices.values():
         for piece in model.pieces(matrix):
             form = model.scheme_of(piece).weight
-            stored = quantization.by_rows(form) == checkpoint.tensors[piece.sources[0]].form
-            parts = _stored(checkpoint, piece, form) if stored else _quantized(checkpoint, piece, form)
+            as_stored = quantization.by_rows(form) == checkpoint.tensors[piece.sources[0]].form
+            make = _stored if as_stored and not _is_transposed(checkpoint, piece) else _quantized
+            parts = make(checkpoint, piece, form)
             for suffix, part in parts.items():
                 yield f"{piece.name}.{suffix}", part
 

@@ -190,6 +190,7 @@ class Model:
 
 def load_model(workload: Workload) -> Model:
     """Read the model's config and check that the workload fits it."""
+    workload = replace(workload, scheme=native.on_device(workload.scheme, workload.device_kind))
     source = sources.find(workload.model)
     architecture, config = architectures.read(source.config, str(source.path))
     workload, config = _first_layers(workload, config, source.path)

@@ -26,6 +26,7 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 """Of experts."""
 Positions = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
+Base = Annotated[float, msgspec.Meta(gt=1, le=1e15)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -54,7 +55,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: Extent
     num_key_value_heads: Heads = 0  # left out: as many as attention heads
     head_dim: Heads = 0  # left out: hidden_size / num_attention_heads
-    rope_theta: Positive = 10000.0
+    rope_theta: Base = 10000.0
     rope_scaling: RopeScaling | None = None
     max_position_embeddings: Positions = 2048
 
@@ -64,6 +65,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         msgspec.structs.force_setattr(self, "head_dim", self.head_dim or self.hidden_size // heads)
         if heads % self.num_key_value_heads:
             raise ValueError("num_key_value_heads does not divide num_attention_heads")
+        if self.head_dim and not self.rotated:
+            raise ValueError("partial_rotary_factor leaves no element of a head to rotate")
         scaling, turns = self.rope_scaling, (self.rotated + 1) // 2
         for factors in (scaling.short_factor, scaling.long_factor) if scaling else ():
             if factors and len(factors) != turns:
@@ -107,10 +110,10 @@ def _says(value: Any, field: msgspec.structs.FieldInfo) -> bool:
 
 def _activation(name: Any, where: str) -> str:
     """An activation's first name."""
-    found = ALIASES.get(name, name) if isinstance(name, str) else name
+    found = ALIASES.get(str(name), str(name))
     if found not in ACTIVATIONS:
-        raise TuneBenchError(f"{where} {str(name)[:80]!r} is not supported.", f"There are {', '.join(ACTIVATIONS)}.")
-    return str(found)
+        raise TuneBenchError(f"{where} {found[:80]!r} is not supported.", f"There are {', '.join(ACTIVATIONS)}.")
+    return found
 
 
 def _refuse_unread(data: Mapping[str, Any], read: set[str], source: str) -> None:
@@ -119,11 +122,11 @@ def _refuse_unread(data: Mapping[str, Any], read: set[str], source: str) -> None
     for key, value in asked.items():
         if value and (value is True or value != 1):
             raise TuneBenchError(f"{source}: {key} is not supported for this architecture.", "Choose another model.")
-    other = set(map(str, data.get("layer_types") or ())) - {"full_attention"}
+    types = data.get("layer_types") or []
+    other = [kind for kind in types if kind != "full_attention"] if isinstance(types, list) else [types]
     if other and "layer_types" not in read:
-        raise TuneBenchError(
-            f"{source}: layer_types has {min(other)}, which is not supported.", "Choose another model."
-        )
+        what = f"layer_types has {str(other[0])[:80]}, which is not supported for this architecture"
+        raise TuneBenchError(f"{source}: {what}.", "Choose another model.")
 
 
 TINY: dict[str, Any] = {

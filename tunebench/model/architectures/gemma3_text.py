@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunebench.model.architectures import TINY, Architecture, Extent, Layers, Positive, read_config
+from tunebench.errors import TuneBenchError
+from tunebench.model.architectures import TINY, Architecture, Base, Extent, Layers, Positive, read_config
 from tunebench.model.architectures.gemma2 import PLUS, Gemma2Config, normed_layer, with_activation
 from tunebench.model.blocks import LayerType, attend, decoder, head_norms, names, one_rope
 from tunebench.model.description import Decoder
-from tunebench.model.rope import RopeScaling, read_rope, ropes
+from tunebench.model.rope import RopeScaling, as_object, read_rope, ropes
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
@@ -21,20 +22,24 @@ class Gemma3Config(Gemma2Config, frozen=True, kw_only=True):
     """A Gemma 3, in the names of Hugging Face's config.json."""
 
     vocab_size: Extent = 262208
-    rope_theta: Positive = 1e6
+    rope_theta: Base = 1e6
     attn_logit_softcapping: None = None
     final_logit_softcapping: Positive | None = None
-    rope_local_base_freq: Positive = 1e4  # of layers with a window
+    rope_local_base_freq: Base = 1e4  # of layers with a window
     sliding_window_pattern: Layers = 6  # every such layer sees all
 
     @staticmethod
     def from_dict(data: Mapping[str, Any], source: str) -> Gemma3Config:
         """Read Hugging Face's config: `rope_parameters` are by the type of a layer, where earlier keys were for one."""
-        nested = data.get("rope_parameters")
-        by_type = nested if isinstance(nested, Mapping) else {}
-        local = read_rope(by_type.get(LOCAL) or {}, {"rope_theta": data.get("rope_local_base_freq")}, 1e4, source)
+        by_type = as_object(data.get("rope_parameters"), source)
+        both = [as_object(each, source) for each in (by_type.get(GLOBAL), data.get("rope_scaling"))]
+        local = read_rope(by_type.get(LOCAL), {"rope_theta": data.get("rope_local_base_freq")}, 1e4, source)
+        if local["rope_scaling"]:
+            raise TuneBenchError(
+                f"{source}: {LOCAL} has a scaled rope, which is not supported.", "Choose another model."
+            )
         changed = {
-            "rope_parameters": {**(by_type.get(GLOBAL) or {}), **(data.get("rope_scaling") or {})},
+            "rope_parameters": {**both[0], **both[1]},
             "rope_scaling": None,
             "rope_local_base_freq": local["rope_theta"],
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,6 @@ NAMES = {
     "attention.key_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "attention.layer_norm_epsilon": "layer_norm_eps",
-    "attention.sliding_window": "sliding_window",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
     "context_length": "max_position_embeddings",
@@ -47,7 +47,9 @@ class Kind:
     expert_names: Mapping[str, str] = field(default_factory=dict)
 
 
+_WINDOW = {"attention.sliding_window": "sliding_window"}
 _SOFT_GELU = {"hidden_activation": "gelu_pytorch_tanh"}
+_NO_WINDOW = {"use_sliding_window": False, "sliding_window": None}
 _GRANITE = {
     "attention.scale": "attention_multiplier",
     "embedding_scale": "embedding_multiplier",
@@ -64,11 +66,13 @@ MIXTRAL = Kind(
 )
 KINDS = {
     "llama": Kind("llama", turned=True),
-    "qwen2": Kind("qwen2"),
-    "qwen3": Kind("qwen3"),
-    "phi3": Kind("phi3"),
-    "gemma2": Kind("gemma2", constants=_SOFT_GELU, norms_plus_one=True),
-    "gemma3": Kind("gemma3_text", {"rope.freq_base_swa": "rope_local_base_freq"}, _SOFT_GELU, norms_plus_one=True),
+    "qwen2": Kind("qwen2", constants=_NO_WINDOW),
+    "qwen3": Kind("qwen3", constants=_NO_WINDOW),
+    "phi3": Kind("phi3", _WINDOW),
+    "gemma2": Kind("gemma2", _WINDOW, _SOFT_GELU, norms_plus_one=True),
+    "gemma3": Kind(
+        "gemma3_text", {**_WINDOW, "rope.freq_base_swa": "rope_local_base_freq"}, _SOFT_GELU, norms_plus_one=True
+    ),
     "gptneox": Kind("gpt_neox", {"use_parallel_residual": "use_parallel_residual"}, {"hidden_act": "gelu"}),
     "granite": Kind("granite", _GRANITE, turned=True),
     "qwen3moe": Kind(
@@ -78,7 +82,7 @@ KINDS = {
             "expert_used_count": "num_experts_per_tok",
             "expert_feed_forward_length": "moe_intermediate_size",
         },
-        {"norm_topk_prob": True},
+        {"norm_topk_prob": True, **_NO_WINDOW},
         experts="mlp.experts",
         expert_count="num_experts",
         expert_names={"gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
@@ -89,6 +93,7 @@ KINDS = {
             "expert_count": "num_local_experts",
             "expert_used_count": "num_experts_per_tok",
             "expert_feed_forward_length": "intermediate_size",
+            **_WINDOW,
         },
         {"attention_bias": True},
         experts="mlp.experts",
@@ -158,14 +163,21 @@ def _rope(own: Mapping[str, Any], config: Mapping[str, Any], tensors: Mapping[st
     if "rope_factors_long.weight" in tensors and "rope_factors_short.weight" in tensors:
         long, short = (_factors(tensors[f"rope_factors_{each}.weight"]).tolist() for each in ("long", "short"))
         scaling = {"rope_type": "longrope", "long_factor": long, "short_factor": short}
-        if "rope.scaling.attn_factor" in own:
-            scaling["attention_factor"] = own["rope.scaling.attn_factor"]
+        said = own.get("rope.scaling.attn_factor", 0.0)
+        if said and not math.isclose(said, _attention_factor(config, original), rel_tol=1e-5):
+            scaling["attention_factor"] = said
         top = {} if original is None else {"original_max_position_embeddings": original}
         return {"rope_scaling": scaling, **top}
     if kind not in ("linear", "yarn") or not factor:
         return {}
     found = {"rope_type": kind, "factor": factor}
     return {"rope_scaling": found if original is None else {**found, "original_max_position_embeddings": original}}
+
+
+def _attention_factor(config: Mapping[str, Any], original: int | None) -> float:
+    """What follows for longrope from how much longer the context is than it was."""
+    longest = config.get("max_position_embeddings", 0)
+    return math.sqrt(1 + math.log(longest / original) / math.log(original)) if original and longest > original else 1.0
 
 
 def _factors(tensor: Tensor) -> Array:

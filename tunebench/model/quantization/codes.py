@@ -92,7 +92,7 @@ def _dequantize(form: WeightFormat, parts: Arrays) -> Array:
 
 
 def _quantize(form: WeightFormat, matrix: Array, importance: Array | None = None) -> Arrays:
-    n, k = matrix.shape
+    k = matrix.shape[1]
     group = form.group_of(k)
     padded = np.pad(matrix.astype(np.float32), ((0, 0), (0, -k % group)))
     weights = None if importance is None else np.pad(importance.astype(np.float32), (0, -k % group))
@@ -206,7 +206,6 @@ KINDS = (
         name="codes",
         schemes=(
             Scheme("fp8f16", WeightFormat("codes", 8, "float32", WHOLE_ROW, code=FP8), "float16"),
-            Scheme("fp8f16_128", WeightFormat("codes", 8, "float32", 128, code=FP8, rows=128), "float16"),
             Scheme("mxfp4f16", WeightFormat("codes", 4, "float8_e8m0fnu", 32, code=FP4), "float16"),
             Scheme("nvfp4f16", WeightFormat("codes", 4, FP8, 16, super_group=WHOLE_ROW, code=FP4), "float16"),
         ),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tvm import s_tir
 
 PRODUCT = "expert_matmul"
-OF_GROUPS = ("slot_scale", "slot_zero", "slot_min")
+OF_GROUPS = ("group_scale", "group_zero", "group_min")
 WORD = 8  # weights of one word of 4 bits, which share what is loaded
 
 

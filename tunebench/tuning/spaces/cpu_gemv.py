@@ -1,7 +1,7 @@
 """Matrix-vector products on a CPU: decode.
 
-Quantized, the kernel is model/quantization/integer.py's: `x_placed`, `dot` (within a word), `x_sum`, `matmul` (over
-words, with the scale), then element-wise blocks. Vectors hold words: along K where weights are N-major, with
+Quantized, the kernel is model/quantization/integer.py's: `x_placed`, `dot` (within a word), `x_sum`, where there are
+super groups `group_scale` and `group_min`, `matmul` (over words, with the scale), then element-wise blocks. Vectors hold words: along K where weights are N-major, with
 the activations laid out so that the vector for each place in the word is contiguous, and one horizontal sum a
 row at the end; along N where they are K-major, with an accumulator a column. Plain weights are N-major.
 """
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from tvm import s_tir
     from tvm.s_tir.schedule import LoopRV, SBlockRV
 
-QUANTIZED = ("x_placed", "dot", "x_sum", "matmul")
+QUANTIZED = ("x_placed", "dot", "x_sum")
+OF_GROUP = ("group_scale", "group_min")
 PLAIN = ("x_float", "dequantize", "matmul")
 
 
 def _matches(sch: s_tir.Schedule, kernel: Kernel) -> bool:
-    if kernel.blocks[:4] == QUANTIZED:
+    if kernel.blocks[:3] == QUANTIZED:
         return extents(sch, "matmul")[0] == 1
     return kernel.blocks[:3] == PLAIN and extents(sch, "matmul")[0] == 1
 
@@ -55,7 +56,7 @@ def _n_major(sch: s_tir.Schedule, kernel: Kernel, last: str) -> s_tir.Schedule:
     lanes = vector(words, kernel.lanes)
     place_by_lane(sch, count, lanes)
     matmul = sch.get_sblock("matmul")
-    n_major(sch, matmul, [sch.cache_read(matmul, 2, "global")], last, lanes)
+    n_major(sch, matmul, _of_groups(sch, kernel, matmul), last, lanes)
     return sch
 
 
@@ -81,6 +82,13 @@ def n_major(sch: s_tir.Schedule, matmul: SBlockRV, of_groups: Sequence[SBlockRV]
     place = vectorize_dot(sch, dot)
     finish_rows(sch, partial, matmul, last, group)
     split_init(sch, dot, place)
+
+
+def _of_groups(sch: s_tir.Schedule, kernel: Kernel, matmul: SBlockRV) -> list[SBlockRV]:
+    """What `matmul` reads beside the sums, as blocks that copy or compute a row of it."""
+    computed = [sch.get_sblock(name) for name in kernel.blocks if name in OF_GROUP]
+    stored = range(2, len(sch.get(matmul).reads)) if not computed else ()
+    return computed or [sch.cache_read(matmul, place, "global") for place in stored]
 
 
 def _plain(sch: s_tir.Schedule, kernel: Kernel, last: str) -> s_tir.Schedule:
