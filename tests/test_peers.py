@@ -18,7 +18,9 @@ from tunebench.engines import baselines, gguf_file
 from tunebench.model import quantization, weights
 from tunebench.model import workload as workloads
 
+YARN = {"rope_type": "yarn", "rope_theta": 150000.0, "factor": 8.0, "original_max_position_embeddings": 32}
 SERVED: dict[str, dict[str, Any]] = {
+    "gpt_oss": {"rope_parameters": YARN},
     "gemma2": {"query_pre_attn_scalar": 32},
     "mistral": {"sliding_window": None},
     "phi3": {"sliding_window": None},
