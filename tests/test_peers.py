@@ -11,16 +11,18 @@ import pytest
 from conftest import THREADS, load_model
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from test_architectures import CASES, FLOAT32, Saved, compare
-from test_architectures import saved as saved
+from test_architectures import CASES, FLOAT32, compare, random_model
+from transformers import PreTrainedModel
 
 from tunebench.engines import baselines, gguf_file
 from tunebench.model import quantization, weights
 from tunebench.model import workload as workloads
 
+YARN = {"rope_type": "yarn", "rope_theta": 150000.0, "factor": 8.0, "original_max_position_embeddings": 32}
 CACHED = [case for case in CASES if case[0] != "qwen3_next"]
 """Those that no peer lacks altogether: its states of linear attention are TuneBench's alone."""
 SERVED: dict[str, dict[str, Any]] = {
+    "gpt_oss": {"rope_parameters": YARN},
     "gemma2": {"query_pre_attn_scalar": 32},
     "mistral": {"sliding_window": None},
     "phi3": {"sliding_window": None},
@@ -38,9 +40,19 @@ GELU = 5e-3
 """How far llama.cpp may be off where it looks a GELU up in a table of float16."""
 
 
-def peer_error(saved: Saved, peer: str, name: str, place: int, batch: int, **changes: Any) -> float:
+Saved = tuple[PreTrainedModel, Path]
+
+
+def save(folder: Path, name: str, place: int = 0, **changes: Any) -> Saved:
+    """A tiny model of transformers, and the folder that it is saved in."""
+    model = random_model(name, place, **changes)
+    model.save_pretrained(folder)
+    return model, folder
+
+
+def peer_error(peer: str, saved: Saved, batch: int) -> float:
     """The largest relative error of logits."""
-    reference, folder = saved(name, place, **changes)
+    reference, folder = saved
     model = load_model(folder, "q0f32", batch)
     known = baselines.peers()[peer]
     assert not known.refuses(model)
@@ -48,19 +60,19 @@ def peer_error(saved: Saved, peer: str, name: str, place: int, batch: int, **cha
 
 
 @pytest.mark.parametrize(("name", "place"), CACHED)
-def test_torch_computes_what_transformers_does(saved: Saved, name: str, place: int) -> None:
-    assert peer_error(saved, "torch", name, place, 2) < FLOAT32
+def test_torch_computes_what_transformers_does(name: str, place: int, tmp_path: Path) -> None:
+    assert peer_error("torch", save(tmp_path, name, place), 2) < FLOAT32
 
 
 @pytest.mark.parametrize(("name", "place"), CACHED)
-def test_llama_cpp_computes_what_transformers_does(saved: Saved, name: str, place: int) -> None:
+def test_llama_cpp_computes_what_transformers_does(name: str, place: int, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    error = peer_error(saved, "llama_cpp", name, place, 2, **SERVED.get(name, {}))
+    error = peer_error("llama_cpp", save(tmp_path, name, place, **SERVED.get(name, {})), 2)
     assert error < (GELU if name.startswith(("gemma", "gpt_neox")) else FLOAT32)
 
 
-def test_a_file_has_each_expert_in_its_place(saved: Saved, tmp_path: Path) -> None:
-    model, path = load_model(saved("mixtral")[1], "q4f16_1"), tmp_path / "model.gguf"
+def test_a_file_has_each_expert_in_its_place(tmp_path: Path) -> None:
+    model, path = load_model(save(tmp_path, "mixtral")[1], "q4f16_1"), tmp_path / "model.gguf"
     gguf_file.write(model, workloads.random_weights(model, 0), path)
     held = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     experts, made = model.decoder.layers[0].mlp, dict(workloads.random_weights(model, 0))
@@ -72,9 +84,9 @@ def test_a_file_has_each_expert_in_its_place(saved: Saved, tmp_path: Path) -> No
         np.testing.assert_array_equal(found, floats[:, i])
 
 
-def test_llama_cpp_runs_the_file_that_a_model_came_in(saved: Saved, tmp_path: Path) -> None:
+def test_llama_cpp_runs_the_file_that_a_model_came_in(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    reference, folder = saved("llama")
+    reference, folder = save(tmp_path, "llama")
     model, path = load_model(folder, "q0f32"), tmp_path / "tiny.gguf"
     gguf_file.write(model, weights.read(model, model.checkpoint), path)
     held = load_model(path, replace(quantization.schemes()["q0f32"], native=True))
@@ -93,8 +105,8 @@ def test_llama_cpp_runs_the_file_that_a_model_came_in(saved: Saved, tmp_path: Pa
         ("qwen3_moe", "layers of which some have experts and mixture whose weights do not add up to 1"),
     ],
 )
-def test_what_llama_cpp_lacks_is_said(saved: Saved, name: str, why: str) -> None:
-    model = load_model(saved(name)[1], "q0f32")
+def test_what_llama_cpp_lacks_is_said(name: str, why: str, tmp_path: Path) -> None:
+    model = load_model(save(tmp_path, name)[1], "q0f32")
     assert why in baselines.peers()["llama_cpp"].refuses(model)
 
 
@@ -102,13 +114,13 @@ def test_what_llama_cpp_lacks_is_said(saved: Saved, name: str, why: str) -> None
     ("name", "kind"),
     [("llama", "linear"), ("llama", "llama3"), ("llama", "yarn"), ("qwen3", "linear"), ("qwen3", "yarn")],
 )
-def test_llama_cpp_rotates_as_transformers_does(saved: Saved, name: str, kind: str) -> None:
+def test_llama_cpp_rotates_as_transformers_does(name: str, kind: str, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    assert peer_error(saved, "llama_cpp", name, 0, 1, **scaled(kind)) < FLOAT32
+    assert peer_error("llama_cpp", save(tmp_path, name, **scaled(kind)), 1) < FLOAT32
 
 
-def test_a_rotation_that_llama_cpp_lacks_is_said(saved: Saved) -> None:
-    model = load_model(saved("qwen3", 0, **scaled("llama3"))[1], "q0f32")
+def test_a_rotation_that_llama_cpp_lacks_is_said(tmp_path: Path) -> None:
+    model = load_model(save(tmp_path, "qwen3", **scaled("llama3"))[1], "q0f32")
     assert "llama.cpp's qwen3 lacks this model's scaled rotation" in baselines.peers()["llama_cpp"].refuses(model)
 
 

@@ -171,10 +171,11 @@ def _write_rope(writer: GGUFWriter, model: Model, graph: _Graph) -> None:
     """Its base, and a scale or a table of factors that make the frequencies of it."""
     import gguf
 
-    rope, yarn = _rope(model, False), _yarn(model, graph)
+    rope, local, yarn = _rope(model, False), _rope(model, True), _yarn(model, graph)
+    base = model.config.rope_theta if yarn else _base(rope)
     writer.add_rope_dimension_count(2 * len(rope.inv_freq))
-    writer.add_rope_freq_base(model.config.rope_theta if yarn else _base(rope))
-    writer.add_rope_freq_base_swa(_base(_rope(model, True)))
+    writer.add_rope_freq_base(base)
+    writer.add_rope_freq_base_swa(base if local == rope else _base(local))
     times = rope.times
     if yarn:
         times /= 1 + 0.1 * np.log(yarn.factor)  # which llama.cpp multiplies by itself
@@ -222,7 +223,10 @@ def _odd_rotation(model: Model, graph: _Graph) -> str:
 
 
 def _yarn(model: Model, graph: _Graph) -> RopeScaling | None:
-    """What yarn is told, where a graph has no table of factors that would say the same."""
+    """What yarn is told, where a graph has no table of factors that would say the same.
+
+    llama.cpp rounds where its ramp begins and ends, also for gpt-oss, which does not: there logits differ a little.
+    """
     scaling = model.config.rope_scaling
     return scaling if scaling and scaling.rope_type == "yarn" and not graph.factors else None
 

@@ -190,13 +190,16 @@ class CudaTorchEngine(TorchEngine):
     unit = STRETCH
 
     def __init__(self, module: Any, model: Model) -> None:
+        from torch import _dynamo
+        from torch.utils._triton import has_triton
+
         super().__init__(module, model)
         for tensor in self._all():
             tensor.uniform_(-1, 1)
         self._graphs: dict[tuple[int, int], tuple[Any, Any, Any, Any]] = {}
         self._is_mixture = any(isinstance(layer.mlp, Experts) for layer in model.decoder.layers)
-        self._torch._dynamo.config.recompile_limit = SHAPES
-        compiles = self._torch.utils._triton.has_triton() and (shutil.which("cc") or shutil.which("gcc"))
+        _dynamo.config.recompile_limit = SHAPES
+        compiles = has_triton() and (shutil.which("cc") or shutil.which("gcc"))
         self._run = self._torch.compile(self._step, dynamic=False, fullgraph=True) if compiles else self._step
 
     def prefill(self, tokens: np.ndarray, position: int) -> None:
@@ -254,6 +257,7 @@ def load(model: Model, weights: Weights, threads: int, folder: Path) -> Engine:
     import transformers
 
     torch.set_num_threads(threads)
+    transformers.utils.logging.disable_progress_bar()
     dtype = getattr(torch, model.workload.scheme.dtype)
     state = {name: _tensor(array).to(dtype) for name, array in hugging_face.tensors(model, weights)}
     transformers.AttentionInterface.register(ATTENTION, _attention)
