@@ -59,6 +59,7 @@ Threads = Annotated[int, typer.Option(min=0, max=1 << 12, help="CPU threads of a
 Batch = Annotated[int, typer.Option(min=1, max=1024, help="Sequences at a time.")]
 Context = Annotated[int, typer.Option(min=16, max=1 << 20, help="Positions of the KV cache.")]
 Layers = Annotated[int, typer.Option(min=0, max=1024, help="The first so many layers of each model; 0: all.")]
+Kv = Annotated[str, typer.Option(help="How the cache holds keys and values: int8 or fp8; without, as the activations.")]
 Chunks = Annotated[
     str,
     typer.Option("--prompt", "--chunks", help="Lengths that prompts are cut into, e.g. 128,512; the target's without."),
@@ -117,6 +118,7 @@ def tune_command(
     batch: Batch = 1,
     context: Context = 2048,
     layers: Layers = 0,
+    kv: Kv = "",
     depth: Annotated[
         int,
         typer.Option(
@@ -155,7 +157,7 @@ def tune_command(
 
     phases = options.phases(phase)
     allowed = Options(trials, limit_s, seed=seed, depth=depth, phases=phases, wait=wait, warn=inputs.warn)
-    asked = inputs.workloads(model, scheme, batch, prompt, context, layers)
+    asked = inputs.workloads(model, scheme, batch, prompt, context, layers, kv)
     lowered = [benching.lowered(session, workload) for workload in asked]
     inputs.say_packed(session)
     for near in neighbours(session, begin_from):
@@ -253,6 +255,7 @@ def bench_command(
     batch: Batch = 1,
     context: Context = 2048,
     layers: Layers = 0,
+    kv: Kv = "",
     threads: Threads = 0,
     reps: Annotated[int, typer.Option("-r", "--reps", min=1, max=1000, help="Samples of each test, at most.")] = 20,
     sample_limit: Annotated[str, typer.Option(help="Leave out a test whose one sample takes longer.")] = "5m",
@@ -278,7 +281,7 @@ def bench_command(
     plan = Plan(tests, schedules, sample_limit_s=limit_s, weights=weights, seed=seed)
     plan = replace(plan, engines=tuple(dict.fromkeys(engine)))
     plan = replace(plan, protocol=replace(plan.protocol, samples=reps, least_samples=min(reps, 5)))
-    found = inputs.workloads(model, scheme, batch, prompt, context, layers)
+    found = inputs.workloads(model, scheme, batch, prompt, context, layers, kv)
     judge = make_judge(text, MOST_TOKENS, weights) if quality else None
     for session in sessions if "tuned" in schedule else []:
         inputs.say_packed(session)

@@ -152,14 +152,14 @@ def make_folder(folder: Path) -> None:
 
 
 def workloads(
-    models: list[str], names: list[str], batch: int, chunks: str, context: int, layers: int = 0
+    models: list[str], names: list[str], batch: int, chunks: str, context: int, layers: int = 0, kv: str = ""
 ) -> list[Workload]:
     """Every model in every scheme named. Without `chunks` each workload has none yet: its target decides."""
     from tunebench.spec import Workload
 
     sizes = options.chunk_sizes(chunks)
     each = [(model, scheme) for model in dict.fromkeys(models) for scheme in schemes(model, names)]
-    return [Workload(model, scheme, batch, sizes, context, layers=layers) for model, scheme in each]
+    return [Workload(model, scheme, batch, sizes, context, layers=layers, kv=kv) for model, scheme in each]
 
 
 def schemes(model: str, names: list[str]) -> list[Scheme]:

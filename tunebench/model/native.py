@@ -79,9 +79,7 @@ def of_matrix(scheme: Scheme, form: WeightFormat, matrix: Matrix, device_kind: s
     if form.kind == "float":
         return replace(scheme, weight=float_form(scheme.dtype), activations="float")
     if matrix.is_table and form.ordered:
-        raise TuneBenchError(
-            f"{matrix.name} has its inputs in another order, which no look-up reads.", "Choose q0f16."
-        )
+        raise TuneBenchError(f"{matrix.name} has its inputs in another order, which no look-up reads.", "Choose q0f16.")
     by_bytes = scheme.activations != "float" and device_kind == "cpu" and form.kind == "integer"
     if not by_bytes or matrix.is_table or matrix.experts > 1 or matrix.k % form.byte_group:
         return replace(scheme, weight=form, activations="float")
