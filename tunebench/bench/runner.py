@@ -239,7 +239,7 @@ def _multiplies(workload: Workload) -> str:
     """What matrix products multiply: on a GPU's tensor cores the activations' type, on a CPU float32 or bytes."""
     if workload.device_kind == "gpu":
         return workload.scheme.dtype
-    return "int8" if workload.scheme.activations == "int8" else "float32"
+    return "float32" if workload.scheme.activations == "float" else "int8"
 
 
 def _memory(model: Model, arm: Arm) -> dict[str, Count]:

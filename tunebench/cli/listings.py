@@ -33,9 +33,9 @@ def schemes() -> Listing:
         weight = scheme.weight
         layout = {"NK": "N-major", "KN": "K-major", "N16": "tiles of 16"}[weight.layout]
         products = scheme.activations if scheme.activations != "float" else "float32"
-        group, bits = str(weight.group or "-"), f"{quantization.stored_bits(weight):g}"
-        rows.append([scheme.name, weight.kind, bits, group, layout, scheme.dtype, products])
-    return ["scheme", "weights", "bits a weight", "group", "layout", "activations", "multiplied as"], rows
+        bits = f"{quantization.stored_bits(weight):.4g}"
+        rows.append([scheme.name, weight.words, bits, layout, scheme.dtype, products])
+    return ["scheme", "weights", "bits a weight", "layout", "activations", "multiplied as"], rows
 
 
 def targets_() -> Listing:

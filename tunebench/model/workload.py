@@ -216,7 +216,7 @@ def load_model(workload: Workload) -> Model:
     _check_shape(workload, config)
     if workload.kv and model.decoder.is_recurrent:
         raise TuneBenchError(f"{model.name} has linear attention: its cache cannot be quantized.", "Leave --kv out.")
-    if workload.device_kind == "gpu" and workload.scheme.activations == "int8":
+    if workload.device_kind == "gpu" and workload.scheme.activations != "float":
         raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q4f16_1 or q8f16_1 on a GPU.")
     if workload.device_kind == "gpu" and workload.scheme.dtype == "bfloat16":
         raise TuneBenchError(f"{workload.scheme.name} is for CPUs.", "Choose q0f16 on a GPU.")
