@@ -61,8 +61,8 @@ OTHERS: dict[str, Operation] = {
     "append, dolly's": replace(APPEND, dim=80, rotary=20),
     "append, norms": replace(APPEND, norm=1e-5),
     "append, norms of wide heads": replace(APPEND, dim=256, norm=1e-5, rotary=128),
-    "rms norm, added": RmsNorm(3, 1024, 1e-5, "float16", residual=True),
-    "layer norm": LayerNorm(3, 1024, 1e-5, "float16"),
+    "rms norm, added": RmsNorm(3, 2048, 1e-5, "float16", residual=True),
+    "layer norm": LayerNorm(3, 2048, 1e-5, "float16"),
     "layer norm, uneven": LayerNorm(3, 1032, 1e-5, "float16"),
 }
 EXTRAS = {**PRODUCTS, **ATTENTION, **OTHERS}
