@@ -256,7 +256,8 @@ def load(model: Model, weights: Weights, threads: int, folder: Path) -> Engine:
     import torch
     import transformers
 
-    torch.set_num_threads(threads)
+    if threads:  # a GPU has none
+        torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()
     dtype = getattr(torch, model.workload.scheme.dtype)
     state = {name: _tensor(array).to(dtype) for name, array in hugging_face.tensors(model, weights)}
