@@ -343,7 +343,8 @@ def test_a_real_model_is_judged_as_transformers_judges_it(
     expected = np.exp(losses(reference, [ids]).mean())
     found = judge.quality(lowered(smollm2, "q8f16_1", tmp_path, 256), lambda words: None)
     assert found.reference_perplexity == pytest.approx(expected, rel=1e-5)
-    assert found.perplexity == pytest.approx(expected, rel=5e-3)
+    assert found.perplexity == pytest.approx(expected, rel=1e-2)  # of so few tokens; its KL says more
+    assert found.kl < 2e-3
     assert found.decode_perplexity == pytest.approx(found.decode_prefill_perplexity, rel=1e-2)
     assert found.kl < 0.01
     assert found.same_top > 0.9

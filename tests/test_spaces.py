@@ -8,15 +8,29 @@ from pathlib import Path
 import pytest
 import tvm
 import tvm_ffi
-from conftest import THREADS, begin_search, cpu_target, draw_designs, input_of, load_model, lower, record_of
+from conftest import (
+    CHUNKS,
+    CONTEXT,
+    THREADS,
+    begin_search,
+    cpu_target,
+    draw_designs,
+    input_of,
+    load_model,
+    lower,
+    record_of,
+)
 from tvm import s_tir
 from tvm.s_tir.schedule import Trace
 
 from tunebench import environment
 from tunebench.compile import passes
-from tunebench.compile.tasks import Task, replay
+from tunebench.compile.tasks import Task, extract, replay
+from tunebench.model import architectures, quantization
+from tunebench.model import workload as workloads
 from tunebench.runners.base import Candidate, Failed, Trial
 from tunebench.runners.local import LocalRunner
+from tunebench.spec import Workload
 from tunebench.timing import Protocol
 from tunebench.tuning import spaces
 
@@ -104,9 +118,12 @@ def test_a_drawn_schedule_replays_to_itself(scheme: str, target: tvm.target.Targ
 
 
 def test_every_kernel_has_a_space_and_every_space_a_kernel(target: tvm.target.Target, config: Path) -> None:
-    used = {
-        begin_search(task, target).space for scheme in SCHEMES for task in lower(load_model(config, scheme), target)[1]
-    }
+    known = architectures.architectures()["mixtral"]
+    workload = Workload("mixtral", quantization.schemes()["q4f16_1"], 1, CHUNKS, CONTEXT)
+    mixture = workloads.Model(workload, known.tiny[0], known, "mixtral")
+    models = [*(load_model(config, scheme) for scheme in SCHEMES), mixture]
+    found = [task for model in models for task in extract(passes.prefix(workloads.build_module(model), target), model)]
+    used = {begin_search(task, target).space for task in found}
     assert used == {name for name, space in spaces.spaces().items() if space.device == "cpu"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -90,7 +89,6 @@ def _check(checkpoint: Checkpoint, wanted: dict[str, tuple[int, ...]]) -> None:
         raise checkpoint.lacks(missing)
     for name, expected in wanted.items():
         shape = checkpoint.tensors[name].shape
-        shape = (math.prod(shape),) if len(expected) == 1 else shape
         if (shape if expected[0] else (0, *shape[1:])) != expected:
             want = list(expected) if expected[0] else f"[any, {expected[1]}]"
             raise TuneBenchError(f"{name} in {checkpoint.path} has shape {list(shape)}, not {want}.", WAY_ON)

@@ -114,7 +114,7 @@ def _recur(config: Qwen3NextConfig, name: str) -> LinearAttention:
         mixed=matrix(f"{name}.in_proj_qkvz", channels + values, hidden, ("in_proj_qkvz",), dealt=(runs,)),
         factors=matrix(f"{name}.in_proj_ba", 2 * heads, hidden, ("in_proj_ba",), dealt=((key_heads, share, share),)),
         out=matrix(f"{name}.out_proj", hidden, values, ("out_proj",)),
-        convolution=Vector(f"{name}.conv1d.weight", channels * taps, dtype="float32"),
+        convolution=Vector(f"{name}.conv1d.weight", channels * taps, dtype="float32", experts=channels),
         slopes=Vector(f"{name}.A_log", heads, dtype="float32"),
         offsets=Vector(f"{name}.dt_bias", heads, dtype="float32"),
         norm=Norm(Vector(f"{name}.norm.weight", wide, dtype="float32"), config.rms_norm_eps),

@@ -118,7 +118,6 @@ def read_config(
         **found,
         "vocab_size": tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in tensors,
-        "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"),
     }
     if "tokenizer.ggml.eos_token_id" in fields:
         config["eos_token_id"] = fields["tokenizer.ggml.eos_token_id"]
