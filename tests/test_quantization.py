@@ -54,10 +54,8 @@ def test_packing_loses_nothing(bits: int, data: st.DataObject) -> None:
 
 
 def error(weight: WeightFormat, found: np.ndarray, matrix: np.ndarray) -> float:
-    """What rounding makes as small as it can, a root mean square; of symmetric integers, large weights count more."""
-    counts = np.square(matrix, dtype=np.float64) if weight.zero == "symmetric" else np.ones(matrix.shape)
-    squares = np.square(found - matrix, dtype=np.float64)
-    return float(np.sqrt((squares * counts).sum() / max(counts.sum(), 1e-30)))
+    """What rounding makes as small as it can, a root mean square."""
+    return float(np.sqrt(np.mean(np.square(found - matrix, dtype=np.float64))))
 
 
 def plainly(matrix: np.ndarray, bits: int) -> np.ndarray:
