@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import THREADS, load_model
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from test_architectures import CASES, FLOAT32, compare, random_model
 from transformers import PreTrainedModel
 
-from tunebench.engines import baselines, gguf_file
+from tunebench.engines import baselines, gguf_file, torch_tensors
 from tunebench.model import quantization, weights
 from tunebench.model import workload as workloads
 
@@ -62,6 +63,21 @@ def peer_error(peer: str, saved: Saved, batch: int) -> float:
 @pytest.mark.parametrize(("name", "place"), CACHED)
 def test_torch_computes_what_transformers_does(name: str, place: int, tmp_path: Path) -> None:
     assert peer_error("torch", save(tmp_path, name, place), 2) < FLOAT32
+
+
+@pytest.mark.parametrize("name", quantization.schemes())
+@pytest.mark.parametrize("ordered", [False, True])
+def test_torch_dequantizes_bit_for_bit(name: str, ordered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_tensors, "BLOCK", 1 << 10)
+    form = quantization.schemes()[name].weight
+    form = replace(form, ordered=ordered and form.kind == "integer")
+    kind, n, k = quantization.kind_of(form), 200, 512
+    matrix = np.random.default_rng(0).standard_normal((n, k), np.float32)
+    parts = kind.quantize(form, matrix)
+    for dtype in (torch.float32, torch.float16):
+        found = torch_tensors.dequantized(form, parts, n, k, dtype, "cpu")
+        expected = kind.dequantize(form, parts)[:n, :k].astype(np.float32)
+        assert torch.equal(found, torch.from_numpy(expected).to(dtype))
 
 
 @pytest.mark.parametrize(("name", "place"), CACHED)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunebench.engines import torch_tensors
 from tunebench.engines.base import Weights
-from tunebench.model import quantization
 from tunebench.model.checkpoints import undealt
 from tunebench.model.description import Dealt, Matrix, Vector
-from tunebench.model.quantization import Array, Arrays
+from tunebench.model.quantization import Arrays
 
 if TYPE_CHECKING:
     from tunebench.model.workload import Model
@@ -33,24 +33,20 @@ def grouped(model: Model, weights: Weights) -> Iterator[tuple[str, Arrays]]:
     yield name, parts
 
 
-def tensors(model: Model, weights: Weights) -> Iterator[tuple[str, Array]]:
-    """Every tensor under Hugging Face's name: floats as they are stored, anything else in float32."""
+def tensors(model: Model, weights: Weights, dtype: Any, device: str) -> Iterator[tuple[str, Any]]:
+    """Every tensor under Hugging Face's name, in a float type of PyTorch's, on a device."""
     lengths, pieces = _lengths(model), itertools.chain.from_iterable(map(model.pieces, model.matrices.values()))
     matrices = {piece.name: piece for piece in pieces}
     for name, parts in grouped(model, weights):
         if name in matrices:
             matrix = matrices[name]
-            yield from _unstacked(matrix, matrix.sources, lengths, _floats(model, matrix, parts))
+            form = model.scheme_of(matrix).weight
+            found = torch_tensors.dequantized(form, parts, matrix.n, matrix.k, dtype, device)
+            yield from _unstacked(matrix, matrix.sources, lengths, found)
         else:
             vector = model.vectors[name]
             array = (parts[""].astype(np.float32) - vector.plus) / vector.times
-            yield from _unstacked(vector, vector.stored, lengths, array)
-
-
-def _floats(model: Model, matrix: Matrix, parts: Arrays) -> Array:
-    form = model.scheme_of(matrix).weight
-    found = parts["weight"] if form.kind == "float" else quantization.kind_of(form).dequantize(form, parts)
-    return found[: matrix.n, : matrix.k]
+            yield from _unstacked(vector, vector.stored, lengths, torch_tensors.tensor(array, device).to(dtype))
 
 
 def _lengths(model: Model) -> dict[str, int]:
@@ -66,20 +62,21 @@ def _lengths(model: Model) -> dict[str, int]:
 
 
 def _unstacked(
-    block: Matrix | Vector, names: Sequence[str], lengths: Mapping[str, int], array: Array
-) -> Iterator[tuple[str, Array]]:
+    block: Matrix | Vector, names: Sequence[str], lengths: Mapping[str, int], found: Any
+) -> Iterator[tuple[str, Any]]:
     """The tensors in rows, those of which no length is known of the same, as Hugging Face has them."""
-    ends = np.cumsum([lengths.get(name, len(array) // len(names)) for name in names])
-    for name, rows in zip(names, np.split(array, ends[:-1]), strict=True):
+    split = found.split([lengths.get(name, len(found) // len(names)) for name in names])
+    for name, rows in zip(names, split, strict=True):
         dealt = block.dealt[names.index(name)] if block.dealt else ()
         yield name, _as_stored(block, max(block.experts // len(names), 1), rows, dealt)
 
 
-def _as_stored(block: Matrix | Vector, experts: int, rows: Array, dealt: Dealt) -> Array:
+def _as_stored(block: Matrix | Vector, experts: int, rows: Any, dealt: Dealt) -> Any:
     """Rows of so many experts in the order and shape of their tensor."""
     width = rows.shape[1:]
     rows = rows.reshape(experts, -1, *width)
-    rows = rows[:, np.argsort(undealt(rows.shape[1], *dealt))]
+    if dealt:
+        rows = rows[:, torch_tensors.tensor(np.argsort(undealt(rows.shape[1], *dealt)), rows.device)]
     if isinstance(block, Matrix) and block.transposed:
-        return rows.swapaxes(1, 2)
+        return rows.swapaxes(1, 2).contiguous()
     return rows if isinstance(block, Vector) and block.experts > 1 else rows.reshape(-1, *width)

@@ -11,6 +11,7 @@ import functools
 import itertools
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from tunebench.engines import hugging_face
 from tunebench.engines.base import Engine, Weights
 from tunebench.engines.baselines import Peer
 from tunebench.model.description import Experts
-from tunebench.model.quantization import Array
 from tunebench.spec import EngineName
 
 if TYPE_CHECKING:
@@ -251,6 +251,20 @@ class CudaTorchEngine(TorchEngine):
         return graph, ids, at, logits
 
 
+@dataclass(frozen=True)
+class _InPlace:
+    """A tensor as transformers takes one from a file, that stays on its device: else it goes through the host."""
+
+    tensor: Any
+
+    def __getitem__(self, _: object) -> _InPlace:
+        return self
+
+    def to(self, device: object, dtype: Any) -> Any:
+        """In the type that is asked for, wherever it is asked for."""
+        return self.tensor.to(dtype)
+
+
 def load(model: Model, weights: Weights, threads: int, folder: Path) -> Engine:
     """Hand the weights over under Hugging Face's names; `folder` is not needed."""
     import torch
@@ -260,7 +274,9 @@ def load(model: Model, weights: Weights, threads: int, folder: Path) -> Engine:
         torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()
     dtype = getattr(torch, model.workload.scheme.dtype)
-    state = {name: _tensor(array).to(dtype) for name, array in hugging_face.tensors(model, weights)}
+    on_gpu = model.workload.device_kind == "gpu"
+    tensors = hugging_face.tensors(model, weights, dtype, "cuda" if on_gpu else "cpu")
+    state = {name: _InPlace(tensor) for name, tensor in tensors}
     transformers.AttentionInterface.register(ATTENTION, _attention)
     config = _config(model)
     found, about = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
@@ -275,7 +291,7 @@ def load(model: Model, weights: Weights, threads: int, folder: Path) -> Engine:
     if wrong:
         raise ValueError(f"transformers' {model.architecture.name} has other weights: {wrong[:3]}")
     _fix_rope(found.eval(), model)
-    return CudaTorchEngine(found.cuda(), model) if model.workload.device_kind == "gpu" else TorchEngine(found, model)
+    return CudaTorchEngine(found.cuda(), model) if on_gpu else TorchEngine(found, model)
 
 
 def _fix_rope(module: Any, model: Model) -> None:
@@ -302,15 +318,6 @@ def _config(model: Model) -> Any:
     for key in ("model_type", "quantization_config"):
         given.pop(key, None)
     return transformers.AutoConfig.for_model(model.architecture.name, **given)
-
-
-def _tensor(array: Array) -> Any:
-    import torch
-
-    array = np.ascontiguousarray(array)
-    if array.dtype.name == "bfloat16":  # numpy's bfloat16 is not torch's, but has the same bits
-        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
 
 
 def facts() -> dict[str, object]:

@@ -67,7 +67,7 @@ def _laid_out(form: WeightFormat, parts: Arrays) -> Arrays:
     return {**parts, "q_scale": scale.view(np.uint8) if scale.dtype.itemsize == 1 else scale}
 
 
-def _decoded(codes: Array, name: str) -> Array:
+def decoded(codes: Array, name: str) -> Array:
     """Unsigned integers -> float32."""
     return codes.astype(np.uint8).view(numpy_dtype(name)).astype(np.float32)
 
@@ -89,7 +89,7 @@ def _dequantize(form: WeightFormat, parts: Arrays) -> Array:
     scales = _scales(form, parts)
     group = codes.shape[1] if form.group == WHOLE_ROW else form.group
     per_weight = np.repeat(np.repeat(scales, form.rows, axis=0)[: len(codes)], group, axis=1)[:, : codes.shape[1]]
-    return np.asarray(_decoded(codes, form.code)[:, : per_weight.shape[1]] * per_weight, np.float32)
+    return np.asarray(decoded(codes, form.code)[:, : per_weight.shape[1]] * per_weight, np.float32)
 
 
 def _quantize(form: WeightFormat, matrix: Array, importance: Array | None = None) -> Arrays:
@@ -134,7 +134,7 @@ def _error(form: WeightFormat, groups: Array, parts: Arrays, weights: Array | No
     """Squared, of each group [N / rows, groups]."""
     if len(STEPS[form.bits]) == 1:
         return np.zeros(groups.shape[:2], np.float32)  # there is nothing to compare
-    found = _decoded(_codes(form, groups, parts), form.code) * _scales(form, parts)[..., None, None]
+    found = decoded(_codes(form, groups, parts), form.code) * _scales(form, parts)[..., None, None]
     error = np.square(found - groups)
     return np.asarray((error if weights is None else error * weights).sum((2, 3)))
 

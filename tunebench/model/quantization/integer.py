@@ -57,7 +57,7 @@ SUPER_PARTS = {"q_scale": "q_super", "q_min": "q_super_min"}
 """What multiplies it, where there are super groups."""
 
 
-def _shift(form: WeightFormat, place: Any) -> Any:
+def shift_of(form: WeightFormat, place: Any) -> Any:
     """The lowest bit of a weight by its place in the word, both arrays or expressions."""
     return place % BYTES * 8 + place // BYTES * form.bits if form.packing == "by_byte" else place * form.bits
 
@@ -71,17 +71,17 @@ def pack(form: WeightFormat, integers: Array) -> Array:
     """Unsigned integers [N, K], of the format's bits -> words [N, K / per word], filled up with zeros."""
     count = 32 // form.bits
     lanes = np.pad(integers.astype(np.uint32), ((0, 0), (0, -integers.shape[1] % count)))
-    shifts = _shift(form, np.arange(count, dtype=np.uint32))
+    shifts = shift_of(form, np.arange(count, dtype=np.uint32))
     return np.asarray(np.bitwise_or.reduce(lanes.reshape(lanes.shape[0], -1, count) << shifts, axis=-1), np.uint32)
 
 
 def unpack(form: WeightFormat, words: Array) -> Array:
     """Words [N, K / per word] -> unsigned integers [N, K]."""
-    shifts = _shift(form, np.arange(32 // form.bits, dtype=np.uint32))
+    shifts = shift_of(form, np.arange(32 // form.bits, dtype=np.uint32))
     return np.asarray((words[..., None] >> shifts) & np.uint32(_largest(form))).reshape(words.shape[0], -1)
 
 
-def _planes(form: WeightFormat) -> dict[str, tuple[int, WeightFormat]]:
+def planes_of(form: WeightFormat) -> dict[str, tuple[int, WeightFormat]]:
     """The parts that hold the integers: the lowest bit that each has of them, and how it holds those."""
     by_byte = form.packing == "by_byte" or (form.packing == "planes" and form.layout == "N16")
     low = replace(form, bits=form.low_bits, packing="by_byte" if by_byte else "in_order")
@@ -92,13 +92,13 @@ def _planes(form: WeightFormat) -> dict[str, tuple[int, WeightFormat]]:
 
 def packed(form: WeightFormat, integers: Array) -> Arrays:
     """Unsigned integers [N, K] -> the words of every plane, by row."""
-    planes = _planes(form).items()
+    planes = planes_of(form).items()
     return {name: pack(plane, integers.astype(np.uint32) >> first & _largest(plane)) for name, (first, plane) in planes}
 
 
 def unpacked(form: WeightFormat, rows: Arrays) -> Array:
     """Parts by row -> unsigned integers, uint32 [N, K]."""
-    planes = [unpack(plane, rows[name]) << np.uint32(first) for name, (first, plane) in _planes(form).items()]
+    planes = [unpack(plane, rows[name]) << np.uint32(first) for name, (first, plane) in planes_of(form).items()]
     shortest = min(plane.shape[1] for plane in planes)  # the others may be filled up further
     return np.asarray(np.bitwise_or.reduce([plane[:, :shortest] for plane in planes]))
 
@@ -107,7 +107,7 @@ def _columns(form: WeightFormat, k: int) -> dict[str, tuple[int, str]]:
     """How many columns each part has, and its dtype."""
     group = form.group_of(k)
     groups = -(-k // group)
-    planes = {name: (-(-groups * group // plane.per_word), "uint32") for name, (_, plane) in _planes(form).items()}
+    planes = {name: (-(-groups * group // plane.per_word), "uint32") for name, (_, plane) in planes_of(form).items()}
     dtype = SUPER_INTEGERS[form.zero][0] if form.super_group else form.dtype
     of_group = dict.fromkeys(GROUP_PARTS[form.zero], (groups, dtype))
     supers = [SUPER_PARTS[name] for name in of_group] if form.super_group else []
@@ -235,7 +235,7 @@ def _dequantize(form: WeightFormat, parts: Arrays) -> Array:
 def _random(form: WeightFormat, n: int, k: int, rng: np.random.Generator) -> Arrays:
     """Uniform words; scales such that the weights have the usual standard deviation, about 0."""
     shapes = _shapes(form, n, k)
-    made: Arrays = {name: rng.integers(0, 2**32, shapes[name][0], np.uint32) for name in _planes(form)}
+    made: Arrays = {name: rng.integers(0, 2**32, shapes[name][0], np.uint32) for name in planes_of(form)}
     scale = rng.uniform(0.9, 1.1, shapes["q_scale"][0]) * RANDOM_STD / (2**form.bits / 12**0.5)
     made |= {"q_scale": scale, "q_zero": np.full_like(scale, form.zero_point), "q_min": -scale * form.zero_point}
     if form.super_group:
