@@ -114,7 +114,7 @@ class DecoderModule(nn.Module):
 
     def _mix_experts(self, mixture: Experts, x: Tensor, residual: Tensor) -> Tensor:
         """residual + what each row's experts make of it, weighted."""
-        (rows, width), count, per_token = (int(extent) for extent in x.shape), mixture.router.n, mixture.per_token
+        rows, count, per_token = int(x.shape[0]), mixture.router.n, mixture.per_token
         if mixture.shared:
             residual = self._mix_shared(mixture.shared, mixture.shared_gate, x, residual)
         scores = self._product(mixture.router, x, out_dtype="float32")
@@ -128,9 +128,7 @@ class DecoderModule(nn.Module):
             of_tiles = ((order, "int32"), (tiles, "int32"), ((1,), "int32"))
             places = _call(experts.group(slots), "group", places, *of_tiles)
         inner = self._activated(mixture, self._expert_product(mixture.up, x, places, slots))
-        made = [self._expert_product(mixture.down, inner, places, slots), weights, residual]
-        combine = experts.combine(operation.Combine(rows, per_token, width, self.dtype))
-        return _call(combine, "combine", made, ((rows, width), self.dtype))[0]
+        return self._combined(self._expert_product(mixture.down, inner, places, slots), weights, residual)
 
     def _mix_shared(self, shared: Mlp, gate: Matrix | None, x: Tensor, residual: Tensor) -> Tensor:
         """residual + what the expert of all tokens makes of the normed x, times the sigmoid of its gate."""
@@ -138,10 +136,13 @@ class DecoderModule(nn.Module):
         if not gate:
             return self._product(shared.down, inner, residual)
         weights = op.sigmoid(self._product(gate, x, out_dtype="float32"))
-        rows, width = (int(extent) for extent in x.shape)
-        made = [self._product(shared.down, inner), weights, residual]
-        combine = experts.combine(operation.Combine(rows, 1, width, self.dtype))
-        return _call(combine, "combine", made, ((rows, width), self.dtype))[0]
+        return self._combined(self._product(shared.down, inner), weights, residual)
+
+    def _combined(self, made: Tensor, weights: Tensor, residual: Tensor) -> Tensor:
+        """residual [rows, width] + what was made of each row, [rows * times, width], by weights [rows, times]."""
+        (rows, width), times = (int(extent) for extent in residual.shape), int(weights.shape[1])
+        combine = experts.combine(operation.Combine(rows, times, width, self.dtype))
+        return _call(combine, "combine", [made, weights, residual], ((rows, width), self.dtype))[0]
 
     def _expert_product(self, matrix: Matrix, x: Tensor, places: Sequence[Tensor], slots: Group) -> Tensor:
         bias = self._vector(matrix.bias) if matrix.bias else None

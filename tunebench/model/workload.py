@@ -88,6 +88,7 @@ class Model:
         if not self.workload.scheme.native or matrix.stays_float:
             return (matrix,)
         tensors = native.stored_as(self.checkpoint, matrix)
+        dealt = dict(zip(matrix.sources, matrix.dealt, strict=True)) if matrix.dealt else {}
         runs = [list(run) for _, run in itertools.groupby(matrix.sources, lambda source: native.alike(tensors[source]))]
         if matrix.experts > 1 and (len(runs) > 1 or tensors[matrix.sources[0]].form.ordered):
             what = f"the experts of {matrix.name} are in several formats, or in an order of their own"
@@ -96,7 +97,11 @@ class Model:
             return (matrix,)
         return tuple(
             replace(
-                matrix, name=f"{matrix.name}.{i}", n=sum(tensors[each].shape[0] for each in run), sources=tuple(run)
+                matrix,
+                name=f"{matrix.name}.{i}",
+                n=sum(tensors[each].shape[0] for each in run),
+                sources=tuple(run),
+                dealt=tuple(dealt[each] for each in run) if dealt else (),
             )
             for i, run in enumerate(runs)
         )
