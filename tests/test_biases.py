@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from tunebench.compile import passes
 from tunebench.compile.tasks import Task, task_key
 from tunebench.model import quantization
 from tunebench.model.description import Matrix
-from tunebench.model.workload import _Stored
+from tunebench.model.stored_matrix import StoredMatrix
 from tunebench.spec import Scheme
 
 FLOATS = [("q0f32", 33, 100), ("q0f16", 37, 127), ("q0f32", 32001, 36)]
@@ -26,26 +25,11 @@ INT8 = [("q4i8f16_0", 48, 96), ("q8i8f16_0", 48, 96)]
 TOLERANCE = {"q0f32": 1e-6, "q4i8f16_0": 2e-2, "q8i8f16_0": 2e-2}  # elsewhere float16's
 
 
-@dataclass
-class Given:
-    """What `_Stored` asks of a model."""
-
-    scheme: Scheme
-    device_kind: str = "cpu"
-
-    @property
-    def workload(self) -> Given:
-        return self
-
-    def scheme_of(self, matrix: Matrix) -> Scheme:
-        return self.scheme
-
-
 class Product(nn.Module):
     """A matrix times x, plus its bias and a residual, as a decoder's module computes it."""
 
     def __init__(self, scheme: Scheme, n: int, k: int) -> None:
-        self.stored = _Stored(Given(scheme), Matrix("w", n, k, ()))  # type: ignore[arg-type]
+        self.stored = StoredMatrix(Matrix("w", n, k, ()), scheme, "cpu")
         self.bias = nn.Parameter((n,), scheme.dtype)
 
     def step(self, x: Tensor, residual: Tensor) -> Tensor:
